@@ -1,0 +1,196 @@
+"""The units that every network is built from.
+
+An activation is a tuple of streams: ``(all,)`` before rejuvenation, ``(survived, rejuvenated)``
+after it. Shape letters: B images, C channels, H = W spatial size, k kernel size, o and i output
+and input channels, S streams.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Streams = tuple[Tensor, ...]
+
+# The convolutions of a ConvBN in each form: (input streams read, output streams written).
+# Stream 0 is everything or the survived channels, stream 1 the rejuvenated ones.
+FORMS: dict[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = {
+    "plain": (((0,), (0,)),),
+    "removed": (((0,), (0,)), ((1,), (1,))),
+    "attention": (((0,), (0, 1)), ((1,), (0, 1))),
+    "full": (((0, 1), (0, 1)),),
+}
+CROSS = ("removed", "attention", "full")  # the forms of a rejuvenated network
+REJUVENATED_GAMMA = 0.5  # γ of a rejuvenated channel at birth
+
+
+class ConvBN(nn.Module):
+    """A convolution without bias and its batch norm: the unit that is measured and rebuilt.
+
+    ``fixed``: its outputs enter a residual sum, so they all count as live and are not penalised.
+    ``gamma``: the initial batch-norm scale. Padding keeps the size at stride 1.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        *,
+        fixed: bool = False,
+        gamma: float = 1.0,
+    ):
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, kernel_size // 2
+        self.fixed, self.gamma = fixed, gamma
+        self.build("plain", (in_channels,), (out_channels,))
+
+    def build(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]) -> None:
+        """Replace the layers by fresh ones of this form and these widths (one width a stream)."""
+        self.form, self.in_channels, self.out_channels = form, in_channels, out_channels
+        self.convs = nn.ModuleList(
+            nn.Conv2d(
+                sum(in_channels[i] for i in reads),
+                sum(out_channels[o] for o in writes),
+                self.kernel_size,
+                self.stride,
+                self.padding,
+                bias=False,
+            )
+            for reads, writes in FORMS[form]
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in out_channels)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights N(0, √(2/(k²·out))), cross blocks 0; γ as given, 0.5 when rejuvenated; β 0."""
+        std = math.sqrt(2 / (self.kernel_size**2 * sum(self.out_channels)))
+        for i, o, block in self.blocks():
+            block.normal_(0, std) if i == o else block.zero_()
+        for norm, gamma in zip(self.norms, (self.gamma, REJUVENATED_GAMMA), strict=False):
+            norm.reset_parameters()
+            norm.weight.fill_(gamma)
+
+    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield (input stream, output stream, weight [o, i, k, k]) of every block that exists.
+
+        The weights are views without gradient: writing to them changes the network.
+        """
+        for conv, (reads, writes) in zip(self.convs, FORMS[self.form], strict=True):
+            rows = conv.weight.detach().split([self.out_channels[o] for o in writes], dim=0)
+            for o, row in zip(writes, rows, strict=True):
+                columns = row.split([self.in_channels[i] for i in reads], dim=1)
+                for i, block in zip(reads, columns, strict=True):
+                    yield i, o, block
+
+    def forward(self, x: Streams) -> Streams:
+        if self.form == "attention":
+            survived, to_rejuvenated = self.convs[0](x[0]).split(self.out_channels, dim=1)
+            to_survived, rejuvenated = self.convs[1](x[1]).split(self.out_channels, dim=1)
+            x = (gate(survived, to_survived), gate(rejuvenated, to_rejuvenated))
+        elif self.form == "full":
+            x = self.convs[0](torch.cat(x, dim=1)).split(self.out_channels, dim=1)
+        else:
+            x = tuple(conv(stream) for conv, stream in zip(self.convs, x, strict=True))
+        return tuple(norm(stream) for norm, stream in zip(self.norms, x, strict=True))
+
+    def extra_repr(self) -> str:
+        return f"{self.form}, {self.in_channels} -> {self.out_channels}, fixed={self.fixed}"
+
+
+def gate(own: Tensor, cross: Tensor) -> Tensor:
+    """Cross attention: own + 2σ(own)·cross (spec section 6), both [B, C, H, W]."""
+    return torch.addcmul(own, torch.sigmoid(own), cross, value=2)
+
+
+class Chain(nn.Sequential):
+    """Modules in sequence; a plain torch module is applied to every stream by itself."""
+
+    def forward(self, x: Streams) -> Streams:
+        for module in self:
+            x = module(x) if isinstance(module, STREAM_MODULES) else tuple(map(module, x))
+        return x
+
+
+class Residual(nn.Module):
+    """relu(branch(x) + shortcut(x)), stream by stream; a dead branch (None) adds nothing.
+
+    ``branch`` ends in a fixed ConvBN; ``shortcut`` is a fixed ConvBN, or None for the identity.
+    """
+
+    def __init__(self, branch: Chain, shortcut: ConvBN | None = None):
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut
+
+    def forward(self, x: Streams) -> Streams:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        if self.branch is None:
+            return tuple(map(F.relu, shortcut))
+        branch = self.branch(x)
+        return tuple(F.relu_(b.add_(s)) for b, s in zip(branch, shortcut, strict=True))
+
+
+class Concat(nn.Module):
+    """Each stream of x followed by the same stream of branch(x); a dead branch adds nothing."""
+
+    def __init__(self, branch: Chain):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Streams) -> Streams:
+        if self.branch is None:
+            return x
+        return tuple(torch.cat(pair, dim=1) for pair in zip(x, self.branch(x), strict=True))
+
+
+class Classifier(nn.Module):
+    """One linear classifier a stream over [B, C, 1, 1] features; all streams share one bias."""
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+        self.build((in_channels,))
+
+    def build(self, in_channels: tuple[int, ...]) -> None:
+        """Replace the weights by fresh ones N(0, 0.01) of these widths, the bias by 0."""
+        self.in_channels = in_channels
+        self.linears = nn.ModuleList(
+            nn.Linear(width, self.num_classes, bias=stream == 0)
+            for stream, width in enumerate(in_channels)
+        )
+        for linear in self.linears:
+            nn.init.normal_(linear.weight, 0, 0.01)
+        nn.init.zeros_(self.linears[0].bias)
+
+    def forward(self, x: Streams) -> Tensor:
+        bias = self.linears[0].bias
+        logits = [
+            F.linear(stream.flatten(1), linear.weight, bias)
+            for linear, stream in zip(self.linears, x, strict=True)
+        ]
+        return torch.stack(logits, dim=1)  # [B, S, classes]
+
+
+class Network(nn.Module):
+    """Images [B, 3, H, W] to logits [B, S, classes]; S = 1, or 2 after rejuvenation.
+
+    ``features`` ends in a global average pooling; ``image_size`` is the family's usual H = W.
+    """
+
+    def __init__(self, features: Chain, classifier: Classifier, image_size: int):
+        super().__init__()
+        self.features, self.classifier, self.image_size = features, classifier, image_size
+
+    @property
+    def streams(self) -> int:
+        return len(self.classifier.linears)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features((images,) * self.streams))
+
+
+STREAM_MODULES = (ConvBN, Chain, Residual, Concat)

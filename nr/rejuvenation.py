@@ -1,0 +1,133 @@
+"""Live masks and a budget -> new widths -> the rebuilt network.
+
+Paper section 3.3, specification section 5.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nr.layers import CROSS, Network
+from nr.structure import restore
+from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
+from nr.wiring import Layer, gather, wiring
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """Channels of one layer before, survived and after (survived + rejuvenated); 0 if dropped."""
+
+    name: str
+    before: tuple[int, int]  # (input, output)
+    survived: tuple[int, int]
+    after: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What rejuvenation did: the utilization before it, the expansion r, and every layer."""
+
+    utilization: Utilization
+    expansion: float
+    layers: tuple[LayerChange, ...]
+    dropped: tuple[str, ...]
+
+
+def rejuvenate(
+    model: Network,
+    cross: str = "removed",
+    flops: bool = False,
+    image_size: int | None = None,
+    from_scratch: bool = False,
+) -> Report:
+    """Rebuild ``model`` in place at its present budget and return what changed.
+
+    Live channels survive with their weights; r = √(total / live) gives each layer int(live·r)
+    channels, the extra ones fresh (spec section 5). ``cross``: the connections between the two
+    streams, "removed", "attention" or "full" (section 6). ``flops``, ``image_size``: the budget
+    is multiply-adds for images of that size instead of parameters. ``from_scratch``: a fresh
+    single-stream network of the new widths instead (NR-FS). A network without a dead channel
+    stays as it is (r = 1). Raises ValueError for an unknown mode or a network that was
+    rejuvenated before.
+    """
+    if cross not in CROSS:
+        raise ValueError(f"cross: {cross!r} is unknown, expected one of {CROSS}")
+    if model.streams != 1:
+        raise ValueError("this network was rejuvenated before: it has two streams")
+    layers, head = wiring(model, image_size)
+    masks = live_masks(layers)
+    usage = measure(layers, masks, flops)
+    dropped = tuple(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
+    widths = {
+        layer.name: new_widths(int(masks[layer.name][0].sum()), usage.live, usage.total)
+        for layer in layers
+        if layer.branch not in dropped
+    }
+    if usage.live < usage.total:
+        form = "plain" if from_scratch else cross
+        new = {
+            "form": form,
+            "widths": {n: [sum(w)] if from_scratch else list(w) for n, w in widths.items()},
+            "dropped": list(dropped),
+        }
+        old = {layer.name: (layer.unit.convs[0], layer.unit.norms[0]) for layer in layers}
+        old_classifier = model.classifier.linears[0]
+        restore(model, new)
+        if not from_scratch:
+            for layer in wiring(model).layers:
+                _transplant(layer, *old[layer.name], masks)
+            _transplant_classifier(model, old_classifier, gather(masks, head)[0])
+    changes = _changes(model, usage)
+    return Report(usage, math.sqrt(usage.total / usage.live), changes, dropped)
+
+
+def new_widths(live: int, total_live: int, total: int) -> tuple[int, int]:
+    """(survived, rejuvenated) channels of a layer: int(live·√(total / total_live)), exactly.
+
+    At least one channel is rejuvenated when anything in the network is dead.
+    """
+    width = math.isqrt(live * live * total // total_live)
+    if total > total_live:
+        width = max(width, live + 1)
+    return live, width - live
+
+
+@torch.no_grad()
+def _transplant(layer: Layer, conv: nn.Conv2d, norm: nn.BatchNorm2d, masks: Masks) -> None:
+    """Copy the live weights, γ, β and running statistics into the survived stream."""
+    (live_in,), (live_out,) = gather(masks, layer.sources), masks[layer.name]
+    live_in, live_out = live_in.to(conv.weight.device), live_out.to(conv.weight.device)
+    for i, o, block in layer.unit.blocks():
+        if (i, o) == (0, 0):
+            block.copy_(conv.weight[live_out][:, live_in])  # [o, i, k, k]
+    kept = {n: t[live_out] if t.ndim else t for n, t in norm.state_dict().items()}
+    layer.unit.norms[0].load_state_dict(kept)
+
+
+@torch.no_grad()
+def _transplant_classifier(model: Network, old: nn.Linear, live: Tensor) -> None:
+    """Copy the live columns and the bias; the rejuvenated columns stay fresh."""
+    new = model.classifier.linears[0]
+    new.weight.copy_(old.weight[:, live.to(old.weight.device)])  # [classes, i]
+    new.bias.copy_(old.bias)
+
+
+def _changes(model: Network, usage: Utilization) -> tuple[LayerChange, ...]:
+    """Every layer of ``usage`` beside its widths in the rebuilt ``model``."""
+    after = {layer.name: layer.unit for layer in wiring(model).layers}
+
+    def change(row: LayerUsage) -> LayerChange:
+        before = (row.in_channels, row.out_channels)
+        if row.name not in after:
+            return LayerChange(row.name, before, (0, 0), (0, 0))
+        unit = after[row.name]
+        return LayerChange(
+            row.name,
+            before,
+            (row.live_in, row.live_out),
+            (sum(unit.in_channels), sum(unit.out_channels)),
+        )
+
+    return tuple(change(row) for row in usage.layers)

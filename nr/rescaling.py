@@ -1,0 +1,47 @@
+"""Rescaling (NR-BR): raise small batch-norm scales without changing the function.
+
+Specification section 7. Batch norm followed by ReLU is positively homogeneous in (γ, β), so a
+channel may be made t/s times larger where everything that reads it is made s/t times larger.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from nr.layers import Network
+from nr.wiring import IMAGE, IMAGE_CHANNELS, gather, wiring
+
+
+@torch.no_grad()
+def rescale(model: Network, target: float) -> None:
+    """Move every prunable γ with 0 < |γ| < ``target`` to ±``target``, exactly compensated.
+
+    β grows by the same factor, and every weight that reads the channel shrinks by it. Fixed
+    layers keep their γ, and a γ of exactly 0 stays. Raises ValueError unless target is positive.
+    """
+    if not (math.isfinite(target) and target > 0):
+        raise ValueError(f"target: {target} is not a positive number")
+    layers, head = wiring(model)
+    device = model.classifier.linears[0].weight.device
+    factors = {IMAGE: (torch.ones(IMAGE_CHANNELS, device=device),) * model.streams}
+    for layer in layers:
+        incoming = gather(factors, layer.sources)
+        for i, _, block in layer.unit.blocks():
+            block.mul_(incoming[i][None, :, None, None])  # [o, i, k, k] x [1, i, 1, 1]
+        factors[layer.name] = tuple(
+            torch.ones_like(norm.weight) if layer.unit.fixed else _raise_scale(norm, target)
+            for norm in layer.unit.norms
+        )
+    for linear, incoming in zip(model.classifier.linears, gather(factors, head), strict=True):
+        linear.weight.mul_(incoming)  # [classes, i] x [i]
+
+
+def _raise_scale(norm: nn.BatchNorm2d, target: float) -> Tensor:
+    """Raise the small γ of one norm; return the factor s/t [C] that its readers need."""
+    gamma = norm.weight
+    small = (gamma != 0) & (gamma.abs() < target)
+    factor = torch.where(small, gamma.abs() / target, 1.0)
+    gamma.copy_(torch.where(small, gamma.sign() * target, gamma))
+    norm.bias.div_(factor)
+    return factor

@@ -1,0 +1,135 @@
+"""How much of a network is alive: γ -> live masks -> live / total. Nothing here changes a model.
+
+Paper section 3.2, specification section 3.
+"""
+
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from nr.layers import FORMS, Network
+from nr.wiring import IMAGE, IMAGE_CHANNELS, Layer, gather, wiring
+
+DEAD_RATIO = 1e-2  # a channel is dead below this fraction of its layer's max |γ| (spec section 3)
+DEAD_GAMMA = 1e-3  # a prunable layer is dead as a whole below this max |γ| (spec section 3)
+
+Masks = dict[str, tuple[Tensor, ...]]  # layer name -> one bool [C] a stream, on the CPU
+
+
+@dataclass(frozen=True)
+class LayerUsage:
+    """One ConvBN: channel counts and cost, summed over its streams."""
+
+    name: str
+    live_in: int
+    in_channels: int
+    live_out: int
+    out_channels: int
+    live: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """``live`` and ``total`` weights of all ConvBN (multiply-adds with ``flops``), layer rows."""
+
+    live: int
+    total: int
+    layers: tuple[LayerUsage, ...]
+
+    @property
+    def ratio(self) -> float:
+        return self.live / self.total
+
+
+def utilization(model: Network, flops: bool = False, image_size: int | None = None) -> Utilization:
+    """Measure Σ live_in·live_out·k² against Σ in·out·k² over the blocks that exist.
+
+    With ``flops`` each term is multiplied by the layer's output H·W for images of ``image_size``
+    (None: the family's usual size). No forward pass; the model is left as it is.
+    """
+    layers, _ = wiring(model, image_size)
+    return measure(layers, live_masks(layers), flops)
+
+
+def measure(layers: list[Layer], masks: Masks, flops: bool = False) -> Utilization:
+    """The utilization of ``layers`` under given live masks."""
+    rows = tuple(_usage(layer, masks, flops) for layer in layers)
+    return Utilization(sum(row.live for row in rows), sum(row.total for row in rows), rows)
+
+
+def _usage(layer: Layer, masks: Masks, flops: bool) -> LayerUsage:
+    unit = layer.unit
+    live_in = [int(mask.sum()) for mask in gather(masks, layer.sources)]
+    live_out = [int(mask.sum()) for mask in masks[layer.name]]
+    weight = unit.kernel_size**2 * (layer.size**2 if flops else 1)
+    pairs = [(i, o) for reads, writes in FORMS[unit.form] for i in reads for o in writes]
+    return LayerUsage(
+        layer.name,
+        sum(live_in),
+        sum(unit.in_channels),
+        sum(live_out),
+        sum(unit.out_channels),
+        weight * sum(live_in[i] * live_out[o] for i, o in pairs),
+        weight * sum(unit.in_channels[i] * unit.out_channels[o] for i, o in pairs),
+    )
+
+
+def live_masks(layers: list[Layer]) -> Masks:
+    """Which output channels of each layer are live, stream by stream.
+
+    A residual or dense branch with a dead layer is dead as a whole; in a chain the channel with
+    the largest |γ| always stays.
+    """
+    streams = len(layers[0].unit.out_channels)
+    masks: Masks = {IMAGE: (torch.ones(IMAGE_CHANNELS, dtype=torch.bool),) * streams}
+    placed = zip(layers, _absolute_gammas(layers), strict=True)
+    for branch, group in groupby(placed, key=lambda pair: pair[0].branch):
+        names = []
+        for layer, gammas in group:
+            live_in = [bool(mask.any()) for mask in gather(masks, layer.sources)]
+            masks[layer.name] = tuple(
+                _live(layer, stream, gamma, live_in) for stream, gamma in enumerate(gammas)
+            )
+            names.append(layer.name)
+        if branch is not None:
+            _drop_dead_streams(masks, names)
+    return masks
+
+
+def _drop_dead_streams(masks: Masks, names: list[str]) -> None:
+    """Clear, in all layers of one branch, every stream that is dead in one of them."""
+    alive = [
+        all(map(Tensor.any, stream)) for stream in zip(*(masks[n] for n in names), strict=True)
+    ]
+    for name in names:
+        masks[name] = tuple(
+            mask if live else torch.zeros_like(mask)
+            for mask, live in zip(masks[name], alive, strict=True)
+        )
+
+
+def _live(layer: Layer, stream: int, gamma: Tensor, live_in: list[bool]) -> Tensor:
+    """Live mask [C] of one stream, from |γ| [C] and whether each input stream has a live channel."""
+    reachable = any(
+        live_in[i] for reads, writes in FORMS[layer.unit.form] if stream in writes for i in reads
+    )
+    if layer.unit.fixed:
+        return torch.full_like(gamma, reachable, dtype=torch.bool)
+    largest = gamma.max()
+    if reachable and largest >= DEAD_GAMMA:
+        return gamma >= DEAD_RATIO * largest
+    mask = torch.zeros_like(gamma, dtype=torch.bool)
+    if layer.branch is None:
+        mask[gamma.argmax()] = True
+    return mask
+
+
+def _absolute_gammas(layers: list[Layer]) -> list[tuple[Tensor, ...]]:
+    """|γ| of every layer and stream, brought to the CPU in one transfer."""
+    norms = [[norm.weight.detach() for norm in layer.unit.norms] for layer in layers]
+    flat = torch.cat([gamma for row in norms for gamma in row]).abs().cpu()
+    pieces = iter(flat.split([len(gamma) for row in norms for gamma in row]))
+    return [tuple(next(pieces) for _ in row) for row in norms]

@@ -1,0 +1,1 @@
+"""What the two scripts share: options, data, engine, checkpoints, logs and pictures."""
