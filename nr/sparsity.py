@@ -1,4 +1,4 @@
-"""The L1 penalty on prunable batch-norm scales, and how its weight λ grows. Specification section 4."""
+"""The L1 penalty on prunable batch-norm scales (spec section 4), and how its weight λ grows."""
 
 import torch
 

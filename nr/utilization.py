@@ -112,7 +112,7 @@ def _drop_dead_streams(masks: Masks, names: list[str]) -> None:
 
 
 def _live(layer: Layer, stream: int, gamma: Tensor, live_in: list[bool]) -> Tensor:
-    """Live mask [C] of one stream, from |γ| [C] and whether each input stream has a live channel."""
+    """Live mask [C] of one stream, from |γ| [C] and whether each input stream is alive."""
     reachable = any(
         live_in[i] for reads, writes in FORMS[layer.unit.form] if stream in writes for i in reads
     )

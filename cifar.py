@@ -1,0 +1,100 @@
+"""Neural Rejuvenation on CIFAR-size images (Qiao, Lin, Zhang, Yuille, CVPR 2019).
+
+The method in order: train with a penalty on batch-norm scales until utilization falls to
+--nr-target (search phase), rebuild the network at the same budget, train it (train phase).
+"""
+
+import argparse
+import sys
+
+import nr
+from utils import distributed, options
+from utils.batches import TestBatches, TrainBatches
+from utils.data import load_cifar
+from utils.run import Run
+from utils.script import exit_status
+
+IMAGE_SIZE = 32  # pixels, H = W
+DATASETS = ("cifar10", "cifar100", "folder", "synthetic")
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
+    """The flags, checked, and the builder options that they mean."""
+    parser = options.shared_parser(
+        "cifar",
+        "Train a CIFAR network with Neural Rejuvenation.",
+        arch="vgg19_bn",
+        epochs=300,
+        schedule=[150, 225],
+        train_batch=64,
+        workers=4,
+        nr_target=0.25,
+        nr_cross="removed",
+        image_size=IMAGE_SIZE,
+    )
+    add = parser.add_argument_group("cifar").add_argument
+    add("-d", "--dataset", choices=DATASETS, default="cifar10", help="data set")
+    add("--data", default="./data", metavar="DIR", help="where it is, or is downloaded to")
+    add("--growthRate", type=options.positive_int, help="densenet: channels a layer adds")
+    add("--compressionRate", type=options.real(1), help="densenet: transitions keep C/rate")
+    add("--nr-sparsity", type=options.real(0), default=1e-4, help="λ of the penalty on scales")
+    args = parser.parse_args(argv)
+    options.check(parser, args)
+    return args, options.check_network(parser, "cifar", args)
+
+
+def rejuvenate(run: Run, args: argparse.Namespace) -> None:
+    """The NR step: rebuild the network at its budget and start the train phase."""
+    run.save(f"NR_{args.arch}_before_{args.nr_target:g}.pth.tar")
+    run.seed_rejuvenation()
+    report = nr.rejuvenate(
+        run.network,
+        cross=args.nr_cross,
+        flops=args.nr_flops,
+        image_size=IMAGE_SIZE,
+        from_scratch=args.nr_from_scratch,
+    )
+    run.start_train_phase(report)
+    run.rescale_once()
+    run.save(f"NR_{args.arch}_{args.nr_target:g}.pth.tar")
+    run.save()
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, keywords = parse(argv)
+    devices = distributed.start(args.gpu_id)
+
+    train_set, test_set = load_cifar(args.dataset, args.data, devices[0], args.subset, args.workers)
+    keywords["num_classes"] = len(train_set.classes)
+    run = Run(args, {"family": "cifar", "arch": args.arch, "options": keywords}, devices)
+    test_batches = TestBatches(test_set, args.test_batch)
+    if args.evaluate:
+        figures = run.evaluate(test_batches)
+        print(f"Valid Loss: {figures.loss:.4f} | Valid Acc.: {figures.top1:.2f}")
+        return 0
+    train_batches = TrainBatches(train_set, args.train_batch, run.state.seed)
+
+    # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
+    while run.searching:
+        if run.state.utilization <= args.nr_target:
+            rejuvenate(run, args)
+        elif run.state.epoch >= args.nr_max_epochs:
+            return run.give_up("--nr-sparsity")
+        else:
+            run.state.sparsity = args.nr_sparsity
+            run.epoch(train_batches, test_batches)
+            run.save()
+    if args.nr_compress_only:
+        return 0
+
+    # Train phase: the two streams together, on a schedule that starts again.
+    run.rescale_once()
+    while run.phase_epoch < args.epochs:
+        run.epoch(train_batches, test_batches)
+        run.save()
+    print(f"\nBest acc: {run.state.best_acc:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

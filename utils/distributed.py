@@ -1,0 +1,103 @@
+"""Devices and processes: one CPU, one GPU, DataParallel, or torchrun."""
+
+import functools
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from utils.errors import InputError
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "LOCAL_RANK" in os.environ
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the screen."""
+    return rank() == 0
+
+
+def start(gpu_ids: list[int]) -> list[torch.device]:
+    """Choose this process's devices, the first of them its own; under torchrun join the group.
+
+    Raises InputError for a GPU that is not there beside others that are.
+    """
+    count = torch.cuda.device_count()
+    missing = [i for i in gpu_ids if i >= count]
+    if count and missing:
+        raise InputError(f"--gpu-id {missing[0]}: this machine has GPUs 0 to {count - 1}")
+    if not count:
+        devices = [torch.device("cpu")]
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print("No GPU on this machine: running on the CPU.")
+    elif launched():
+        devices = [torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)]
+    else:
+        devices = [torch.device("cuda", i) for i in gpu_ids]
+    if devices[0].type == "cuda":
+        torch.cuda.set_device(devices[0])
+    if launched():
+        dist.init_process_group("nccl" if devices[0].type == "cuda" else "gloo")
+        if not is_main():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+    return devices
+
+
+def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
+    """The network as it is trained: wrapped for several processes or several devices."""
+    if dist.is_initialized():
+        ids = [devices[0]] if devices[0].type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(network, device_ids=ids)
+    if len(devices) > 1:
+        return nn.DataParallel(network, devices)
+    return network
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def total(figures: torch.Tensor) -> torch.Tensor:
+    """The sum of ``figures`` over all processes."""
+    if dist.is_initialized():
+        figures = figures.clone()
+        dist.all_reduce(figures)
+    return figures
+
+
+def largest(number: int) -> int:
+    """The largest of one small host-side number per process."""
+    if not dist.is_initialized():
+        return number
+    agreed = torch.tensor(number)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_host_group())
+    return int(agreed)
+
+
+@functools.cache
+def _host_group() -> dist.ProcessGroup:
+    """A gloo group, so that host-side decisions never wait for a GPU."""
+    return dist.new_group(backend="gloo")
+
+
+def same_everywhere(number: int) -> int:
+    """Rank 0's number, in every process."""
+    if not dist.is_initialized():
+        return number
+    agreed = torch.tensor(number)
+    dist.broadcast(agreed, 0, group=_host_group())
+    return int(agreed)

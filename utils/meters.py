@@ -1,0 +1,87 @@
+"""Figures of one pass over the data, and how they are shown while it runs."""
+
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from progress.bar import Bar
+from torch import Tensor
+
+REFRESH = 0.5  # seconds between two looks at the figures: each look waits for the device
+PLAIN_REFRESH = 30.0  # seconds between two lines where the screen is no terminal
+COLUMNS = 4  # images, summed loss, top-1 hits, top-5 hits
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Means over the images of a pass: the loss, and top-1 and top-5 accuracy in percent."""
+
+    loss: float
+    top1: float
+    top5: float
+
+    @classmethod
+    def of(cls, sums: Tensor) -> "Figures":
+        """From sums [4] over images: count, loss, top-1 hits, top-5 hits."""
+        images, loss, top1, top5 = sums.tolist()
+        return cls(loss / images, 100 * top1 / images, 100 * top5 / images)
+
+
+def batch_sums(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
+    """Sums [4] of one batch, without waiting for the device.
+
+    ``logits``: [B, S, classes], predicted by their sum over S; ``loss``: the batch's mean.
+    """
+    scores = logits.detach().sum(dim=1)  # [B, classes]
+    best = scores.topk(min(5, scores.shape[1]), dim=1).indices == labels[:, None]  # [B, 5]
+    hits1, hits5 = best[:, 0].sum(), best.sum()
+    count = torch.full_like(loss.detach(), len(labels), dtype=torch.float64)
+    return torch.stack(
+        [count, loss.detach().double() * len(labels), hits1.double(), hits5.double()]
+    )
+
+
+class Display:
+    """One pass on the screen: a progress bar on a terminal, a few plain lines elsewhere."""
+
+    def __init__(self, label: str, batches: int, first: int = 0):
+        self.label, self.batches, self.first = label, batches, first
+        self.start = self.shown = time.perf_counter()
+        self.data_seconds = 0.0
+        self.terminal = sys.stdout.isatty()
+        self.bar = Bar("Processing", max=batches, index=first) if self.terminal else None
+
+    def due(self, batch: int) -> bool:
+        """Whether it is time to show ``batch`` (the last one always is)."""
+        wait = REFRESH if self.terminal else PLAIN_REFRESH
+        return batch == self.batches or time.perf_counter() - self.shown >= wait
+
+    def show(self, batch: int, sums: Tensor) -> None:
+        """Show the state after ``batch`` batches; ``sums`` [4] as in batch_sums."""
+        self.shown = time.perf_counter()
+        text = self._suffix(batch, sums)
+        if self.bar is None:
+            print(f"{self.label} {text}", flush=True)
+        else:
+            self.bar.suffix = text
+            self.bar.goto(batch)
+            if batch == self.batches:
+                self.bar.finish()
+
+    def _suffix(self, batch: int, sums: Tensor) -> str:
+        figures, done = Figures.of(sums), max(1, batch - self.first)
+        seconds = time.perf_counter() - self.start
+        images = sums[0].item() * done / batch
+        left = seconds / done * (self.batches - batch)
+        return (
+            f"({batch}/{self.batches}) Data: {self.data_seconds / done:.3f}s"
+            f" | Batch: {seconds / done:.3f}s | Total: {_clock(seconds)} | ETA: {_clock(left)}"
+            f" | Loss: {figures.loss:.4f} | top1: {figures.top1:.4f} | top5: {figures.top5:.4f}"
+            f" | {images / seconds:.0f} img/s"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,0 +1,225 @@
+"""Command-line flags: those that both scripts share, and the checks before any work."""
+
+import argparse
+import math
+
+import torch
+
+import models
+from nr.layers import CROSS
+
+NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return value
+
+
+def real(low: float, high: float = math.inf, *, open_low: bool = False):
+    """A parser for finite numbers in low..high, without ``low`` itself when ``open_low``."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+            bounds = f"{'above' if open_low else 'from'} {low:g}"
+            bounds += f" to {high:g}" if math.isfinite(high) else ""
+            raise argparse.ArgumentTypeError(f"{text} is not a finite number {bounds}")
+        return value
+
+    return number
+
+
+def gpu_ids(text: str) -> list[int]:
+    """Comma-separated device numbers, each once."""
+    names = [part.strip() for part in text.split(",")]
+    if not all(name.isdecimal() for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPU numbers such as 0,1")
+    if len(set(map(int, names))) != len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} names a GPU twice")
+    return [int(name) for name in names]
+
+
+def shared_parser(family: str, description: str, **defaults) -> argparse.ArgumentParser:
+    """The flags of both scripts; ``defaults`` are the script's own."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    _add_training(parser, family)
+    _add_rejuvenation(parser)
+    _add_machine(parser)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
+    add = parser.add_argument_group("training").add_argument
+    add(
+        "-a",
+        "--arch",
+        choices=sorted(models.archs(family)),
+        metavar="ARCH",
+        help=_arch_help(family),
+    )
+    add("--depth", type=positive_int, help="depth of a resnet (6n+2) or densenet (6n+4)")
+    add(
+        "--drop",
+        "--dropout",
+        type=real(0, 0.99),
+        dest="dropout",
+        help="dropout rate, where the family has it",
+    )
+    add("--width-mult", type=real(0, open_low=True), default=1.0, help="scale every width")
+    add("--epochs", type=positive_int, help="epochs of the train phase")
+    add("--start-epoch", type=natural, default=0, help="number of a fresh run's first epoch")
+    add("--train-batch", type=positive_int, help="training batch, over all devices")
+    add("--test-batch", type=positive_int, default=100, help="test batch, over all devices")
+    add(
+        "--lr",
+        "--learning-rate",
+        type=real(0, open_low=True),
+        default=0.1,
+        help="base learning rate",
+    )
+    add(
+        "--schedule",
+        type=positive_int,
+        nargs="+",
+        help="epochs at which the learning rate falls, counted from the start of each phase",
+    )
+    add(
+        "--gamma",
+        type=real(0, open_low=True),
+        default=0.1,
+        help="factor by which the learning rate falls",
+    )
+    add("--momentum", type=real(0, 0.9999), default=0.9, help="SGD momentum")
+    add(
+        "--wd",
+        "--weight-decay",
+        type=real(0),
+        default=1e-4,
+        dest="weight_decay",
+        help="weight decay",
+    )
+    add("--manualSeed", type=natural, help="seed; drawn and printed when not given")
+    add(
+        "--subset",
+        type=positive_int,
+        metavar="N",
+        help="only N training and N/5 test images, class-balanced",
+    )
+
+
+def _arch_help(family: str) -> str:
+    return "network: " + ", ".join(sorted(models.archs(family)))
+
+
+def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("neural rejuvenation").add_argument
+    add(
+        "--nr-target",
+        type=real(0, 1),
+        help="rejuvenate at this utilization; from 0.999 on: plain training",
+    )
+    add(
+        "--nr-cross",
+        choices=CROSS,
+        help="cross-connections between survived and rejuvenated channels",
+    )
+    add(
+        "--nr-bn-target",
+        type=real(0, open_low=True),
+        help="raise batch-norm scales below this value after rejuvenation (NR-BR)",
+    )
+    add(
+        "--nr-flops",
+        action="store_true",
+        help="utilization and budget in multiply-adds, not parameters",
+    )
+    add("--nr-compress-only", action="store_true", help="stop after rejuvenation")
+    add(
+        "--nr-from-scratch",
+        action="store_true",
+        help="train the new widths from a fresh start (NR-FS)",
+    )
+    add(
+        "--nr-max-epochs",
+        type=positive_int,
+        metavar="N",
+        help="give up the search after N epochs (default: --epochs)",
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("machine and files").add_argument
+    add(
+        "-c",
+        "--checkpoint",
+        default="checkpoints",
+        metavar="DIR",
+        help="folder of checkpoints, log and pictures",
+    )
+    add(
+        "--resume",
+        metavar="PATH|auto",
+        help="go on from a checkpoint; auto: from the folder's last, if any",
+    )
+    add(
+        "-e",
+        "--evaluate",
+        action="store_true",
+        help="only evaluate the checkpoint named by --resume",
+    )
+    add("-j", "--workers", type=natural, help="threads or processes that decode images")
+    add(
+        "--gpu-id",
+        type=gpu_ids,
+        default=[0],
+        metavar="ID[,ID...]",
+        help="GPUs; several: DataParallel",
+    )
+    add("--amp", action="store_true", help="bfloat16 autocast")
+    add("--compile", action="store_true", help="torch.compile")
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse, as usage errors, what the single flags cannot see."""
+    if any(a >= b for a, b in zip(args.schedule, args.schedule[1:], strict=False)):
+        parser.error(f"--schedule {' '.join(map(str, args.schedule))}: epochs must increase")
+    if args.evaluate and not args.resume:
+        parser.error("-e evaluates the checkpoint named by --resume, and none is named")
+    if args.nr_compress_only and args.nr_target >= NO_REJUVENATION:
+        parser.error(f"--nr-compress-only: --nr-target {args.nr_target:g} never rejuvenates")
+    if args.nr_max_epochs is None:
+        args.nr_max_epochs = args.epochs
+
+
+def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.Namespace) -> dict:
+    """The builder's keywords (without num_classes), tried out on no memory before any work."""
+    keywords = {
+        "depth": args.depth,
+        "dropout": args.dropout,
+        "growth_rate": getattr(args, "growthRate", None),
+        "compression_rate": getattr(args, "compressionRate", None),
+        "width_mult": args.width_mult,
+    }
+    keywords = {name: value for name, value in keywords.items() if value is not None}
+    try:
+        with torch.device("meta"):
+            models.build(family, args.arch, **keywords)
+    except ValueError as error:
+        flag = str(error).replace("_rate", "Rate", 1)
+        parser.error(f"--{flag}")
+    return keywords

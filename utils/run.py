@@ -1,0 +1,319 @@
+"""One run: its network, its state and its folder. The same for both scripts."""
+
+import random
+import shutil
+import sys
+import time
+from argparse import Namespace
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import models
+import nr
+from nr.layers import Network
+from nr.rejuvenation import Report
+from utils import checkpoint, distributed, plots
+from utils.engine import evaluate, step_lr, train_epoch
+from utils.errors import InputError
+from utils.logger import write_log
+from utils.meters import Figures
+from utils.options import NO_REJUVENATION
+from utils.seeding import EPOCH, NETWORK, REJUVENATION, seed_generators
+from utils.signals import Stopped, StopRequest
+
+# Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
+IDENTITY = ("dataset", "subset", "manualSeed", "image_size")
+GAVE_UP = 3  # exit status of a search that never reached its target
+FILES = ("*.pth.tar", "log.txt", "*.png")  # what a run leaves in its folder
+
+
+@dataclass
+class RunState:
+    """Where a run stands; saved and restored whole. Plain types only.
+
+    ``epoch``: the next one, from the start of the run; ``search_epochs``: 0 until rejuvenation;
+    ``utilization``: the last measured, 1 before the first; ``seconds``: spent on the epoch in
+    progress; ``rows``: of log.txt; ``live``: layer -> live fraction of its outputs, a dict for
+    each search epoch; ``widths``: (layer, before, survived, after) output channels.
+    """
+
+    phase: str
+    seed: int
+    epoch: int = 0
+    search_epochs: int = 0
+    sparsity: float = 0.0
+    utilization: float = 1.0
+    acc: float = 0.0
+    best_acc: float = 0.0
+    rescaled: bool = False
+    seconds: float = 0.0
+    rows: list[dict] = field(default_factory=list)
+    live: list[dict] = field(default_factory=list)
+    widths: list[list] = field(default_factory=list)
+
+
+class Run:
+    """The network in training and everything that a checkpoint holds.
+
+    ``spec``: family, arch and options of the network, which is built here or, with --resume,
+    rebuilt from the checkpoint. Raises InputError for a checkpoint that does not fit.
+    """
+
+    def __init__(self, args: Namespace, spec: dict, devices: list[torch.device]):
+        self.args, self.spec, self.devices = args, spec, devices
+        self.folder = Path(args.checkpoint)
+        self.stop = StopRequest()
+        self.partial: Tensor | None = None  # figures of the finished batches of an epoch
+        path = self._checkpoint_to_resume()
+        if path is None:
+            self._begin()
+        else:
+            self._resume(path)
+        if distributed.is_main() and not args.evaluate:
+            self._claim_folder(path)
+
+    # Beginning and going on.
+
+    def _checkpoint_to_resume(self) -> Path | None:
+        """The file that --resume names, or None for a fresh run."""
+        resume, last = self.args.resume, self.folder / checkpoint.LAST
+        if resume != "auto":
+            return resume and Path(resume)
+        if last.exists():
+            return last
+        if self.args.evaluate:
+            raise InputError(f"-e --resume auto: there is no {last} to evaluate")
+        print(f"==> Nothing to resume in {self.folder}: a fresh run")
+        return None
+
+    def _begin(self) -> None:
+        args = self.args
+        seed = args.manualSeed
+        if seed is None:
+            seed = distributed.same_everywhere(random.SystemRandom().randrange(2**31))
+            print(f"==> Seed: {seed} (--manualSeed)")
+        phase = "train" if args.nr_target >= NO_REJUVENATION else "search"
+        self.state = RunState(phase=phase, seed=seed, epoch=args.start_epoch)
+        seed_generators(seed, NETWORK)
+        self.use(models.build(self.spec["family"], self.spec["arch"], **self.spec["options"]))
+
+    def _resume(self, path: Path) -> None:
+        print(f"==> Resuming from {path}")
+        payload = checkpoint.read(path)
+        self._check_identity(path, payload)
+        network = checkpoint.network(payload, path)
+        try:
+            self.state = RunState(**payload["run"])
+            self.use(network)
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict(payload["optimizer"] | {"param_groups": groups})
+            self.partial = payload["partial"]
+            checkpoint.set_rng_state(payload["rng"])
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise InputError(f"{path}: its state cannot be restored: {error}") from error
+
+    def _check_identity(self, path: Path, payload: dict) -> None:
+        """Refuse a checkpoint of another network, and, for training, of other data or seed."""
+        if payload["network"] != self.spec:
+            raise InputError(f"{path}: holds {payload['network']}, but the flags say {self.spec}")
+        if self.args.evaluate:
+            return
+        for name in IDENTITY:
+            was, now = payload["args"].get(name), getattr(self.args, name, None)
+            if was != now and (name != "manualSeed" or now is not None):
+                raise InputError(f"{path}: was trained with {name} {was}, but the flags say {now}")
+        same_batches = payload["args"].get("train_batch") == self.args.train_batch
+        if payload["partial"] is not None and not same_batches:
+            raise InputError(f"{path}: stands inside an epoch, so --train-batch cannot change here")
+
+    def _claim_folder(self, resumed: Path | None) -> None:
+        """Make the folder; put the files of another run in it aside, since this one would
+        overwrite them."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--checkpoint {self.folder}: {error.strerror}") from error
+        if resumed is not None and resumed.parent.samefile(self.folder):
+            return
+        old = [path for pattern in FILES for path in self.folder.glob(pattern)]
+        if old:
+            number = 1 + sum(1 for _ in self.folder.glob("earlier-*"))
+            aside = self.folder / f"earlier-{number}"
+            aside.mkdir()
+            for path in old:
+                shutil.move(path, aside)
+            print(f"==> {self.folder} held another run: kept in {aside}")
+
+    # The network and its phases.
+
+    def use(self, network: Network) -> None:
+        """Train ``network`` from here on, with a fresh optimizer."""
+        args = self.args
+        self.network = network.to(self.devices[0])
+        if args.compile:
+            self.network.compile()
+        self.model = distributed.parallel(self.network, self.devices)
+        self.optimizer = nr.SGD(
+            self.network, args.lr, momentum=args.momentum, weight_decay=args.weight_decay
+        )
+
+    @property
+    def searching(self) -> bool:
+        return self.state.phase == "search"
+
+    @property
+    def phase_epoch(self) -> int:
+        """The next epoch, counted from the start of its phase."""
+        return self.state.epoch - self.state.search_epochs
+
+    def seed_rejuvenation(self) -> None:
+        """Make the rejuvenated weights a function of the run's seed."""
+        seed_generators(self.state.seed, REJUVENATION)
+
+    def start_train_phase(self, report: Report) -> None:
+        """From the search to the train phase: λ = 0, both clocks at 0, a fresh optimizer."""
+        state = self.state
+        state.phase, state.search_epochs, state.sparsity = "train", state.epoch, 0.0
+        state.widths = [[c.name, c.before[1], c.survived[1], c.after[1]] for c in report.layers]
+        for change in report.layers:
+            (a, b), (c, d) = zip(change.before, change.after, strict=True)
+            print(f"| Rejuvenation | input {a} -> {b} | output {c} -> {d}")
+        print(f"| Expansion {report.expansion:.4f}, {nr.count_params(self.network):,} parameters")
+        self.use(self.network)
+
+    def rescale_once(self) -> None:
+        """NR-BR at the start of the train phase, unless this network has had it."""
+        target = self.args.nr_bn_target
+        if target is None or self.searching or self.state.rescaled:
+            return
+        if self.phase_epoch > 0 or self.partial is not None:
+            print("| --nr-bn-target: the train phase has begun without it, so it is not applied")
+            return
+        nr.rescale(self.network, target)
+        self.state.rescaled = True
+        print(f"| Rescaled: batch-norm scales of at least {target:g}")
+
+    def give_up(self, flag: str) -> int:
+        """The search never reached its target: say so, naming the flag that would help."""
+        print(
+            f"Gave up the search after {self.state.epoch} epochs: utilization is"
+            f" {self.state.utilization:.4f}, the target {self.args.nr_target:g}; a larger {flag}"
+            f" gets there sooner. The checkpoint is kept in {self.folder}.",
+            file=sys.stderr,
+        )
+        return GAVE_UP
+
+    # An epoch.
+
+    def epoch(self, train_batches, test_batches) -> None:
+        """Train, evaluate, measure and log one epoch; after a signal save, and raise Stopped."""
+        args, state = self.args, self.state
+        lr = step_lr(args.lr, self.phase_epoch, args.schedule, args.gamma)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.sparsity = state.sparsity
+        count = args.nr_max_epochs if self.searching else args.epochs
+        print(f"\nEpoch: [{self.phase_epoch + 1} | {count}] LR: {lr:g} ({state.phase})")
+        if self.partial is None:
+            seed_generators(state.seed, EPOCH, state.epoch, distributed.rank())
+        start = time.perf_counter()
+        try:
+            self.partial = train_epoch(
+                self.model,
+                train_batches,
+                state.epoch,
+                self.optimizer,
+                args.amp,
+                self.stop,
+                self.partial,
+            )
+            train = Figures.of(distributed.total(self.partial.sum(dim=0)))
+            test = evaluate(self.model, test_batches, args.amp, self.stop)
+        except Stopped as stopped:
+            self.partial = self.partial if stopped.sums is None else stopped.sums
+            state.seconds += time.perf_counter() - start
+            self.save()
+            raise
+        self.partial = None
+        self._record(lr, train, test, state.seconds + time.perf_counter() - start)
+
+    def _record(self, lr: float, train: Figures, test: Figures, seconds: float) -> None:
+        """Measure utilization and move the state one epoch on."""
+        state = self.state
+        usage = nr.utilization(self.network, self.args.nr_flops, self.args.image_size)
+        print(f"| Parameter utilization {usage.ratio:.4f}")
+        state.rows.append(
+            {
+                "Learning Rate": lr,
+                "Train Loss": train.loss,
+                "Valid Loss": test.loss,
+                "Train Acc.": train.top1,
+                "Valid Acc.": test.top1,
+            }
+            | ({"Valid 5 Acc.": test.top5} if self.spec["family"] == "imagenet" else {})
+            | {
+                "Phase": state.phase,
+                "Utilization": usage.ratio,
+                "Sparsity": state.sparsity,
+                "Params": nr.count_params(self.network),
+                "Seconds": seconds,
+            }
+        )
+        if self.searching:
+            state.live.append({row.name: row.live_out / row.out_channels for row in usage.layers})
+        state.epoch, state.acc, state.seconds = state.epoch + 1, test.top1, 0.0
+        state.utilization = usage.ratio
+
+    def evaluate(self, test_batches) -> Figures:
+        return evaluate(self.model, test_batches, self.args.amp, self.stop)
+
+    # Files.
+
+    def save(self, name: str | None = None) -> None:
+        """Write checkpoint ``name``, or, without one, everything that an epoch leaves behind."""
+        if not distributed.is_main():
+            return
+        if name is not None:
+            checkpoint.save(self.folder / name, self._payload())
+            return
+        state = self.state
+        trained = not self.searching and self.phase_epoch > 0 and self.partial is None
+        best = trained and state.acc > state.best_acc
+        if best:
+            state.best_acc = state.acc
+        payload = self._payload()
+        if best:
+            checkpoint.save(self.folder / checkpoint.BEST, payload)
+        checkpoint.save_last(self.folder, payload)
+        self.draw()
+
+    def draw(self) -> None:
+        """log.txt and the pictures, from the state."""
+        state = self.state
+        if state.rows:
+            write_log(self.folder / "log.txt", state.rows)
+            plots.curves(state.rows, self.folder / "curves.png")
+        if state.live:
+            plots.utilization(state.live, self.folder / "utilization.png")
+        if state.widths:
+            plots.widths([tuple(row) for row in state.widths], self.folder / "widths.png")
+
+    def _payload(self) -> dict:
+        state = self.state
+        return {
+            "format": checkpoint.FORMAT,
+            "epoch": state.epoch,
+            "arch": self.spec["arch"],
+            "acc": state.acc,
+            "best_acc": state.best_acc,
+            "state_dict": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "network": self.spec,
+            "structure": nr.structure(self.network),
+            "run": asdict(state),
+            "partial": self.partial,
+            "args": vars(self.args),
+            "rng": checkpoint.rng_state(),
+        }

@@ -1,0 +1,22 @@
+"""How a script ends: exit statuses and one line instead of a traceback."""
+
+import sys
+from collections.abc import Callable
+
+from utils import distributed
+from utils.errors import InputError
+from utils.signals import Stopped
+
+
+def exit_status(main: Callable[[], int]) -> int:
+    """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run."""
+    try:
+        return main()
+    except InputError as error:
+        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"\nStopped by {stopped}; the run is saved: go on with --resume auto")
+        return 128 + stopped.signum
+    finally:
+        distributed.stop()

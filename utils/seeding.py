@@ -1,0 +1,21 @@
+"""Seeds as functions of where a run stands."""
+
+import random
+
+import numpy as np
+import torch
+
+NETWORK, REJUVENATION, EPOCH, ORDER = range(4)  # what a derived seed is for
+
+
+def mixed_seed(*parts: int) -> int:
+    """One 64-bit seed from several numbers, such as (run seed, purpose, epoch)."""
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+def seed_generators(*parts: int) -> None:
+    """Seed Python's, numpy's and torch's generators (CPU and every GPU) from several numbers."""
+    seed = mixed_seed(*parts)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
