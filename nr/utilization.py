@@ -23,6 +23,7 @@ class LayerUsage:
     """One ConvBN: channel counts and cost, summed over its streams."""
 
     name: str
+    fixed: bool
     live_in: int
     in_channels: int
     live_out: int
@@ -68,6 +69,7 @@ def _usage(layer: Layer, masks: Masks, flops: bool) -> LayerUsage:
     pairs = [(i, o) for reads, writes in FORMS[unit.form] for i in reads for o in writes]
     return LayerUsage(
         layer.name,
+        unit.fixed,
         sum(live_in),
         sum(unit.in_channels),
         sum(live_out),

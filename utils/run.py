@@ -36,8 +36,8 @@ class RunState:
 
     ``epoch``: the next one, from the start of the run; ``search_epochs``: 0 until rejuvenation;
     ``utilization``: the last measured, 1 before the first; ``seconds``: spent on the epoch in
-    progress; ``rows``: of log.txt; ``live``: layer -> live fraction of its outputs, a dict for
-    each search epoch; ``widths``: (layer, before, survived, after) output channels.
+    progress; ``rows``: of log.txt; ``live``: prunable layer -> live fraction of its outputs, a
+    dict for each search epoch; ``widths``: (layer, before, survived, after) output channels.
     """
 
     phase: str
@@ -262,7 +262,8 @@ class Run:
             }
         )
         if self.searching:
-            state.live.append({row.name: row.live_out / row.out_channels for row in usage.layers})
+            live = {r.name: r.live_out / r.out_channels for r in usage.layers if not r.fixed}
+            state.live.append(live)
         state.epoch, state.acc, state.seconds = state.epoch + 1, test.top1, 0.0
         state.utilization = usage.ratio
 
@@ -290,15 +291,19 @@ class Run:
         self.draw()
 
     def draw(self) -> None:
-        """log.txt and the pictures, from the state."""
-        state = self.state
+        """log.txt and the pictures, from the state; finished pictures are left alone."""
+        state, usage, widths = (
+            self.state,
+            self.folder / "utilization.png",
+            self.folder / "widths.png",
+        )
         if state.rows:
             write_log(self.folder / "log.txt", state.rows)
             plots.curves(state.rows, self.folder / "curves.png")
-        if state.live:
-            plots.utilization(state.live, self.folder / "utilization.png")
-        if state.widths:
-            plots.widths([tuple(row) for row in state.widths], self.folder / "widths.png")
+        if state.live and (self.searching or not usage.exists()):
+            plots.utilization(state.live, usage)
+        if state.widths and (self.phase_epoch == 0 or not widths.exists()):
+            plots.widths([tuple(row) for row in state.widths], widths)
 
     def _payload(self) -> dict:
         state = self.state
