@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nr.layers import CROSS, Network
 from nr.structure import restore
 from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
-from nr.wiring import Layer, gather, wiring
+from nr.wiring import IMAGE, Layer, gather, wiring
 
 
 @dataclass(frozen=True)
@@ -116,18 +116,17 @@ def _transplant_classifier(model: Network, old: nn.Linear, live: Tensor) -> None
 
 def _changes(model: Network, usage: Utilization) -> tuple[LayerChange, ...]:
     """Every layer of ``usage`` beside its widths in the rebuilt ``model``."""
-    after = {layer.name: layer.unit for layer in wiring(model).layers}
+    after = {layer.name: layer for layer in wiring(model).layers}
 
     def change(row: LayerUsage) -> LayerChange:
         before = (row.in_channels, row.out_channels)
         if row.name not in after:
             return LayerChange(row.name, before, (0, 0), (0, 0))
-        unit = after[row.name]
-        return LayerChange(
-            row.name,
-            before,
-            (row.live_in, row.live_out),
-            (sum(unit.in_channels), sum(unit.out_channels)),
-        )
+        layer = after[row.name]
+        unit = layer.unit
+        # Both streams of the stem read the same image, whose channels stay as they are.
+        inputs = row.in_channels if IMAGE in layer.sources else sum(unit.in_channels)
+        survived = (row.live_in, row.live_out)
+        return LayerChange(row.name, before, survived, (inputs, sum(unit.out_channels)))
 
     return tuple(change(row) for row in usage.layers)

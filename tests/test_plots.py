@@ -125,7 +125,7 @@ def test_a_failure_keeps_the_old_picture_and_nothing_else(error, tmp_path, monke
     path.write_bytes(b"the last whole picture")
 
     def fail(figure, target, **options):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise error
 
     monkeypatch.setattr(Figure, "savefig", fail)

@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.data import IMAGE_SIZE, ImageSet, seeded
+from utils.data import IMAGE_SIZE, ImageSet
 from utils.errors import InputError
+from utils.seeding import ORDER, mixed_seed
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of pixels / 255, specification section 8
 STD = (0.2023, 0.1994, 0.2010)  # likewise
@@ -28,8 +28,7 @@ class Draws(NamedTuple):
 
 def draw_epoch(count: int, seed: int, epoch: int) -> Draws:
     """The order and augmentation of ``count`` images: a pure function of its arguments."""
-    mixed = np.random.SeedSequence((seed % 2**64, epoch)).generate_state(1, np.uint64)
-    generator = seeded(int(mixed[0]))
+    generator = torch.Generator().manual_seed(mixed_seed(seed, ORDER, epoch))
     order = torch.randperm(count, generator=generator)
     top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
     flip = torch.rand(count, generator=generator) < 0.5

@@ -11,7 +11,7 @@ import socket
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,21 +72,19 @@ def load_cifar(
 ) -> tuple[ImageSet, ImageSet]:
     """Training and test images of ``dataset`` on ``device``; ``workers``: decoding threads.
 
-    ``cifar10`` and ``cifar100`` are fetched into ``root`` and ``folder`` keeps a cache there: of
-    several processes let one load first. ``subset``: section 8. InputError for what a user can
-    put right: data missing, broken or of another kind, a ``subset`` that cannot be had.
+    ``dataset``: cifar10, cifar100, folder or synthetic. The first two are fetched into ``root``
+    and ``folder`` keeps a cache there, so of several processes let one load first. ``subset``:
+    see take_subset. InputError for what a user can put right: data missing, broken or of another
+    kind, a ``subset`` that cannot be had.
     """
     folder = Path(root).expanduser()
-    if dataset in TORCHVISION:
-        train, test = load_torchvision(TORCHVISION[dataset], folder)
-    elif dataset == "folder":
+    if dataset == "folder":
         train, test = load_folder(folder, workers)
     elif dataset == "synthetic":
         counts = (SYNTHETIC_TRAIN, SYNTHETIC_TEST)
         train, test = map(make_synthetic, counts, SYNTHETIC_SEEDS)
     else:
-        choices = ", ".join((*TORCHVISION, "folder", "synthetic"))
-        raise InputError(f"--dataset {dataset}: not one of {choices}")
+        train, test = load_torchvision(TORCHVISION[dataset], folder)
     if subset is not None:
         train, test = take_subset(train, test, subset)
     return train.to(device), test.to(device)
@@ -232,11 +230,12 @@ def list_images(root: Path, split: str, classes: Sequence[str]) -> tuple[list[st
             raise InputError(f"{root / split / name}: a class that {root / 'train'} does not have")
         labels_of[name] = classes.index(name)
     samples = make_dataset(root / split, labels_of, IMG_EXTENSIONS, allow_empty=True)
-    labels = [label for _, label in samples]
+    found = {label for _, label in samples}
     for name, label in labels_of.items():
-        if label not in labels:
-            raise InputError(f"{root / split / name}: no images in this class folder")
-    return [file for file, _ in samples], labels
+        if label not in found:
+            types = " ".join(IMG_EXTENSIONS)
+            raise InputError(f"{root / split / name}: no images ({types}) in this class folder")
+    return [file for file, _ in samples], [label for _, label in samples]
 
 
 def decode_all(files: Sequence[str], workers: int) -> np.ndarray:
@@ -291,7 +290,7 @@ def read_cache(cache: Path, count: int) -> np.ndarray | None:
 def write_cache(cache: Path, images: np.ndarray, split: str) -> None:
     """Write ``cache`` whole or, where the folder cannot be written, not at all; drop older ones."""
     temporary = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
-    try:
+    with suppress(OSError):  # without a cache the next start decodes again
         try:
             with open(temporary, "xb") as file:
                 np.savez(file, images=images)
@@ -301,8 +300,6 @@ def write_cache(cache: Path, images: np.ndarray, split: str) -> None:
         for other in cache.parent.glob(f".nr-cache-{split}-*.npz"):
             if other != cache:
                 other.unlink(missing_ok=True)
-    except OSError:
-        pass  # without a cache the next start decodes again
 
 
 # --- synthetic
