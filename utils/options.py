@@ -54,7 +54,9 @@ def gpu_ids(text: str) -> list[int]:
 def shared_parser(family: str, description: str, **defaults) -> argparse.ArgumentParser:
     """The flags of both scripts; ``defaults`` are the script's own."""
     parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=description,
+        usage="%(prog)s [flags]; --help lists them",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     _add_training(parser, family)
     _add_rejuvenation(parser)

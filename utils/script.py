@@ -10,6 +10,7 @@ from utils.signals import Stopped
 
 def exit_status(main: Callable[[], int]) -> int:
     """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log file is up to date line by line
     try:
         return main()
     except InputError as error:
