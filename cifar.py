@@ -64,15 +64,19 @@ def main(argv: list[str] | None = None) -> int:
     args, keywords = parse(argv)
     devices = distributed.start(args.gpu_id)
 
-    train_set, test_set = load_cifar(args.dataset, args.data, devices[0], args.subset, args.workers)
+    with distributed.main_first():
+        train_set, test_set = load_cifar(
+            args.dataset, args.data, devices[0], args.subset, args.workers
+        )
     keywords["num_classes"] = len(train_set.classes)
     run = Run(args, {"family": "cifar", "arch": args.arch, "options": keywords}, devices)
-    test_batches = TestBatches(test_set, args.test_batch)
+    share = (distributed.rank(), distributed.world())
+    test_batches = TestBatches(test_set, args.test_batch, *share)
     if args.evaluate:
         figures = run.evaluate(test_batches)
         print(f"Valid Loss: {figures.loss:.4f} | Valid Acc.: {figures.top1:.2f}")
         return 0
-    train_batches = TrainBatches(train_set, args.train_batch, run.state.seed)
+    train_batches = TrainBatches(train_set, args.train_batch, run.state.seed, *share)
 
     # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
     while run.searching:

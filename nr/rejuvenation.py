@@ -59,28 +59,30 @@ def rejuvenate(
     layers, head = wiring(model, image_size)
     masks = live_masks(layers)
     usage = measure(layers, masks, flops)
-    dropped = tuple(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
+    plan = _plan(layers, masks, usage, "plain" if from_scratch else cross)
+    if usage.live < usage.total:
+        old = {layer.name: (layer.unit.convs[0], layer.unit.norms[0]) for layer in layers}
+        old_classifier = model.classifier.linears[0]
+        restore(model, plan)
+        if not from_scratch:
+            for layer in wiring(model).layers:
+                _transplant(layer, *old[layer.name], masks)
+            _transplant_classifier(model, old_classifier, gather(masks, head)[0])
+    expansion = math.sqrt(usage.total / usage.live)
+    return Report(usage, expansion, _changes(model, usage), tuple(plan["dropped"]))
+
+
+def _plan(layers: list[Layer], masks: Masks, usage: Utilization, form: str) -> dict:
+    """The structure of the rebuilt network, as nr.structure writes it."""
+    dropped = list(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
     widths = {
         layer.name: new_widths(int(masks[layer.name][0].sum()), usage.live, usage.total)
         for layer in layers
         if layer.branch not in dropped
     }
-    if usage.live < usage.total:
-        form = "plain" if from_scratch else cross
-        new = {
-            "form": form,
-            "widths": {n: [sum(w)] if from_scratch else list(w) for n, w in widths.items()},
-            "dropped": list(dropped),
-        }
-        old = {layer.name: (layer.unit.convs[0], layer.unit.norms[0]) for layer in layers}
-        old_classifier = model.classifier.linears[0]
-        restore(model, new)
-        if not from_scratch:
-            for layer in wiring(model).layers:
-                _transplant(layer, *old[layer.name], masks)
-            _transplant_classifier(model, old_classifier, gather(masks, head)[0])
-    changes = _changes(model, usage)
-    return Report(usage, math.sqrt(usage.total / usage.live), changes, dropped)
+    one_stream = form == "plain"
+    widths = {name: [sum(pair)] if one_stream else list(pair) for name, pair in widths.items()}
+    return {"form": form, "widths": widths, "dropped": dropped}
 
 
 def new_widths(live: int, total_live: int, total: int) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -53,6 +55,16 @@ def start(gpu_ids: list[int]) -> list[torch.device]:
         if not is_main():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     return devices
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let rank 0 go through the block before the others, which then find its files."""
+    if dist.is_initialized() and not is_main():
+        dist.barrier(_host_group())
+    yield
+    if dist.is_initialized() and is_main():
+        dist.barrier(_host_group())
 
 
 def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
