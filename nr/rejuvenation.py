@@ -56,7 +56,7 @@ def rejuvenate(
         raise ValueError(f"cross: {cross!r} is unknown, expected one of {CROSS}")
     if model.streams != 1:
         raise ValueError("this network was rejuvenated before: it has two streams")
-    layers, head = wiring(model, image_size)
+    layers, head, _ = wiring(model, image_size)
     masks = live_masks(layers)
     usage = measure(layers, masks, flops)
     plan = _plan(layers, masks, usage, "plain" if from_scratch else cross)
@@ -65,8 +65,9 @@ def rejuvenate(
         old_classifier = model.classifier.linears[0]
         restore(model, plan)
         if not from_scratch:
-            for layer in wiring(model).layers:
-                _transplant(layer, *old[layer.name], masks)
+            for layer in layers:  # as it was wired before, so that dropped inputs count too
+                if layer.name in plan["widths"]:
+                    _transplant(layer, *old[layer.name], masks)
             _transplant_classifier(model, old_classifier, gather(masks, head)[0])
     expansion = math.sqrt(usage.total / usage.live)
     return Report(usage, expansion, _changes(model, usage), tuple(plan["dropped"]))

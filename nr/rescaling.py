@@ -22,7 +22,7 @@ def rescale(model: Network, target: float) -> None:
     """
     if not (math.isfinite(target) and target > 0):
         raise ValueError(f"target: {target} is not a positive number")
-    layers, head = wiring(model)
+    layers, head, _ = wiring(model)
     device = model.classifier.linears[0].weight.device
     factors = {IMAGE: (torch.ones(IMAGE_CHANNELS, device=device),) * model.streams}
     for layer in layers:

@@ -36,11 +36,10 @@ class SGD(torch.optim.SGD):
     @torch.no_grad()
     def penalise(self) -> None:
         """Add λ·sign(γ) to the gradient of every prunable γ that has one."""
-        if self.sparsity == 0:
-            return
         gammas = [gamma for gamma in self.gammas if gamma.grad is not None]
-        signs = torch._foreach_sign(gammas)
-        torch._foreach_add_([gamma.grad for gamma in gammas], signs, alpha=self.sparsity)
+        if gammas and self.sparsity:
+            signs = torch._foreach_sign(gammas)
+            torch._foreach_add_([gamma.grad for gamma in gammas], signs, alpha=self.sparsity)
 
     def step(self, closure=None):
         """One step; a closure is not supported, since the penalty follows its gradients."""

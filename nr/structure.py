@@ -14,7 +14,7 @@ def structure(model: Network) -> dict:
     ``form``: "plain" or the cross-connection mode; ``widths``: layer name -> one width a stream;
     ``dropped``: the residual and dense containers whose branch is gone.
     """
-    layers, _ = wiring(model)
+    layers, *_ = wiring(model)
     return {
         "form": next((layer.unit.form for layer in layers if IMAGE not in layer.sources), "plain"),
         "widths": {layer.name: list(layer.unit.out_channels) for layer in layers},
@@ -32,14 +32,14 @@ def restore(model: Network, structure: Mapping) -> Network:
     containers = _containers(model)
     for name in structure["dropped"]:
         containers[name].branch = None
-    layers, head = wiring(model)
-    device = model.classifier.linears[0].weight.device
+    layers, head, _ = wiring(model)
+    like = model.classifier.linears[0].weight
     for layer in layers:
         layer.unit.build(
             _form(layer, structure), gather_widths(widths, layer.sources), widths[layer.name]
         )
     model.classifier.build(gather_widths(widths, head))
-    return model.to(device)
+    return model.to(like.device, like.dtype).train(model.training)
 
 
 def _form(layer: Layer, structure: Mapping) -> str:
@@ -56,7 +56,8 @@ def _checked_widths(model: Network, structure: Mapping) -> dict[str, tuple[int, 
     unknown = sorted(dropped - _containers(model).keys())
     if unknown:
         raise ValueError(f"structure: {unknown[0]} is no branch of this network")
-    names = [layer.name for layer in wiring(model).layers if layer.branch not in dropped]
+    layers, _, sums = wiring(model)
+    names = [layer.name for layer in layers if layer.branch not in dropped]
     if sorted(names) != sorted(structure["widths"]):
         odd = sorted(set(names) ^ set(structure["widths"]))
         raise ValueError(f"structure: its layers are not this network's, for example {odd[0]}")
@@ -65,7 +66,11 @@ def _checked_widths(model: Network, structure: Mapping) -> dict[str, tuple[int, 
         if len(widths) != streams or not all(type(w) is int and w > 0 for w in widths):
             raise ValueError(f"structure: {name} needs {streams} positive widths, not {widths}")
     widths = {name: tuple(width) for name, width in structure["widths"].items()}
-    return widths | {IMAGE: (IMAGE_CHANNELS,) * streams}
+    widths[IMAGE] = (IMAGE_CHANNELS,) * streams
+    for name, (branch, shortcut) in sums.items():
+        if name not in dropped and gather_widths(widths, branch) != gather_widths(widths, shortcut):
+            raise ValueError(f"structure: the branch of {name} is not as wide as its shortcut")
+    return widths
 
 
 def _containers(model: Network) -> dict[str, Residual | Concat]:
@@ -83,7 +88,7 @@ def count_macs(model: Network, image_size: int | None = None) -> int:
 
     ``image_size``: H = W of the image (None: the family's usual size).
     """
-    layers, _ = wiring(model, image_size)
+    layers, *_ = wiring(model, image_size)
     convolutions = sum(
         conv.weight.numel() * layer.size**2 for layer in layers for conv in layer.unit.convs
     )

@@ -51,7 +51,7 @@ def utilization(model: Network, flops: bool = False, image_size: int | None = No
     With ``flops`` each term is multiplied by the layer's output H·W for images of ``image_size``
     (None: the family's usual size). No forward pass; the model is left as it is.
     """
-    layers, _ = wiring(model, image_size)
+    layers, *_ = wiring(model, image_size)
     return measure(layers, live_masks(layers), flops)
 
 

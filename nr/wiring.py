@@ -33,15 +33,20 @@ class Layer:
 
 
 class Wiring(NamedTuple):
-    """The layers in order of computation, and the sources of the classifier."""
+    """The layers in order of computation, the sources of the classifier, and the residual sums.
+
+    ``sums``: name of a Residual -> sources of its branch and of its shortcut.
+    """
 
     layers: list[Layer]
     head: tuple[str, ...]
+    sums: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 
 
 def wiring(model: Network, image_size: int | None = None) -> Wiring:
     """Walk ``model`` for images of ``image_size`` (H = W; None: the family's usual size)."""
     layers: list[Layer] = []
+    sums = {}
 
     def walk(module: nn.Module, name: str, at: tuple, branch: str | None) -> tuple:
         sources, size = at
@@ -54,10 +59,12 @@ def wiring(model: Network, image_size: int | None = None) -> Wiring:
                     at = walk(child, f"{name}.{child_name}", at, branch)
                 return at
             case Residual():
+                end = at
                 if module.branch is not None:
-                    walk(module.branch, f"{name}.branch", at, name)
+                    end = walk(module.branch, f"{name}.branch", at, name)
                 if module.shortcut is not None:
                     at = walk(module.shortcut, f"{name}.shortcut", at, None)
+                sums[name] = (end[0], at[0])
                 return at
             case Concat():
                 if module.branch is not None:
@@ -73,7 +80,7 @@ def wiring(model: Network, image_size: int | None = None) -> Wiring:
 
     image = ((IMAGE,), image_size or model.image_size)
     head, _ = walk(model.features, "features", image, None)
-    return Wiring(layers, head)
+    return Wiring(layers, head, sums)
 
 
 def _window(module: nn.Module, size: int) -> int:

@@ -1,0 +1,175 @@
+"""Small networks, and the handles that the tests turn: dead channels, random scales, silence."""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from importlib import import_module
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.cifar import densenet, resnet, vgg11_bn
+from nr.layers import Chain, Classifier, ConvBN, Network
+from nr.utilization import live_masks
+from nr.wiring import Layer, wiring
+
+# Such small operations only lose by more threads: on a busy machine ten times over.
+torch.set_num_threads(1)
+
+
+def bottleneck(**options) -> Network:
+    """The CIFAR ResNet with bottlenecks at any depth; the real threshold of 44 is slow to test."""
+    with mock.patch.object(import_module("models.cifar.resnet"), "BOTTLENECK_FROM", 0):
+        return resnet(**options)
+
+
+FAMILIES = {
+    "vgg": partial(vgg11_bn, width_mult=1 / 16),  # 4, 8, 16 16, 32 32, 32 32
+    "basic": partial(resnet, depth=14, width_mult=0.25),  # two blocks of 4, 8, 16
+    "bottleneck": partial(bottleneck, depth=14, width_mult=0.25),  # two blocks of 4, 8, 16 (x4)
+    "dense": partial(densenet, depth=16, growth_rate=4),  # stem 8, three blocks of two layers
+}
+MODES = ("removed", "attention", "full")
+CLASSES = 10
+
+
+def build(family: str, seed: int = 0) -> Network:
+    """A small network of this family with its own initial weights."""
+    torch.manual_seed(seed)
+    return FAMILIES[family]()
+
+
+def tiny(width: int = 4, classes: int = 2) -> Network:
+    """3x3 conv 3 -> width, 2x2 max pooling, 3x3 conv width -> width; all counts fit on paper."""
+    torch.manual_seed(0)
+    parts = OrderedDict(
+        first=ConvBN(3, width, 3),
+        relu1=nn.ReLU(),
+        halve=nn.MaxPool2d(2, 2),
+        second=ConvBN(width, width, 3),
+        relu2=nn.ReLU(),
+        pool=nn.AdaptiveAvgPool2d(1),
+    )
+    return Network(Chain(parts), Classifier(width, classes), image_size=8)
+
+
+def layers(model: Network) -> dict[str, Layer]:
+    """Every ConvBN in its place, by name."""
+    return {layer.name: layer for layer in wiring(model).layers}
+
+
+def prunable(model: Network) -> dict[str, Layer]:
+    """The layers whose channels can die."""
+    return {name: layer for name, layer in layers(model).items() if not layer.unit.fixed}
+
+
+def ends(names: Iterable[str]) -> list[str]:
+    """Of the layers in branches, those of the first and the last block of each stage."""
+    blocks: dict[str, dict[str, list[str]]] = {}
+    for name in names:
+        if ".branch." in name:
+            stage, index = name.split(".")[1:3]
+            blocks.setdefault(stage, {}).setdefault(index, []).append(name)
+    chosen = []
+    for stage in blocks.values():
+        first, *_, last = stage.values()
+        chosen += first + last
+    return chosen
+
+
+@torch.no_grad()
+def kill(model: Network, dead: Mapping[str, object], gamma: float = 0.0) -> None:
+    """Set γ of the channels (an index, a slice or a list of indices) of each named layer."""
+    for name, channels in dead.items():
+        model.get_submodule(name).norms[0].weight[channels] = gamma
+
+
+@torch.no_grad()
+def vary(model: Network, seed: int = 1) -> Network:
+    """Random γ (0.5 to 1.5, both signs), β and running statistics: batch norm is no identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for norm in norms(model):
+        sign = torch.rand(norm.weight.shape, generator=generator).sub_(0.3).sign_()
+        norm.weight.uniform_(0.5, 1.5, generator=generator).mul_(sign)
+        norm.bias.normal_(0, 0.2, generator=generator)
+        norm.running_mean.normal_(0, 0.2, generator=generator)
+        norm.running_var.uniform_(0.5, 1.5, generator=generator)
+    return model
+
+
+def kill_random(model: Network, seed: int = 2, share: float = 0.4) -> None:
+    """Give about this share of the prunable channels a tiny γ."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in prunable(model).items():
+        mask = torch.rand(layer.unit.out_channels[0], generator=generator) < share
+        kill(model, {name: mask}, gamma=1e-4)
+
+
+def worn(family: str, seed: int = 0) -> Network:
+    """A network at the end of a search: varied scales, dead channels, one dead branch."""
+    model = vary(build(family, seed), seed + 1)
+    kill_random(model, seed + 2)
+    branches = [name for name in prunable(model) if ".branch." in name]
+    kill(model, dict.fromkeys(branches[1:2], slice(None)))
+    return model
+
+
+@torch.no_grad()
+def silence(model: Network) -> None:
+    """γ = β = 0 for every channel outside the live masks, dead branches as a whole included."""
+    placed = wiring(model).layers
+    masks = live_masks(placed)
+    for layer in placed:
+        for norm, live in zip(layer.unit.norms, masks[layer.name], strict=True):
+            norm.weight[~live] = 0
+            norm.bias[~live] = 0
+
+
+@torch.no_grad()
+def open_cross_blocks(model: Network, std: float = 0.05) -> None:
+    """Give the cross blocks, which are born 0, random weights."""
+    for layer in wiring(model).layers:
+        for i, o, block in layer.unit.blocks():
+            if i != o:
+                block.normal_(0, std)
+
+
+def norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
+    return (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+
+
+def branches(model: nn.Module) -> dict[str, nn.Module]:
+    """Residual and dense containers by name."""
+    return {n: m for n, m in model.named_modules() if hasattr(m, "branch")}
+
+
+def batch(count: int = 8, size: int = 8, seed: int = 3) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] and labels [B]."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, size, size, generator=generator)
+    return images, torch.randint(CLASSES, (count,), generator=generator)
+
+
+def loss_of(model: Network, images: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the streams of the cross-entropies (spec section 2)."""
+    return sum(F.cross_entropy(logits, labels) for logits in model(images).unbind(1))
+
+
+@torch.no_grad()
+def logits_of(model: Network, images: Tensor, training: bool = False) -> Tensor:
+    """Logits [B, S, classes] in eval mode, or in train mode."""
+    return model.train(training)(images)
+
+
+def same_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
+    """Equal names and equal values, bit for bit."""
+    return before.keys() == after.keys() and all(
+        torch.equal(t, after[n]) for n, t in before.items()
+    )
+
+
+def relative_difference(value: Tensor, reference: Tensor) -> float:
+    """Largest absolute difference over the largest absolute value of the reference."""
+    return ((value - reference).abs().max() / reference.abs().max()).item()

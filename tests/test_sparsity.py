@@ -1,0 +1,143 @@
+"""nr.sparsity: whom the penalty hits, when it is applied, and how λ grows."""
+
+import copy
+from itertools import pairwise
+
+import pytest
+import torch
+
+import nr
+from tests.helpers import FAMILIES, MODES, batch, build, layers, loss_of, prunable, tiny, vary, worn
+
+SPARSITY = 2**-7  # λ, exact in binary
+
+
+def gammas(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """γ of the prunable layers, all streams."""
+    return [norm.weight for layer in prunable(model).values() for norm in layer.unit.norms]
+
+
+def train_step(model, optimizer, seed: int) -> list[torch.Tensor]:
+    """One step; returns the gradients of the loss alone."""
+    optimizer.zero_grad()
+    loss_of(model, *batch(seed=seed)).backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    optimizer.step()
+    return gradients
+
+
+def test_penalty_by_hand():
+    """Gradients of 0.25 everywhere: λ·sign(γ) is added, sign(0) = 0."""
+    model = tiny()
+    first = model.features.first.norms[0]
+    first.weight.data.copy_(torch.tensor([3.0, -0.001, 0.0, -2.0]))
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.25)
+    nr.SGD(model, lr=0.1, sparsity=0.5).penalise()
+    assert first.weight.grad.tolist() == [0.75, -0.25, 0.25, -0.25]
+    assert model.features.second.norms[0].weight.grad.tolist() == [0.75] * 4
+    hit = {id(gamma) for gamma in gammas(model)}
+    assert all((p.grad == 0.25).all() for p in model.parameters() if id(p) not in hit)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_prunable_scales_are_hit(family):
+    model = vary(build(family))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    nr.SGD(model, lr=0.1, sparsity=SPARSITY).penalise()
+    hit = {n for n, p in model.named_parameters() if p.grad.any()}
+    assert hit == {f"{name}.norms.0.weight" for name in prunable(model)}
+    fixed = {"vgg": 0, "basic": 9, "bottleneck": 10, "dense": 0}  # stem, block ends, shortcuts
+    assert len(layers(model)) - len(hit) == fixed[family]
+    for gamma in gammas(model):
+        assert torch.equal(gamma.grad, SPARSITY * gamma.sign())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_both_streams_are_hit_after_rejuvenation(mode):
+    model = worn("basic")
+    nr.rejuvenate(model, cross=mode)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    nr.SGD(model, lr=0.1, sparsity=SPARSITY).penalise()
+    hit = {n for n, p in model.named_parameters() if p.grad.any()}
+    assert hit == {f"{name}.norms.{stream}.weight" for name in prunable(model) for stream in (0, 1)}
+
+
+def test_penalty_precedes_weight_decay_and_momentum():
+    """Two steps of: g ← g + λ·sign(γ) + wd·p; buffer ← 0.75·buffer + g; p ← p - lr·buffer."""
+    model = vary(tiny(classes=10))
+    optimizer = nr.SGD(model, lr=0.125, momentum=0.75, weight_decay=0.0625, sparsity=SPARSITY)
+    hit = {id(gamma) for gamma in gammas(model)}
+    expected = [parameter.detach().clone() for parameter in model.parameters()]
+    buffers = [torch.zeros_like(parameter) for parameter in expected]
+    penalised = [SPARSITY * (id(parameter) in hit) for parameter in model.parameters()]
+    for step in range(2):
+        gradients = train_step(model, optimizer, seed=step)
+        for g, value, buffer, penalty in zip(gradients, expected, buffers, penalised, strict=True):
+            buffer.mul_(0.75).add_(g + penalty * value.sign() + 0.0625 * value)
+            value.sub_(0.125 * buffer)
+    for parameter, value in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("family", ["vgg", "basic"])
+def test_without_penalty_it_is_torch_sgd_bit_for_bit(family):
+    model = vary(build(family))
+    twin = copy.deepcopy(model)
+    options = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+    optimizers = (nr.SGD(model, **options), torch.optim.SGD(twin.parameters(), **options))
+    for step in range(3):
+        for network, optimizer in zip((model, twin), optimizers, strict=True):
+            train_step(network, optimizer, seed=step)
+    assert all(map(torch.equal, model.parameters(), twin.parameters()))
+    assert optimizers[0].state_dict().keys() == optimizers[1].state_dict().keys()
+
+
+def test_parameters_without_gradient_are_left_alone():
+    model = tiny()
+    before = copy.deepcopy(model.state_dict())
+    optimizer = nr.SGD(model, lr=0.1, weight_decay=0.1, sparsity=0.5)
+    optimizer.step()
+    gamma = model.features.second.norms[0].weight
+    gamma.grad = torch.zeros_like(gamma)
+    optimizer.step()
+    changed = {n for n, value in model.state_dict().items() if not torch.equal(value, before[n])}
+    assert changed == {"features.second.norms.0.weight"}
+
+
+def test_penalty_alone_moves_a_scale_by_hand():
+    model = tiny()
+    gamma = model.features.first.norms[0].weight
+    gamma.data.copy_(torch.tensor([1.0, -1.0, 0.0, 0.25]))
+    gamma.grad = torch.zeros(4)
+    nr.SGD(model, lr=0.5, sparsity=0.25).step()
+    assert gamma.tolist() == [0.875, -0.875, 0.0, 0.125]
+
+
+def test_step_takes_no_closure():
+    with pytest.raises(ValueError, match="closure"):
+        nr.SGD(tiny(), lr=0.1, sparsity=0.1).step(lambda: torch.tensor(0.0))
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "previous", "ratio", "expected"),
+    [
+        (0.0, 1.0, 1.0, 0.125),  # nothing fell: grow
+        (0.0, 1.0, 0.875, 0.125),  # fell by 1/8, less than 1/4
+        (0.5, 0.75, 0.5, 0.5),  # fell by exactly the threshold: not less
+        (0.5, 1.0, 0.25, 0.5),  # fell by more
+        (0.5, 0.5, 0.75, 0.625),  # rose: grow
+    ],
+)
+def test_grow_sparsity(sparsity, previous, ratio, expected):
+    assert nr.grow_sparsity(sparsity, previous, ratio, threshold=0.25, step=0.125) == expected
+
+
+def test_grow_sparsity_with_the_defaults_of_the_specification():
+    history = [1.0, 0.995, 0.98, 0.975, 0.5, 0.4999]
+    sparsity = 0.0
+    for previous, ratio in pairwise(history):
+        sparsity = nr.grow_sparsity(sparsity, previous, ratio, threshold=0.01, step=5e-5)
+    assert sparsity == pytest.approx(3 * 5e-5)  # after epochs 1, 3 and 5

@@ -1,0 +1,141 @@
+"""nr.wiring: the sources and sizes that the one walk reports, for each family."""
+
+import pytest
+import torch
+
+from models.cifar import densenet, resnet, vgg11_bn
+from nr.layers import ConvBN
+from nr.wiring import gather, gather_widths, wiring
+from tests.helpers import FAMILIES, branches, build, layers
+
+# name -> (sources, output H = W, branch); "features." left out everywhere, images of 32
+VGG11 = {
+    "group1.0": (("image",), 32, None),
+    "group2.0": (("group1.0",), 32, None),
+    "group3.0": (("group2.0",), 16, None),
+    "group3.2": (("group3.0",), 16, None),
+    "group4.0": (("group3.2",), 16, None),
+    "group4.2": (("group4.0",), 16, None),
+    "group5.0": (("group4.2",), 8, None),
+    "group5.2": (("group5.0",), 8, None),
+}
+RESNET14 = {  # two basic blocks a stage; a sum is named by its shortcut, or by the stem
+    "stem.0": (("image",), 32, None),
+    "stage1.0.branch.0": (("stem.0",), 32, "stage1.0"),
+    "stage1.0.branch.2": (("stage1.0.branch.0",), 32, "stage1.0"),
+    "stage1.1.branch.0": (("stem.0",), 32, "stage1.1"),
+    "stage1.1.branch.2": (("stage1.1.branch.0",), 32, "stage1.1"),
+    "stage2.0.branch.0": (("stem.0",), 16, "stage2.0"),
+    "stage2.0.branch.2": (("stage2.0.branch.0",), 16, "stage2.0"),
+    "stage2.0.shortcut": (("stem.0",), 16, None),
+    "stage2.1.branch.0": (("stage2.0.shortcut",), 16, "stage2.1"),
+    "stage2.1.branch.2": (("stage2.1.branch.0",), 16, "stage2.1"),
+    "stage3.0.branch.0": (("stage2.0.shortcut",), 8, "stage3.0"),
+    "stage3.0.branch.2": (("stage3.0.branch.0",), 8, "stage3.0"),
+    "stage3.0.shortcut": (("stage2.0.shortcut",), 8, None),
+    "stage3.1.branch.0": (("stage3.0.shortcut",), 8, "stage3.1"),
+    "stage3.1.branch.2": (("stage3.1.branch.0",), 8, "stage3.1"),
+}
+BOTTLENECK44 = {  # the ends of the first two stages; the stride is in the 3x3
+    "stage1.0.branch.0": (("stem.0",), 32, "stage1.0"),
+    "stage1.0.branch.2": (("stage1.0.branch.0",), 32, "stage1.0"),
+    "stage1.0.branch.4": (("stage1.0.branch.2",), 32, "stage1.0"),
+    "stage1.0.shortcut": (("stem.0",), 32, None),
+    "stage1.6.branch.0": (("stage1.0.shortcut",), 32, "stage1.6"),
+    "stage2.0.branch.0": (("stage1.0.shortcut",), 32, "stage2.0"),
+    "stage2.0.branch.2": (("stage2.0.branch.0",), 16, "stage2.0"),
+    "stage2.0.branch.4": (("stage2.0.branch.2",), 16, "stage2.0"),
+    "stage2.0.shortcut": (("stage1.0.shortcut",), 16, None),
+    "stage2.6.branch.0": (("stage2.0.shortcut",), 16, "stage2.6"),
+}
+DENSENET10 = {  # one layer a block; a concat keeps the order: what was there, then what is new
+    "stem.0": (("image",), 32, None),
+    "block1.0.branch.0": (("stem.0",), 32, "block1.0"),
+    "block1.0.branch.2": (("block1.0.branch.0",), 32, "block1.0"),
+    "transition1.0": (("stem.0", "block1.0.branch.2"), 32, None),
+    "block2.0.branch.0": (("transition1.0",), 16, "block2.0"),
+    "block2.0.branch.2": (("block2.0.branch.0",), 16, "block2.0"),
+    "transition2.0": (("transition1.0", "block2.0.branch.2"), 16, None),
+    "block3.0.branch.0": (("transition2.0",), 8, "block3.0"),
+    "block3.0.branch.2": (("block3.0.branch.0",), 8, "block3.0"),
+}
+EXPECTED = {
+    "vgg": (vgg11_bn(width_mult=1 / 16), VGG11, ("group5.2",), 8),
+    "basic": (resnet(depth=14, width_mult=0.25), RESNET14, ("stage3.0.shortcut",), 15),
+    "bottleneck": (resnet(depth=44, width_mult=0.25), BOTTLENECK44, ("stage3.0.shortcut",), 67),
+    "dense": (
+        densenet(depth=10, growth_rate=2),
+        DENSENET10,
+        ("transition2.0", "block3.0.branch.2"),
+        9,
+    ),
+}
+
+
+def short(name: str | None) -> str | None:
+    return name and name.removeprefix("features.")
+
+
+@pytest.mark.parametrize("family", EXPECTED)
+def test_sources_sizes_and_branches(family):
+    model, rows, head, count = EXPECTED[family]
+    found, found_head, _ = wiring(model)
+    table = {
+        short(layer.name): (tuple(map(short, layer.sources)), layer.size, short(layer.branch))
+        for layer in found
+    }
+    assert len(table) == len(found) == count
+    assert {name: table[name] for name in rows} == rows
+    if count == len(rows):
+        assert list(table) == list(rows)
+    assert tuple(map(short, found_head)) == head
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_unit_once_and_by_its_own_name(family):
+    model = build(family)
+    units = {name: module for name, module in model.named_modules() if isinstance(module, ConvBN)}
+    assert {name: layer.unit for name, layer in layers(model).items()} == units
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sources_come_first_and_have_the_input_width(family):
+    widths = {"image": (3,)}
+    for layer in wiring(build(family)).layers:
+        assert sum(widths[source][0] for source in layer.sources) == layer.unit.in_channels[0]
+        widths[layer.name] = layer.unit.out_channels
+
+
+@pytest.mark.parametrize("size", [8, 9, 15, 32, None])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_are_those_of_the_activations(family, size):
+    model = build(family).to("meta")
+    found = wiring(model, size).layers
+    sizes = {}
+    for layer in found:
+        layer.unit.register_forward_hook(
+            lambda _, __, out, name=layer.name: sizes.update({name: tuple(out[0].shape[2:])})
+        )
+    model(torch.empty(2, 3, size or 32, size or 32, device="meta"))
+    assert sizes == {layer.name: (layer.size, layer.size) for layer in found}
+
+
+@pytest.mark.parametrize("family", ["basic", "bottleneck", "dense"])
+def test_a_dropped_branch_is_not_walked(family):
+    model = build(family)
+    name, container = list(branches(model).items())[1]
+    before = layers(model)
+    container.branch = None
+    after = layers(model)
+    assert list(after) == [n for n in before if not n.startswith(f"{name}.branch")]
+    gone = {source for layer in after.values() for source in layer.sources} - after.keys()
+    assert gone == {"image"}
+
+
+def test_gather_concatenates_each_stream_in_order():
+    vectors = {
+        "a": (torch.tensor([1, 2]), torch.tensor([3])),
+        "b": (torch.tensor([4]), torch.tensor([5, 6])),
+    }
+    assert [v.tolist() for v in gather(vectors, ("b", "a"))] == [[4, 1, 2], [5, 6, 3]]
+    assert gather_widths({"a": (2, 1), "b": (10, 20), "c": (7, 7)}, ("b", "a")) == (12, 21)
