@@ -43,23 +43,6 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     return args, options.check_network(parser, "cifar", args)
 
 
-def rejuvenate(run: Run, args: argparse.Namespace) -> None:
-    """The NR step: rebuild the network at its budget and start the train phase."""
-    run.save(f"NR_{args.arch}_before_{args.nr_target:g}.pth.tar")
-    run.seed_rejuvenation()
-    report = nr.rejuvenate(
-        run.network,
-        cross=args.nr_cross,
-        flops=args.nr_flops,
-        image_size=IMAGE_SIZE,
-        from_scratch=args.nr_from_scratch,
-    )
-    run.start_train_phase(report)
-    run.rescale_once()
-    run.save(f"NR_{args.arch}_{args.nr_target:g}.pth.tar")
-    run.save()
-
-
 def main(argv: list[str] | None = None) -> int:
     args, keywords = parse(argv)
     devices = distributed.start(args.gpu_id)
@@ -69,19 +52,26 @@ def main(argv: list[str] | None = None) -> int:
             args.dataset, args.data, devices[0], args.subset, args.workers
         )
     keywords["num_classes"] = len(train_set.classes)
-    run = Run(args, {"family": "cifar", "arch": args.arch, "options": keywords}, devices)
+    spec = {"family": "cifar", "arch": args.arch, "options": keywords}
+    run = Run(args, spec, devices, sparsity=args.nr_sparsity)
     share = (distributed.rank(), distributed.world())
     test_batches = TestBatches(test_set, args.test_batch, *share)
     if args.evaluate:
-        figures = run.evaluate(test_batches)
-        print(f"Valid Loss: {figures.loss:.4f} | Valid Acc.: {figures.top1:.2f}")
-        return 0
+        return run.print_evaluation(test_batches)
     train_batches = TrainBatches(train_set, args.train_batch, run.state.seed, *share)
 
     # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
     while run.searching:
         if run.state.utilization <= args.nr_target:
-            rejuvenate(run, args)
+            run.before_rejuvenation()
+            report = nr.rejuvenate(
+                run.network,
+                cross=args.nr_cross,
+                flops=args.nr_flops,
+                image_size=IMAGE_SIZE,
+                from_scratch=args.nr_from_scratch,
+            )
+            run.after_rejuvenation(report)
         elif run.state.epoch >= args.nr_max_epochs:
             return run.give_up("--nr-sparsity")
         else:

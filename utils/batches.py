@@ -1,14 +1,14 @@
 """Batches of a CIFAR-size set, augmented and normalised on the device that holds it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.data import IMAGE_SIZE, ImageSet
 from utils.errors import InputError
+from utils.images import IMAGE_SIZE, ImageSet
 from utils.seeding import ORDER, mixed_seed
 
 MEAN = (0.4914, 0.4822, 0.4465)  # of pixels / 255, specification section 8
@@ -48,16 +48,51 @@ def shares(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
     return stretches
 
 
+def train_shares(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
+    """``shares`` without a last batch that has less than 2 images for each process.
+
+    InputError if nothing is left then, or if a batch is smaller than ``world``.
+    """
+    check_batch("--train-batch", batch_size, world)
+    last = count % batch_size
+    kept = count - last if last // world < MIN_SHARE else count
+    if kept == 0:
+        raise InputError(
+            f"{count} training images: a batch on {world} process(es) needs "
+            f"at least {min(batch_size, MIN_SHARE * world)}"
+        )
+    return shares(kept, batch_size, rank, world)
+
+
+def test_shares(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
+    """``shares`` that have an image; InputError if a batch is smaller than ``world``."""
+    check_batch("--test-batch", batch_size, world)
+    stretches = shares(count, batch_size, rank, world)
+    return [share for share in stretches if share.start < share.stop]
+
+
+def check_batch(flag: str, batch_size: int, world: int) -> None:
+    """InputError where a batch does not have an image for each of ``world`` processes."""
+    if batch_size < world:
+        raise InputError(f"{flag} {batch_size}: must be at least {world}, one for each process")
+
+
 class Normaliser:
     """Pixels uint8 [B, 3, H, W] to float32 (pixels / 255 - mean) / std, on ``device``."""
 
-    def __init__(self, device: torch.device | str):
+    def __init__(
+        self,
+        device: torch.device | str,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ):
         self.mean, self.std = (
-            torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD)
+            torch.tensor(values, device=device)[:, None, None] for values in (mean, std)
         )
 
     def __call__(self, pixels: Tensor) -> Tensor:
-        return pixels.float().div_(255).sub_(self.mean).div_(self.std)
+        copied = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return copied.div_(255).sub_(self.mean).div_(self.std)
 
 
 class TrainBatches:
@@ -70,17 +105,8 @@ class TrainBatches:
     """
 
     def __init__(self, images: ImageSet, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        check_batch("--train-batch", batch_size, world)
-        count, last = len(images), len(images) % batch_size
-        if last // world < MIN_SHARE:
-            count -= last
-        if count == 0:
-            raise InputError(
-                f"{len(images)} training images: a batch on {world} process(es) needs "
-                f"at least {min(batch_size, MIN_SHARE * world)}"
-            )
+        self.shares = train_shares(len(images), batch_size, rank, world)
         self.images, self.seed = images, seed
-        self.shares = shares(count, batch_size, rank, world)
         self.normalise = Normaliser(images.images.device)
         padded = F.pad(images.images, (PAD,) * 4)  # [N, 3, 40, 40]
         # Every crop of every image, as a view: [N, 3, top, left, 32, 32].
@@ -110,10 +136,8 @@ class TestBatches:
     """
 
     def __init__(self, images: ImageSet, batch_size: int, rank: int = 0, world: int = 1):
-        check_batch("--test-batch", batch_size, world)
-        stretches = shares(len(images), batch_size, rank, world)
+        self.shares = test_shares(len(images), batch_size, rank, world)
         self.images = images
-        self.shares = [share for share in stretches if share.start < share.stop]
         self.normalise = Normaliser(images.images.device)
 
     def __len__(self) -> int:
@@ -123,9 +147,3 @@ class TestBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for share in self.shares:
             yield self.normalise(self.images.images[share]), self.images.labels[share]
-
-
-def check_batch(flag: str, batch_size: int, world: int) -> None:
-    """InputError where a batch does not have an image for each of ``world`` processes."""
-    if batch_size < world:
-        raise InputError(f"{flag} {batch_size}: must be at least {world}, one for each process")

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,11 +43,28 @@ def save_last(folder: Path, payload: dict) -> None:
     """Write checkpoint.pth.tar, keeping the one before it as checkpoint.prev.pth.tar."""
     last, previous = folder / LAST, folder / PREVIOUS
     if last.exists():
-        link = folder / f".{PREVIOUS}.tmp"
-        link.unlink(missing_ok=True)
-        os.link(last, link)
-        os.replace(link, previous)
+        keep_as(last, previous)
     save(last, payload)
+
+
+def keep_as(path: Path, name: Path) -> None:
+    """Make ``name`` the same file as ``path``: a hard link, or a copy where there are none.
+
+    Raises InputError naming ``name``, which is then as it was.
+    """
+    link = name.with_name(f".{name.name}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:
+            write_atomically(name, path.read_bytes())
+        else:
+            os.replace(link, name)
+    except OSError as error:
+        with suppress(OSError):
+            link.unlink(missing_ok=True)
+        raise InputError(f"{name}: could not be written: {error.strerror}") from error
 
 
 def seal(archive: bytes) -> bytes:

@@ -1,5 +1,10 @@
-"""The one kind of error that a user can cause."""
+"""The one kind of error that a user can cause, and other errors in one line."""
 
 
 class InputError(Exception):
     """Bad input: the scripts print it as one line and exit 1."""
+
+
+def one_line(error: Exception) -> str:
+    """The message of ``error`` without line breaks, its type where it has no message."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -50,7 +50,9 @@ class Display:
         self.start = self.shown = time.perf_counter()
         self.data_seconds = 0.0
         self.terminal = sys.stdout.isatty()
-        self.bar = Bar("Processing", max=batches, index=first) if self.terminal else None
+        self.bar = (
+            Bar("Processing", max=batches, index=first, file=sys.stdout) if self.terminal else None
+        )
 
     def due(self, batch: int) -> bool:
         """Whether it is time to show ``batch`` (the last one always is)."""

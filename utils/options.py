@@ -224,4 +224,6 @@ def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.N
     except ValueError as error:
         flag = str(error).replace("_rate", "Rate", 1)
         parser.error(f"--{flag}")
+    except RuntimeError as error:
+        parser.error(f"--width-mult, --growthRate: no such network: {str(error).splitlines()[0]}")
     return keywords

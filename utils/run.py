@@ -1,11 +1,12 @@
 """One run: its network, its state and its folder. The same for both scripts."""
 
+import itertools
 import random
 import shutil
 import sys
 import time
 from argparse import Namespace
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -23,53 +24,30 @@ from utils.meters import Figures
 from utils.options import NO_REJUVENATION
 from utils.seeding import EPOCH, NETWORK, REJUVENATION, seed_generators
 from utils.signals import Stopped, StopRequest
+from utils.state import RunState
 
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
-IDENTITY = ("dataset", "subset", "manualSeed", "image_size")
+IDENTITY = ("dataset", "subset", "image_size")
 GAVE_UP = 3  # exit status of a search that never reached its target
 FILES = ("*.pth.tar", "log.txt", "*.png")  # what a run leaves in its folder
-
-
-@dataclass
-class RunState:
-    """Where a run stands; saved and restored whole. Plain types only.
-
-    ``epoch``: the next one, from the start of the run; ``search_epochs``: 0 until rejuvenation;
-    ``utilization``: the last measured, 1 before the first; ``seconds``: spent on the epoch in
-    progress; ``rows``: of log.txt; ``live``: prunable layer -> live fraction of its outputs, a
-    dict for each search epoch; ``widths``: (layer, before, survived, after) output channels.
-    """
-
-    phase: str
-    seed: int
-    epoch: int = 0
-    search_epochs: int = 0
-    sparsity: float = 0.0
-    utilization: float = 1.0
-    acc: float = 0.0
-    best_acc: float = 0.0
-    rescaled: bool = False
-    seconds: float = 0.0
-    rows: list[dict] = field(default_factory=list)
-    live: list[dict] = field(default_factory=list)
-    widths: list[list] = field(default_factory=list)
 
 
 class Run:
     """The network in training and everything that a checkpoint holds.
 
     ``spec``: family, arch and options of the network, which is built here or, with --resume,
-    rebuilt from the checkpoint. Raises InputError for a checkpoint that does not fit.
+    rebuilt from the checkpoint; ``sparsity``: λ of a fresh run's search. Raises InputError for a
+    checkpoint that does not fit.
     """
 
-    def __init__(self, args: Namespace, spec: dict, devices: list[torch.device]):
+    def __init__(self, args: Namespace, spec: dict, devices: list[torch.device], sparsity: float):
         self.args, self.spec, self.devices = args, spec, devices
         self.folder = Path(args.checkpoint)
         self.stop = StopRequest()
         self.partial: Tensor | None = None  # figures of the finished batches of an epoch
         path = self._checkpoint_to_resume()
         if path is None:
-            self._begin()
+            self._begin(sparsity)
         else:
             self._resume(path)
         if distributed.is_main() and not args.evaluate:
@@ -89,23 +67,24 @@ class Run:
         print(f"==> Nothing to resume in {self.folder}: a fresh run")
         return None
 
-    def _begin(self) -> None:
+    def _begin(self, sparsity: float) -> None:
         args = self.args
         seed = args.manualSeed
         if seed is None:
             seed = distributed.same_everywhere(random.SystemRandom().randrange(2**31))
             print(f"==> Seed: {seed} (--manualSeed)")
-        phase = "train" if args.nr_target >= NO_REJUVENATION else "search"
-        self.state = RunState(phase=phase, seed=seed, epoch=args.start_epoch)
+        self.state = RunState("search", seed, epoch=args.start_epoch, sparsity=sparsity)
+        if args.nr_target >= NO_REJUVENATION:
+            self.state.phase, self.state.sparsity = "train", 0.0
         seed_generators(seed, NETWORK)
         self.use(models.build(self.spec["family"], self.spec["arch"], **self.spec["options"]))
 
     def _resume(self, path: Path) -> None:
         print(f"==> Resuming from {path}")
         payload = checkpoint.read(path)
-        self._check_identity(path, payload)
-        network = checkpoint.network(payload, path)
         try:
+            self._check_identity(path, payload)
+            network = checkpoint.network(payload, path)
             self.state = RunState(**payload["run"])
             self.use(network)
             groups = self.optimizer.state_dict()["param_groups"]
@@ -121,9 +100,13 @@ class Run:
             raise InputError(f"{path}: holds {payload['network']}, but the flags say {self.spec}")
         if self.args.evaluate:
             return
-        for name in IDENTITY:
-            was, now = payload["args"].get(name), getattr(self.args, name, None)
-            if was != now and (name != "manualSeed" or now is not None):
+        identity = [
+            (name, payload["args"].get(name), getattr(self.args, name, None)) for name in IDENTITY
+        ]
+        if self.args.manualSeed is not None:
+            identity.append(("manualSeed", payload["run"]["seed"], self.args.manualSeed))
+        for name, was, now in identity:
+            if was != now:
                 raise InputError(f"{path}: was trained with {name} {was}, but the flags say {now}")
         same_batches = payload["args"].get("train_batch") == self.args.train_batch
         if payload["partial"] is not None and not same_batches:
@@ -140,8 +123,8 @@ class Run:
             return
         old = [path for pattern in FILES for path in self.folder.glob(pattern)]
         if old:
-            number = 1 + sum(1 for _ in self.folder.glob("earlier-*"))
-            aside = self.folder / f"earlier-{number}"
+            names = (self.folder / f"earlier-{number}" for number in itertools.count(1))
+            aside = next(name for name in names if not name.exists())
             aside.mkdir()
             for path in old:
                 shutil.move(path, aside)
@@ -169,12 +152,13 @@ class Run:
         """The next epoch, counted from the start of its phase."""
         return self.state.epoch - self.state.search_epochs
 
-    def seed_rejuvenation(self) -> None:
-        """Make the rejuvenated weights a function of the run's seed."""
+    def before_rejuvenation(self) -> None:
+        """Save the network, and make its rejuvenated weights a function of the run's seed."""
+        self.save(f"NR_{self.spec['arch']}_before_{self.args.nr_target:g}.pth.tar")
         seed_generators(self.state.seed, REJUVENATION)
 
-    def start_train_phase(self, report: Report) -> None:
-        """From the search to the train phase: λ = 0, both clocks at 0, a fresh optimizer."""
+    def after_rejuvenation(self, report: Report) -> None:
+        """From the search to the train phase: λ = 0, the clock at 0, a fresh optimizer."""
         state = self.state
         state.phase, state.search_epochs, state.sparsity = "train", state.epoch, 0.0
         state.widths = [[c.name, c.before[1], c.survived[1], c.after[1]] for c in report.layers]
@@ -183,6 +167,9 @@ class Run:
             print(f"| Rejuvenation | input {a} -> {b} | output {c} -> {d}")
         print(f"| Expansion {report.expansion:.4f}, {nr.count_params(self.network):,} parameters")
         self.use(self.network)
+        self.rescale_once()
+        self.save(f"NR_{self.spec['arch']}_{self.args.nr_target:g}.pth.tar")
+        self.save()
 
     def rescale_once(self) -> None:
         """NR-BR at the start of the train phase, unless this network has had it."""
@@ -267,8 +254,14 @@ class Run:
         state.epoch, state.acc, state.seconds = state.epoch + 1, test.top1, 0.0
         state.utilization = usage.ratio
 
-    def evaluate(self, test_batches) -> Figures:
-        return evaluate(self.model, test_batches, self.args.amp, self.stop)
+    def print_evaluation(self, test_batches) -> int:
+        """Evaluate and print; returns the exit status."""
+        figures = evaluate(self.model, test_batches, self.args.amp, self.stop)
+        print(
+            f"Valid Loss: {figures.loss:.4f} | Valid Acc.: {figures.top1:.2f}"
+            f" | Valid 5 Acc.: {figures.top5:.2f}"
+        )
+        return 0
 
     # Files.
 

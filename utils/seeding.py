@@ -1,5 +1,6 @@
 """Seeds as functions of where a run stands."""
 
+import hashlib
 import random
 
 import numpy as np
@@ -10,7 +11,9 @@ NETWORK, REJUVENATION, EPOCH, ORDER = range(4)  # what a derived seed is for
 
 def mixed_seed(*parts: int) -> int:
     """One 64-bit seed from several numbers, such as (run seed, purpose, epoch)."""
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+    return int.from_bytes(
+        hashlib.sha256(repr([int(part) for part in parts]).encode()).digest()[:8], "little"
+    )
 
 
 def seed_generators(*parts: int) -> None:

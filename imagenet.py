@@ -1,0 +1,106 @@
+"""Neural Rejuvenation on ImageNet-size images (Qiao, Lin, Zhang, Yuille, CVPR 2019).
+
+As in cifar.py: search phase, rejuvenation, train phase. Here λ grows by itself: after each search
+epoch in which utilization hardly fell it is raised by --nr-increase-step.
+"""
+
+import argparse
+import sys
+
+import nr
+from models.imagenet import ALIASES
+from utils import distributed, options
+from utils.imagenet import TestBatches, TrainBatches, load_imagenet, make_synthetic
+from utils.run import Run
+from utils.script import exit_status
+
+
+def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
+    """The flags, checked, and the builder options that they mean."""
+    parser = options.shared_parser(
+        "imagenet",
+        "Train an ImageNet network with Neural Rejuvenation.",
+        arch="resnet18_nr",
+        epochs=90,
+        schedule=[30, 60],
+        train_batch=256,
+        workers=8,
+        nr_target=0.5,
+        nr_cross="attention",
+    )
+    add = parser.add_argument_group("imagenet").add_argument
+    add("-d", "--data", metavar="DIR", help="folder with train/<class>/* and val/<class>/*")
+    add("--synthetic", action="store_true", help="made images (--subset of them), no --data")
+    add("--image-size", type=options.positive_int, default=224, help="pixels, H = W")
+    add("--nr-sparsity-start", type=options.real(0), default=0.0, help="λ at first")
+    add("--nr-increase-step", type=options.real(0), default=5e-5, help="by which λ grows")
+    add(
+        "--nr-increase-thres",
+        type=options.real(0, 1),
+        default=0.01,
+        help="λ grows after an epoch in which utilization fell by less than this",
+    )
+    args = parser.parse_args(argv)
+    if (args.data is None) != args.synthetic:
+        parser.error("either --data DIR or --synthetic is needed")
+    args.arch = ALIASES.get(args.arch, args.arch)
+    options.check(parser, args)
+    return args, options.check_network(parser, "imagenet", args)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args, keywords = parse(argv)
+    devices = distributed.start(args.gpu_id)
+
+    if args.synthetic:
+        train_set, val_set = make_synthetic(args.image_size, args.subset)
+    else:
+        train_set, val_set = load_imagenet(args.data, args.image_size, args.subset)
+    keywords["num_classes"] = len(train_set.classes)
+    spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
+    run = Run(args, spec, devices, sparsity=args.nr_sparsity_start)
+    place = (args.workers, devices[0], distributed.rank(), distributed.world())
+    val_batches = TestBatches(val_set, args.test_batch, *place)
+    if args.evaluate:
+        return run.print_evaluation(val_batches)
+    train_batches = TrainBatches(train_set, args.train_batch, run.state.seed, *place)
+
+    # Search phase: penalise the scales, harder and harder, until enough of the network is dead.
+    while run.searching:
+        before = run.state.utilization
+        if before <= args.nr_target:
+            run.before_rejuvenation()
+            report = nr.rejuvenate(
+                run.network,
+                cross=args.nr_cross,
+                flops=args.nr_flops,
+                image_size=args.image_size,
+                from_scratch=args.nr_from_scratch,
+            )
+            run.after_rejuvenation(report)
+        elif run.state.epoch >= args.nr_max_epochs:
+            return run.give_up("--nr-increase-step")
+        else:
+            run.epoch(train_batches, val_batches)
+            run.state.sparsity = nr.grow_sparsity(
+                run.state.sparsity,
+                before,
+                run.state.utilization,
+                threshold=args.nr_increase_thres,
+                step=args.nr_increase_step,
+            )
+            run.save()
+    if args.nr_compress_only:
+        return 0
+
+    # Train phase: both streams together, on a schedule that starts again.
+    run.rescale_once()
+    while run.phase_epoch < args.epochs:
+        run.epoch(train_batches, val_batches)
+        run.save()
+    print(f"\nBest acc: {run.state.best_acc:.2f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))
