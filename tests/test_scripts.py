@@ -17,8 +17,8 @@ from utils.logger import read_log
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 SMALL = (
-    "-d synthetic --subset 200 -a vgg11_bn --width-mult 0.1 --train-batch 10 --epochs 3"
-    " --schedule 2 --gamma 0.5 --nr-sparsity 0.01 --nr-target 0.5 --nr-max-epochs 9 --manualSeed 1"
+    "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 3"
+    " --schedule 2 --gamma 0.5 --nr-sparsity 0.04 --nr-target 0.7 --nr-max-epochs 15 --manualSeed 1"
 )
 COLUMNS = ["Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc."]
 NR_COLUMNS = ["Phase", "Utilization", "Sparsity", "Params", "Seconds"]
@@ -71,8 +71,8 @@ def test_files(straight):
         "checkpoint.pth.tar",
         "checkpoint.prev.pth.tar",
         "model_best.pth.tar",
-        "NR_vgg11_bn_before_0.5.pth.tar",
-        "NR_vgg11_bn_0.5.pth.tar",
+        "NR_resnet_before_0.7.pth.tar",
+        "NR_resnet_0.7.pth.tar",
         "curves.png",
         "utilization.png",
         "widths.png",
@@ -87,9 +87,9 @@ def test_log(straight):
     train = [row for row in rows if row["Phase"] == "train"]
     assert rows == search + train
     assert len(search) >= 2 and len(train) == 3
-    assert all(row["Utilization"] > 0.5 for row in search[:-1])
-    assert search[-1]["Utilization"] <= 0.5
-    assert {row["Sparsity"] for row in search} == {0.01}
+    assert all(row["Utilization"] > 0.7 for row in search[:-1])
+    assert search[-1]["Utilization"] <= 0.7
+    assert {row["Sparsity"] for row in search} == {0.04}
     assert {row["Sparsity"] for row in train} == {0}
     assert [row["Learning Rate"] for row in train] == [0.1, 0.1, 0.05]
     assert [row["Learning Rate"] for row in search][:3] == [0.1, 0.1, 0.05]
@@ -103,9 +103,8 @@ def test_screen(straight):
     changes = re.findall(
         r"\| Rejuvenation \| input (\d+) -> (\d+) \| output (\d+) -> (\d+)", screen
     )
-    assert len(changes) == 8
-    assert changes[0][:2] == ("3", "3")
-    assert [c[3] for c in changes[:-1]] == [c[1] for c in changes[1:]]
+    assert len(changes) == 9  # the stem, two in each of three blocks, two downsamples
+    assert changes[0][:3] == ("3", "3", "4")
     best = float(re.search(r"Best acc: ([\d.]+)", screen)[1])
     rows = read_log(straight[0] / "log.txt")
     assert best == max(row["Valid Acc."] for row in rows if row["Phase"] == "train")
@@ -115,8 +114,8 @@ def test_checkpoints(straight):
     before, after, last = (
         load(straight[0] / name)
         for name in (
-            "NR_vgg11_bn_before_0.5.pth.tar",
-            "NR_vgg11_bn_0.5.pth.tar",
+            "NR_resnet_before_0.7.pth.tar",
+            "NR_resnet_0.7.pth.tar",
             "checkpoint.pth.tar",
         )
     )
@@ -169,7 +168,7 @@ def test_interrupted_and_resumed_equals_straight(signum, moment, straight, tmp_p
 def test_compress_only_then_resume_equals_one_step(straight, tmp_path):
     run(SMALL + " --nr-compress-only", tmp_path)
     assert not (tmp_path / "model_best.pth.tar").exists()
-    run(SMALL + f" --resume {tmp_path / 'NR_vgg11_bn_0.5.pth.tar'}", tmp_path)
+    run(SMALL + f" --resume {tmp_path / 'NR_resnet_0.7.pth.tar'}", tmp_path)
     assert_same_run(tmp_path, straight[0])
 
 
@@ -177,10 +176,10 @@ def test_rescaling_in_one_step_and_in_two(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run(SMALL + " --nr-bn-target 0.4", one)
     run(SMALL + " --nr-compress-only", two)
-    resumed = SMALL + f" --nr-bn-target 0.4 --resume {two / 'NR_vgg11_bn_0.5.pth.tar'}"
+    resumed = SMALL + f" --nr-bn-target 0.4 --resume {two / 'NR_resnet_0.7.pth.tar'}"
     assert "Rescaled" in run(resumed, two).stdout
     assert_same_run(one, two)
-    again = SMALL + f" --nr-bn-target 0.4 --resume {one / 'NR_vgg11_bn_0.5.pth.tar'}"
+    again = SMALL + f" --nr-bn-target 0.4 --resume {one / 'NR_resnet_0.7.pth.tar'}"
     assert "Rescaled" not in run(again, tmp_path / "three").stdout
     assert_same_run(one, tmp_path / "three")
 

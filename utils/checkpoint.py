@@ -39,12 +39,21 @@ def save(path: Path, payload: dict) -> None:
     write_atomically(path, seal(buffer.getvalue()))
 
 
-def save_last(folder: Path, payload: dict) -> None:
-    """Write checkpoint.pth.tar, keeping the one before it as checkpoint.prev.pth.tar."""
-    last, previous = folder / LAST, folder / PREVIOUS
+def save_last(folder: Path, payload: dict, best: bool = False) -> None:
+    """Write checkpoint.pth.tar, keeping the one before it as checkpoint.prev.pth.tar.
+
+    ``best``: write model_best.pth.tar as well, and first: a run that is killed between the two
+    goes on before this epoch, and writes it again.
+    """
+    last = folder / LAST
+    if best:
+        save(folder / BEST, payload)
     if last.exists():
-        keep_as(last, previous)
-    save(last, payload)
+        keep_as(last, folder / PREVIOUS)
+    if best:
+        keep_as(folder / BEST, last)
+    else:
+        save(last, payload)
 
 
 def keep_as(path: Path, name: Path) -> None:

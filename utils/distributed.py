@@ -1,6 +1,7 @@
 """Devices and processes: one CPU, one GPU, DataParallel, or torchrun."""
 
 import functools
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -8,9 +9,10 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from utils.errors import InputError
+from utils.syncbn import synchronise_batch_norm
 
 
 def launched() -> bool:
@@ -70,20 +72,21 @@ def main_first() -> Iterator[None]:
 def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
     """The network as it is trained: wrapped for several processes or several devices."""
     if dist.is_initialized():
+        synchronise_batch_norm(network, devices[0])
         ids = [devices[0]] if devices[0].type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, device_ids=ids)
+        # Synchronised batch norm keeps the running statistics equal, so they are not sent round.
+        return nn.parallel.DistributedDataParallel(network, ids, broadcast_buffers=False)
     if len(devices) > 1:
         return nn.DataParallel(network, devices)
     return network
 
 
-def stop() -> None:
-    """Leave the process group."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def local(model: nn.Module) -> nn.Module:
+    """For evaluation, where processes may have different numbers of batches: no wrapper."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
-def total(figures: torch.Tensor) -> torch.Tensor:
+def total(figures: Tensor) -> Tensor:
     """The sum of ``figures`` over all processes."""
     if dist.is_initialized():
         figures = figures.clone()
@@ -92,12 +95,39 @@ def total(figures: torch.Tensor) -> torch.Tensor:
 
 
 def largest(number: int) -> int:
-    """The largest of one small host-side number per process."""
+    """The largest of one host-side number per process."""
     if not dist.is_initialized():
         return number
     agreed = torch.tensor(number)
     dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_host_group())
     return int(agreed)
+
+
+def gathered(value: object) -> list:
+    """A plain value of every process, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value, group=_host_group())
+    return values
+
+
+def copy_from_main(network: nn.Module) -> None:
+    """Give every process rank 0's parameters and buffers."""
+    if dist.is_initialized():
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def check_equal(network: nn.Module) -> None:
+    """Raise RuntimeError unless all processes hold the same network, by a hash of its tensors."""
+    if dist.is_initialized():
+        digest = hashlib.sha256()
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        if len(set(gathered(digest.hexdigest()))) > 1:
+            raise RuntimeError("the processes hold different networks")
 
 
 @functools.cache
@@ -106,10 +136,7 @@ def _host_group() -> dist.ProcessGroup:
     return dist.new_group(backend="gloo")
 
 
-def same_everywhere(number: int) -> int:
-    """Rank 0's number, in every process."""
-    if not dist.is_initialized():
-        return number
-    agreed = torch.tensor(number)
-    dist.broadcast(agreed, 0, group=_host_group())
-    return int(agreed)
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

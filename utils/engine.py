@@ -58,7 +58,7 @@ def train_epoch(
             _refuse_non_finite(sums[:count], epoch, optimizer.param_groups[0]["lr"])
             display.show(count, sums[:count].sum(dim=0))
         if signum:
-            raise Stopped(signum, sums[:count].cpu())
+            raise Stopped(signum, sums[:count])
     return sums
 
 
@@ -68,7 +68,7 @@ def evaluate(model: nn.Module, batches, amp: bool, stop: StopRequest) -> Figures
 
     Raises Stopped after a signal, and InputError for a loss that is not finite.
     """
-    model.eval()
+    model = distributed.local(model).eval()
     sums = _allocate(model, len(batches))
     display = Display("Evaluating", len(batches))
     for count, (images, labels) in enumerate(_timed(batches, display), start=1):

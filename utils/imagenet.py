@@ -5,6 +5,7 @@ Specification section 8. The batches are used as those of ``utils.batches``.
 
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torchvision.transforms import v2
 
 from utils.batches import Normaliser, test_shares, train_shares
@@ -24,7 +25,6 @@ from utils.data import SUBSET_TEST, balanced_order
 from utils.errors import InputError, one_line
 from utils.folder import Listing, list_splits, open_image
 from utils.seeding import ORDER, mixed_seed
-from utils.signals import SIGNALS
 
 SPLITS = ("train", "val")  # folders, section 8
 MEAN = (0.485, 0.456, 0.406)  # of pixels / 255, the usual ones of ImageNet
@@ -61,7 +61,8 @@ class Photographs:
     def image(self, index: int) -> Image.Image:
         """One image, RGB, of its own size; InputError if it is broken."""
         with open_image(os.fsdecode(self.files[index])) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -150,13 +151,18 @@ def resized(image_size: int) -> int:
 
 
 def train_transform(image_size: int) -> v2.Compose:
-    """A random crop, resized, and flipped at random."""
-    return v2.Compose([v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()])
+    """From an RGB image to uint8 [3, s, s]: a random crop, resized, and flipped at random.
+
+    As a tensor it is resized faster, to pixel values at most 1 away from those of an image.
+    """
+    return v2.Compose(
+        [v2.PILToTensor(), v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
+    )
 
 
 def test_transform(image_size: int) -> v2.Compose:
-    """The centre of the resized image."""
-    return v2.Compose([v2.Resize(resized(image_size)), v2.CenterCrop(image_size)])
+    """From an RGB image to uint8 [3, s, s]: the centre of the resized image."""
+    return v2.Compose([v2.Resize(resized(image_size)), v2.CenterCrop(image_size), v2.PILToTensor()])
 
 
 @contextmanager
@@ -184,21 +190,18 @@ class Decoder:
         self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, request: Request) -> tuple[Tensor, Tensor] | str:
-        """Pixels uint8 [B, s, s, 3], labels int64 [B]; for a broken image the error's message.
+        """Pixels uint8 [B, 3, s, s], labels int64 [B]; for a broken image the error's message.
 
         As an exception it would reach the other process wrapped in a traceback.
         """
-        size = self.images.image_size
-        pixels = np.empty((len(request.index), size, size, 3), np.uint8)
         try:
-            for position, index in enumerate(request.index.tolist()):
-                pixels[position] = self.decode(request.epoch, index)
+            pixels = [self.decode(request.epoch, index) for index in request.index.tolist()]
         except InputError as error:
             return str(error)
-        return torch.from_numpy(pixels), self.images.labels[request.index]
+        return default_collate(pixels), self.images.labels[request.index]
 
-    def decode(self, epoch: int, index: int) -> Image.Image:
-        """One image, RGB s x s: a function of the seed, the epoch and its place in the set."""
+    def decode(self, epoch: int, index: int) -> Tensor:
+        """One image, uint8 [3, s, s]: a function of the seed, the epoch and its index."""
         image = self.images.image(index)
         # From 1: numpy's seeds ignore trailing zeros, and (seed, ORDER, epoch) is the order's.
         with drawing_from(mixed_seed(self.seed, ORDER, epoch, index + 1)):
@@ -206,10 +209,22 @@ class Decoder:
 
 
 def start_worker(number: int) -> None:
-    """Leave the stop signals to the main process, and silence PIL, for example on odd EXIF."""
-    for signum in SIGNALS:
-        signal.signal(signum, signal.SIG_IGN)
+    """Leave the stop signals to the main process, and silence PIL, for example on odd EXIF.
+
+    A signal sent to all processes of a run must not take the workers from under its last batch.
+    """
     warnings.filterwarnings("ignore", module="PIL")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """End this process at a SIGTERM of the one that started it, not at anyone else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class Pipeline:
@@ -242,7 +257,7 @@ class Pipeline:
                 if isinstance(batch, str):
                     raise InputError(batch)
                 pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
-                yield self.normalise(pixels.permute(0, 3, 1, 2)), labels
+                yield self.normalise(pixels), labels
         except RuntimeError as error:
             if str(error).startswith("DataLoader worker"):
                 raise InputError(f"--workers {self.workers}: {one_line(error)}") from error

@@ -17,6 +17,7 @@ import nr
 from nr.layers import Network
 from nr.rejuvenation import Report
 from utils import checkpoint, distributed, plots
+from utils.compiler import compile_network
 from utils.engine import evaluate, step_lr, train_epoch
 from utils.errors import InputError
 from utils.logger import write_log
@@ -45,6 +46,7 @@ class Run:
         self.folder = Path(args.checkpoint)
         self.stop = StopRequest()
         self.partial: Tensor | None = None  # figures of the finished batches of an epoch
+        self.improved = False  # whether the last epoch is the best of the train phase, unsaved
         path = self._checkpoint_to_resume()
         if path is None:
             self._begin(sparsity)
@@ -71,7 +73,7 @@ class Run:
         args = self.args
         seed = args.manualSeed
         if seed is None:
-            seed = distributed.same_everywhere(random.SystemRandom().randrange(2**31))
+            seed = distributed.gathered(random.SystemRandom().randrange(2**31))[0]
             print(f"==> Seed: {seed} (--manualSeed)")
         self.state = RunState("search", seed, epoch=args.start_epoch, sparsity=sparsity)
         if args.nr_target >= NO_REJUVENATION:
@@ -89,10 +91,19 @@ class Run:
             self.use(network)
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict(payload["optimizer"] | {"param_groups": groups})
-            self.partial = payload["partial"]
-            checkpoint.set_rng_state(payload["rng"])
+            self._resume_epoch(payload)
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise InputError(f"{path}: its state cannot be restored: {error}") from error
+
+    def _resume_epoch(self, payload: dict) -> None:
+        """Go on inside an epoch: its figures, kept by rank 0, and each process's generators."""
+        self.partial, rank = payload["partial"], distributed.rank()
+        if self.partial is not None and rank > 0:
+            self.partial = torch.zeros_like(self.partial)
+        if rank < len(payload["rng"]):
+            checkpoint.set_rng_state(payload["rng"][rank])
+        elif self.partial is not None:
+            seed_generators(self.state.seed, EPOCH, self.state.epoch, rank, len(self.partial))
 
     def _check_identity(self, path: Path, payload: dict) -> None:
         """Refuse a checkpoint of another network, and, for training, of other data or seed."""
@@ -137,7 +148,7 @@ class Run:
         args = self.args
         self.network = network.to(self.devices[0])
         if args.compile:
-            self.network.compile()
+            compile_network(self.network, self.devices[0])
         self.model = distributed.parallel(self.network, self.devices)
         self.optimizer = nr.SGD(
             self.network, args.lr, momentum=args.momentum, weight_decay=args.weight_decay
@@ -155,6 +166,7 @@ class Run:
     def before_rejuvenation(self) -> None:
         """Save the network, and make its rejuvenated weights a function of the run's seed."""
         self.save(f"NR_{self.spec['arch']}_before_{self.args.nr_target:g}.pth.tar")
+        distributed.copy_from_main(self.network)
         seed_generators(self.state.seed, REJUVENATION)
 
     def after_rejuvenation(self, report: Report) -> None:
@@ -167,6 +179,7 @@ class Run:
             print(f"| Rejuvenation | input {a} -> {b} | output {c} -> {d}")
         print(f"| Expansion {report.expansion:.4f}, {nr.count_params(self.network):,} parameters")
         self.use(self.network)
+        distributed.check_equal(self.network)
         self.rescale_once()
         self.save(f"NR_{self.spec['arch']}_{self.args.nr_target:g}.pth.tar")
         self.save()
@@ -219,7 +232,8 @@ class Run:
             train = Figures.of(distributed.total(self.partial.sum(dim=0)))
             test = evaluate(self.model, test_batches, args.amp, self.stop)
         except Stopped as stopped:
-            self.partial = self.partial if stopped.sums is None else stopped.sums
+            sums = self.partial if stopped.sums is None else stopped.sums
+            self.partial = distributed.total(sums).cpu()
             state.seconds += time.perf_counter() - start
             self.save()
             raise
@@ -248,11 +262,13 @@ class Run:
                 "Seconds": seconds,
             }
         )
+        if not self.searching and test.top1 > state.best_acc:
+            state.best_acc, self.improved = test.top1, True
         if self.searching:
             live = {r.name: r.live_out / r.out_channels for r in usage.layers if not r.fixed}
             state.live.append(live)
         state.epoch, state.acc, state.seconds = state.epoch + 1, test.top1, 0.0
-        state.utilization = usage.ratio
+        state.utilization = distributed.gathered(usage.ratio)[0]
 
     def print_evaluation(self, test_batches) -> int:
         """Evaluate and print; returns the exit status."""
@@ -267,20 +283,14 @@ class Run:
 
     def save(self, name: str | None = None) -> None:
         """Write checkpoint ``name``, or, without one, everything that an epoch leaves behind."""
+        payload = self._payload()
         if not distributed.is_main():
             return
         if name is not None:
-            checkpoint.save(self.folder / name, self._payload())
+            checkpoint.save(self.folder / name, payload)
             return
-        state = self.state
-        trained = not self.searching and self.phase_epoch > 0 and self.partial is None
-        best = trained and state.acc > state.best_acc
-        if best:
-            state.best_acc = state.acc
-        payload = self._payload()
-        if best:
-            checkpoint.save(self.folder / checkpoint.BEST, payload)
-        checkpoint.save_last(self.folder, payload)
+        checkpoint.save_last(self.folder, payload, best=self.improved)
+        self.improved = False
         self.draw()
 
     def draw(self) -> None:
@@ -313,5 +323,5 @@ class Run:
             "run": asdict(state),
             "partial": self.partial,
             "args": vars(self.args),
-            "rng": checkpoint.rng_state(),
+            "rng": distributed.gathered(checkpoint.rng_state()),
         }
