@@ -14,6 +14,8 @@ from utils.imagenet import TestBatches, TrainBatches, load_imagenet, make_synthe
 from utils.run import Run
 from utils.script import exit_status
 
+LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times
+
 
 def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     """The flags, checked, and the builder options that they mean."""
@@ -43,6 +45,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     args = parser.parse_args(argv)
     if (args.data is None) != args.synthetic:
         parser.error("either --data DIR or --synthetic is needed")
+    if args.image_size < LEAST_IMAGE_SIZE:
+        parser.error(f"--image-size {args.image_size}: at least {LEAST_IMAGE_SIZE} are needed")
     args.arch = ALIASES.get(args.arch, args.arch)
     options.check(parser, args)
     return args, options.check_network(parser, "imagenet", args)

@@ -426,6 +426,16 @@ def test_the_last_one_keeps_the_one_before_it(tmp_path):
     assert names(tmp_path) == [previous.name, last.name]
 
 
+def test_the_best_one_is_the_last_one_until_the_next(tmp_path):
+    names = ("checkpoint.prev.pth.tar", "checkpoint.pth.tar", "model_best.pth.tar")
+    paths = [tmp_path / name for name in names]
+    seen = []
+    for epoch, best in enumerate([True, True, False, False]):
+        checkpoint.save_last(tmp_path, small(epoch=epoch), best=best)
+        seen.append([checkpoint.read(path)["epoch"] if path.exists() else None for path in paths])
+    assert seen == [[None, 0, 0], [0, 1, 1], [1, 2, 1], [2, 3, 1]]
+
+
 def test_a_left_over_link_of_a_killed_run_does_not_matter(tmp_path):
     (tmp_path / ".checkpoint.prev.pth.tar.tmp").write_bytes(b"left over")
     (tmp_path / ".checkpoint.pth.tar.tmp").write_bytes(b"left over")
@@ -450,6 +460,21 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, seeds):
     assert (tmp_path / "checkpoint.pth.tar").read_bytes() == last
     assert checkpoint.read(tmp_path / "checkpoint.prev.pth.tar")["epoch"] == seeds - 1
     assert names(tmp_path) == ["checkpoint.prev.pth.tar", "checkpoint.pth.tar"]
+
+
+def test_after_a_full_disk_nothing_is_left_over(monkeypatch, tmp_path):
+    """The failure leaves last and previous as one file; the next save links it once more."""
+    checkpoint.save_last(tmp_path, small())
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", raise_input_error)
+        with pytest.raises(InputError):
+            checkpoint.save_last(tmp_path, small(epoch=1))
+    checkpoint.save_last(tmp_path, small(epoch=2))
+    assert names(tmp_path) == ["checkpoint.prev.pth.tar", "checkpoint.pth.tar"]
+
+
+def raise_input_error(*_: object) -> None:
+    raise InputError("full")
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -518,8 +543,11 @@ def test_the_stream_is_that_of_the_moment_of_saving(path):
     assert drawn() == expected
 
 
-def test_generators_of_gpus_that_are_not_here_are_left_out():
+def test_generators_of_gpus_are_put_back_only_where_as_many_are_here(monkeypatch):
+    put_back = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", put_back.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     state = checkpoint.rng_state()
-    count = torch.cuda.device_count()
-    checkpoint.set_rng_state(state | {"cuda": [torch.get_rng_state()] * (count + 1)})
-    assert len(state["cuda"]) == count
+    for count in range(4):
+        checkpoint.set_rng_state(state | {"cuda": [state["torch"]] * count})
+    assert [len(states) for states in put_back] == [2]

@@ -1,5 +1,6 @@
 """utils.distributed in one process: devices, gpu ids, and a gloo group of one."""
 
+import copy
 import os
 import socket
 import sys
@@ -9,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.helpers import same_tensors
 from utils import distributed
 from utils.errors import InputError
 
@@ -103,7 +105,7 @@ def test_alone_everything_agrees_with_itself():
     figures = torch.tensor([1.0, 2.5])
     assert distributed.total(figures).tolist() == [1.0, 2.5]
     assert [distributed.largest(n) for n in (0, 15)] == [0, 15]
-    assert distributed.same_everywhere(2**31 - 1) == 2**31 - 1
+    assert distributed.gathered({"seed": 2**31 - 1}) == [{"seed": 2**31 - 1}]
     distributed.stop()  # without a group: nothing to leave
     assert not dist.is_initialized()
 
@@ -127,7 +129,7 @@ def test_what_a_group_of_one_agrees_on(group):
     assert summed.tolist() == [1.0, 2.5]
     assert summed.data_ptr() != figures.data_ptr()  # all_reduce works in place, on a copy
     assert [distributed.largest(n) for n in (0, 15)] == [0, 15]
-    assert distributed.same_everywhere(2**31 - 1) == 2**31 - 1
+    assert distributed.gathered({"seed": 2**31 - 1}) == [{"seed": 2**31 - 1}]
 
 
 def test_a_group_of_one_does_not_wait_for_itself(group):
@@ -139,7 +141,7 @@ def test_a_group_of_one_does_not_wait_for_itself(group):
 
 
 def test_alone_a_block_for_the_main_process_runs_and_its_errors_pass():
-    with pytest.raises(InputError, match="^no data$"), distributed.main_first():
+    with pytest.raises(InputError, match=r"^no data$"), distributed.main_first():
         raise InputError("no data")
 
 
@@ -151,11 +153,47 @@ def test_a_group_wraps_the_network_for_several_processes(group):
     assert model.module is network
 
 
-def test_the_seed_of_a_run_survives_the_exchange(group):
-    """A seed has 31 bits; a signal number has 5. Both are sent as 64-bit integers."""
+def test_numbers_beyond_32_bits_survive_the_exchange(group):
     distributed.start([0])
-    assert distributed.same_everywhere(2**40 + 1) == 2**40 + 1
+    assert distributed.gathered(2**40 + 1) == [2**40 + 1]
     assert distributed.largest(2**40 + 1) == 2**40 + 1
+
+
+def test_a_network_is_equal_to_itself_and_keeps_its_values(group):
+    distributed.start([0])
+    network = nn.BatchNorm2d(3)
+    before = copy.deepcopy(network.state_dict())
+    distributed.copy_from_main(network)
+    distributed.check_equal(network)
+    assert same_tensors(network.state_dict(), before)
+
+
+def test_processes_with_different_networks_are_noticed(monkeypatch, group):
+    """Another process reports another hash."""
+    distributed.start([0])
+    monkeypatch.setattr(distributed, "gathered", lambda value: [value, "another"])
+    with pytest.raises(RuntimeError, match=r"^the processes hold different networks$"):
+        distributed.check_equal(nn.Linear(2, 2))
+
+
+def test_the_hash_sees_values_and_names(monkeypatch, group):
+    distributed.start([0])
+    hashes = []
+    monkeypatch.setattr(distributed, "gathered", lambda value: hashes.append(value) or [value])
+    first, same, value, name = nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)
+    for other in (same, value, name):
+        other.load_state_dict(first.state_dict())
+    value.weight.data[1, 1] += 1e-6
+    for network in (first, same, value, nn.Sequential(name)):
+        distributed.check_equal(network)
+    assert hashes[0] == hashes[1] and len(set(hashes)) == 3
+
+
+def test_evaluation_takes_the_network_out_of_its_wrapper(group):
+    distributed.start([0])
+    network = nn.Linear(2, 2)
+    assert distributed.local(network) is network
+    assert distributed.local(distributed.parallel(network, [torch.device("cpu")])) is network
 
 
 @pytest.mark.parametrize(

@@ -140,6 +140,7 @@ def test_wrong_depth_names_the_nearest_right_ones(builder, depth, nearest):
     ("builder", "width_mult", "widths"),
     [
         (vgg16_bn, 0.5, [32, 32, 64, 64, *[128] * 3, *[256] * 6]),
+        (vgg16_bn, 0.4, [26, 26, 51, 51, *[102] * 3, *[205] * 6]),  # 25.6, 51.2, 102.4, 204.8
         (vgg16_bn, 1 / 1024, [1] * 13),
         (partial(resnet, depth=8), 0.5, [8, 8, 8, 16, 16, 16, 32, 32, 32]),
         (partial(densenet, depth=10, growth_rate=8), 0.5, [8, 16, 4, 6, 16, 4, 5, 16, 4]),

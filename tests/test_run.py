@@ -422,6 +422,14 @@ def test_a_search_that_gave_up_goes_on_with_more_epochs(epochs, tmp_path):
     assert_same_end(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_target_of_1_never_rejuvenates_a_search_that_gave_up(epochs, tmp_path):
+    """Section 5: at 0.999 or more no NR at all."""
+    go(tmp_path, "--nr-max-epochs 1")
+    with pytest.raises(InputError, match="--nr-target 1"):
+        resume(tmp_path, PLAIN)
+    assert not list(tmp_path.glob("NR_*"))
+
+
 def test_a_target_reached_in_the_last_epoch_is_reached(epochs, tmp_path):
     assert go(tmp_path, "--nr-max-epochs 2 --nr-compress-only") == 0
     assert (tmp_path / AFTER).exists()
@@ -605,8 +613,8 @@ def test_another_seed_is_refused_after_a_resume_without_one(tmp_path):
         ("optimizer", None),
         ("optimizer", {"state": None}),
         ("rng", None),
-        ("rng", {}),
-        ("rng", {"python": 1}),
+        ("rng", [None]),
+        ("rng", [{"python": 1}]),
     ],
 )
 def test_a_state_that_cannot_be_restored_is_refused_in_one_line(tmp_path, key, value):
@@ -644,6 +652,20 @@ def test_the_weights_are_a_function_of_the_seed(tmp_path):
     )
     assert same_tensors(one, two)
     assert not same_tensors(one, other)
+
+
+def test_the_rejuvenated_weights_are_a_function_of_the_seed(epochs, monkeypatch, tmp_path):
+    """Whatever has drawn random numbers before."""
+    go(tmp_path / "a", "--nr-compress-only")
+    evaluate = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda *rest: (torch.rand(7), evaluate(*rest))[1])
+    go(tmp_path / "b", "--nr-compress-only")
+    one, two = (checkpoint.read(tmp_path / name / AFTER)["state_dict"] for name in "ab")
+    assert same_tensors(one, two)
+    go(tmp_path / "c", "--nr-compress-only --manualSeed 2")
+    weight = "features.stage1.0.branch.0.convs.1.weight"  # of rejuvenated channels
+    other = checkpoint.read(tmp_path / "c" / AFTER)["state_dict"]
+    assert other[weight].shape != one[weight].shape or not torch.equal(other[weight], one[weight])
 
 
 def test_a_drawn_seed_is_shown_and_repeats_the_run(tmp_path, capsys):
@@ -715,6 +737,17 @@ def test_a_train_phase_that_has_begun_is_not_rescaled(epochs, rescalings, tmp_pa
     assert rescalings == []
     assert "--nr-bn-target: the train phase has begun without it" in capsys.readouterr().out
     assert state_in(tmp_path).rescaled is False
+
+
+def test_not_even_in_its_first_epoch(epochs, rescalings, monkeypatch, tmp_path, capsys):
+    go(tmp_path, "--nr-compress-only")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        with pytest.raises(Stopped):
+            resume(tmp_path)
+    resume(tmp_path, "--nr-bn-target 0.7")
+    assert rescalings == []
+    assert "--nr-bn-target: the train phase has begun without it" in capsys.readouterr().out
 
 
 def test_nothing_is_rescaled_in_the_search(epochs, rescalings, tmp_path):

@@ -91,6 +91,21 @@ def test_sources_sizes_and_branches(family):
     assert tuple(map(short, found_head)) == head
 
 
+def test_both_sides_of_every_sum():
+    """The branch, and the shortcut or what stands for the identity."""
+    _, _, sums = wiring(EXPECTED["basic"][0])
+    table = {short(n): (short(branch), short(way)) for n, ((branch,), (way,)) in sums.items()}
+    assert table == {
+        "stage1.0": ("stage1.0.branch.2", "stem.0"),
+        "stage1.1": ("stage1.1.branch.2", "stem.0"),
+        "stage2.0": ("stage2.0.branch.2", "stage2.0.shortcut"),
+        "stage2.1": ("stage2.1.branch.2", "stage2.0.shortcut"),
+        "stage3.0": ("stage3.0.branch.2", "stage3.0.shortcut"),
+        "stage3.1": ("stage3.1.branch.2", "stage3.0.shortcut"),
+    }
+    assert not wiring(EXPECTED["dense"][0]).sums
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_unit_once_and_by_its_own_name(family):
     model = build(family)

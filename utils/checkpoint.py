@@ -70,6 +70,7 @@ def keep_as(path: Path, name: Path) -> None:
             write_atomically(name, path.read_bytes())
         else:
             os.replace(link, name)
+            link.unlink(missing_ok=True)  # the rename does nothing where both are one file
     except OSError as error:
         with suppress(OSError):
             link.unlink(missing_ok=True)

@@ -64,9 +64,11 @@ def main_first() -> Iterator[None]:
     """Let rank 0 go through the block before the others, which then find its files."""
     if dist.is_initialized() and not is_main():
         dist.barrier(_host_group())
-    yield
-    if dist.is_initialized() and is_main():
-        dist.barrier(_host_group())
+    try:
+        yield
+    finally:
+        if dist.is_initialized() and is_main():
+            dist.barrier(_host_group())
 
 
 def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
@@ -74,8 +76,7 @@ def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
     if dist.is_initialized():
         synchronise_batch_norm(network, devices[0])
         ids = [devices[0]] if devices[0].type == "cuda" else None
-        # Synchronised batch norm keeps the running statistics equal, so they are not sent round.
-        return nn.parallel.DistributedDataParallel(network, ids, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(network, ids)
     if len(devices) > 1:
         return nn.DataParallel(network, devices)
     return network

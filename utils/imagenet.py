@@ -3,6 +3,7 @@
 Specification section 8. The batches are used as those of ``utils.batches``.
 """
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -222,7 +223,8 @@ def start_worker(number: int) -> None:
 
 def exit_with_parent() -> None:
     """End this process at a SIGTERM of the one that started it, not at anyone else's."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+    parent = multiprocessing.parent_process().pid  # unlike os.getppid, also with a fork server
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
 

@@ -119,6 +119,11 @@ class Run:
         for name, was, now in identity:
             if was != now:
                 raise InputError(f"{path}: was trained with {name} {was}, but the flags say {now}")
+        target = self.args.nr_target
+        if payload["run"]["phase"] == "search" and target >= NO_REJUVENATION:
+            raise InputError(
+                f"{path}: stands in its search, which --nr-target {target:g} never ends"
+            )
         same_batches = payload["args"].get("train_batch") == self.args.train_batch
         if payload["partial"] is not None and not same_batches:
             raise InputError(f"{path}: stands inside an epoch, so --train-batch cannot change here")
