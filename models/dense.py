@@ -1,5 +1,7 @@
 """Dense blocks and transitions, for both image sizes."""
 
+import math
+
 from torch import nn
 
 from models.common import conv_bn_relu
@@ -25,6 +27,6 @@ def dense_block(
 
 def transition(in_channels: int, compression_rate: float, dropout: float) -> tuple[Chain, int]:
     """1x1 to floor(C / compression_rate), 2x2 average pooling; returns it and its width."""
-    out_channels = max(1, int(in_channels // compression_rate))
+    out_channels = max(1, math.floor(in_channels / compression_rate))
     unit = conv_bn_relu(in_channels, out_channels, 1, dropout=dropout)
     return Chain(*unit, nn.AvgPool2d(2, 2)), out_channels

@@ -40,7 +40,8 @@ def rescale(model: Network, target: float) -> None:
 def _raise_scale(norm: nn.BatchNorm2d, target: float) -> Tensor:
     """Raise the small γ of one norm; return the factor s/t [C] that its readers need."""
     gamma = norm.weight
-    small = (gamma != 0) & (gamma.abs() < target)
+    least = torch.finfo(gamma.dtype).tiny  # below it a float is 0 but for rounding
+    small = (gamma.abs() >= least) & (gamma.abs() < target)
     factor = torch.where(small, gamma.abs() / target, 1.0)
     gamma.copy_(torch.where(small, gamma.sign() * target, gamma))
     norm.bias.div_(factor)

@@ -28,7 +28,10 @@ def restore(model: Network, structure: Mapping) -> Network:
     Raises ValueError where the structure does not belong to this model; the model is then
     unchanged.
     """
-    widths = _checked_widths(model, structure)
+    try:
+        widths = _checked_widths(model, structure)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"structure: not as nr.structure writes it: {error!r}") from error
     containers = _containers(model)
     for name in structure["dropped"]:
         containers[name].branch = None

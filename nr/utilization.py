@@ -49,7 +49,8 @@ def utilization(model: Network, flops: bool = False, image_size: int | None = No
     """Measure Σ live_in·live_out·k² against Σ in·out·k² over the blocks that exist.
 
     With ``flops`` each term is multiplied by the layer's output H·W for images of ``image_size``
-    (None: the family's usual size). No forward pass; the model is left as it is.
+    (None: the family's usual size). No forward pass; the model is left as it is. Raises ValueError
+    for a scale that is not finite.
     """
     layers, *_ = wiring(model, image_size)
     return measure(layers, live_masks(layers), flops)
@@ -133,5 +134,7 @@ def _absolute_gammas(layers: list[Layer]) -> list[tuple[Tensor, ...]]:
     """|γ| of every layer and stream, brought to the CPU in one transfer."""
     norms = [[norm.weight.detach() for norm in layer.unit.norms] for layer in layers]
     flat = torch.cat([gamma for row in norms for gamma in row]).abs().cpu()
+    if not torch.isfinite(flat).all():
+        raise ValueError("a batch-norm scale of this network is not a finite number")
     pieces = iter(flat.split([len(gamma) for row in norms for gamma in row]))
     return [tuple(next(pieces) for _ in row) for row in norms]

@@ -15,9 +15,6 @@ from nr.layers import Chain, Classifier, ConvBN, Network
 from nr.utilization import live_masks
 from nr.wiring import Layer, wiring
 
-# Such small operations only lose by more threads: on a busy machine ten times over.
-torch.set_num_threads(1)
-
 
 def bottleneck(**options) -> Network:
     """The CIFAR ResNet with bottlenecks at any depth; the real threshold of 44 is slow to test."""

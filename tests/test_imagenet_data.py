@@ -119,8 +119,8 @@ def test_file_names_in_other_letters(root):
     name = root / "train/n03/Grüße 日本.JPEG"
     write(root / "train/n03/x.png", pixels_of(0)).rename(name)
     train, _ = imagenet.load_imagenet(str(root), SIZE)
-    assert str(name) in [os.fsdecode(file) for file in train.files]
-    assert train.image(9).size == (32, 32)
+    index = [os.fsdecode(file) for file in train.files].index(str(name))
+    assert train.image(index).size == (32, 32)
 
 
 def test_labels_of_val_are_those_of_train(root):
@@ -246,13 +246,13 @@ def test_crops_and_flips_vary(tmp_path):
 def test_other_modes_become_rgb(root, mode):
     suffix = "jpg" if mode in ("L", "CMYK") else "png"
     file = root / f"train/n01/_.{suffix}"
-    plain = np.full((30, 40, 3), (200, 200, 200), np.uint8)
+    plain = np.full((30, 40, 3), 255, np.uint8)
     Image.fromarray(plain).convert(mode).save(file)
     train, _ = imagenet.load_imagenet(str(root), SIZE)
     found = [os.fsdecode(name) for name in train.files].index(str(file))
     image = train.image(found)
     assert image.mode == "RGB" and image.size == (40, 30)
-    assert mode == "1" or np.abs(np.asarray(image).astype(int) - 200).max() <= 2
+    assert np.asarray(image).min() >= 254
     pixels, _ = imagenet.Decoder(train, imagenet.train_transform(SIZE), 0)[
         imagenet.Request(0, np.array([found]))
     ]
@@ -296,7 +296,7 @@ def test_images_with_the_same_pixels_are_cropped_differently(tmp_path):
     assert len({image.numpy().tobytes() for image in pixels}) == 8
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [1, 2])
 def test_the_batches_do_not_depend_on_the_workers(train, test, workers):
     alone, helped = train_batches(train), train_batches(train, workers)
     for epoch in (0, 3, 1):
@@ -368,24 +368,22 @@ def test_an_epoch_given_up_leaves_nothing_to_the_next(train, workers):
 # Several processes.
 
 
+def joined(parts: list) -> list:
+    """The batches of several processes put together, batch by batch."""
+    return [list(map(torch.cat, zip(*ranks, strict=True))) for ranks in zip(*parts, strict=True)]
+
+
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_processes_share_the_batches_of_one(train, test, world):
-    single = [*train_batches(train, batch_size=5).epoch(1), *test_batches(test, batch_size=4)]
-    shares = []
-    for rank in range(world):
-        share = {"rank": rank, "world": world}
-        part = train_batches(train, batch_size=5, **share)
-        shares.append([*part.epoch(1), *test_batches(test, batch_size=4, **share)])
-    joined = []
-    for number in range(len(train_batches(train, batch_size=5)) + 1):
-        ranks = [share[number] for share in shares if number < len(share)]
-        joined.append([torch.cat(part) for part in zip(*ranks, strict=True)])
-    if world == 2:  # the last training batch, of 2 images, is left out
-        assert len(single) == 3 + 2
-        single.pop(2)
-    else:
-        single.pop(2)
-    assert same(single[:3], joined[:3])
+    ranks = [{"rank": rank, "world": world} for rank in range(world)]
+    parts = [train_batches(train, batch_size=6, **rank) for rank in ranks]
+    assert same(train_batches(train, batch_size=6).epoch(1), joined([p.epoch(1) for p in parts]))
+    assert same(
+        train_batches(train, batch_size=6).epoch(1, first_batch=1),
+        joined([part.epoch(1, first_batch=1) for part in parts]),
+    )
+    parts = [test_batches(test, batch_size=5, **rank) for rank in ranks]
+    assert same(test_batches(test, batch_size=5), joined(parts))
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -422,7 +420,7 @@ def garbage(file: Path) -> str:
 
 
 def truncated(file: Path) -> str:
-    file.write_bytes(file.read_bytes()[:700])
+    file.write_bytes(file.read_bytes()[:-100])
     return "a broken image"
 
 
@@ -434,31 +432,46 @@ def gone(file: Path) -> str:
 @pytest.mark.parametrize("damage", [garbage, truncated, gone])
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_image_is_named_in_one_line(root, train, test, workers, damage):
-    for images, file in ((train, root / "train/n02/1.png"), (test, root / "val/n02/1.png")):
+    for split in ("train", "val"):
+        file = root / split / "n02/1.png"
         words = damage(file)
-        passes = {
-            "train": lambda: train_batches(train, workers).epoch(0),
-            "val": lambda: test_batches(test, workers),
-        }
-        text = message(list, passes[file.parts[-3]]())
+        series = (
+            train_batches(train, workers).epoch(0)
+            if split == "train"
+            else test_batches(test, workers)
+        )
+        text = message(list, series)
         assert text.startswith(f"{file}: {words}") and "Traceback" not in text
-        assert len(images) > 0
 
 
-def children() -> list[int]:
-    return [process.pid for process in multiprocessing.active_children()]
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_batches_before_a_broken_image_are_there(root, test, workers):
+    wanted = list(test_batches(test))[:2]
+    (root / "val/n03/0.png").write_bytes(b"broken")
+    found = []
+    message(found.extend, test_batches(test, workers))
+    assert same(wanted, found)
+
+
+def workers_of(series) -> list[multiprocessing.Process]:
+    return series.pipeline.loader._iterator._workers
 
 
 def test_the_workers_stay_and_end_with_their_batches(train):
-    assert not children()
     series = train_batches(train, workers=2)
     list(series.epoch(0))
-    pids = children()
-    assert len(pids) == 2
+    processes = workers_of(series)
     list(series.epoch(1))
-    assert children() == pids
+    assert workers_of(series) == processes
+    assert all(process.is_alive() for process in processes)
     del series
-    assert not children()
+    assert not any(process.is_alive() for process in processes)
+
+
+def test_any_number_of_workers_is_the_users_choice(train, recwarn):
+    many = 1 + os.cpu_count()
+    assert same(train_batches(train).epoch(0), train_batches(train, many).epoch(0))
+    assert not recwarn.list
 
 
 def test_a_worker_that_is_killed_is_an_input_error(train, monkeypatch):
@@ -470,8 +483,8 @@ def test_a_worker_that_is_killed_is_an_input_error(train, monkeypatch):
 
 
 def test_a_programming_error_in_a_worker_keeps_its_traceback(train, monkeypatch):
-    monkeypatch.setattr(imagenet.Photographs, "image", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError, match="Traceback"):
+    monkeypatch.setattr(imagenet.Photographs, "image", lambda *_: torch.empty(2) @ torch.empty(3))
+    with pytest.raises(RuntimeError, match="Traceback"):
         list(train_batches(train, workers=1).epoch(0))
 
 
@@ -481,16 +494,18 @@ def test_workers_leave_the_stop_signals_to_the_main_process(train, name):
     wanted = list(series.epoch(1))
     epoch = series.epoch(1)
     found = [next(epoch)]
-    subprocess.run(["kill", f"-{name}", *map(str, children())], check=True)  # not their parent
+    processes = workers_of(series)
+    numbers = [str(process.pid) for process in processes]
+    subprocess.run(["kill", f"-{name}", *numbers], check=True)  # it is not their parent
     found += list(epoch)
     assert same(wanted, found)
-    assert len(children()) == 2
+    assert all(process.is_alive() for process in processes)
 
 
 def test_workers_end_when_the_main_process_ends_them(train):
     series = train_batches(train, workers=2)
     list(series.epoch(0))
-    processes = multiprocessing.active_children()
+    processes = workers_of(series)
     signal_of_loader = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # it would raise
     try:
         for process in processes:

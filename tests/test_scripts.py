@@ -1,60 +1,23 @@
 """cifar.py as a user runs it: whole commands in processes of their own."""
 
-import os
 import re
-import shlex
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import nr
+from tests.scripts import ENVIRONMENT, ROOT, assert_same_run, command, load, run
 from utils.logger import read_log
 
-ROOT = Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 SMALL = (
     "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 3"
     " --schedule 2 --gamma 0.5 --nr-sparsity 0.04 --nr-target 0.7 --nr-max-epochs 15 --manualSeed 1"
 )
 COLUMNS = ["Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc."]
 NR_COLUMNS = ["Phase", "Utilization", "Sparsity", "Params", "Seconds"]
-
-
-def command(flags: str, folder: Path) -> list[str]:
-    return [sys.executable, "cifar.py", *shlex.split(flags), "-c", str(folder)]
-
-
-def run(flags: str, folder: Path, status: int = 0) -> subprocess.CompletedProcess:
-    """Run cifar.py to its end and check its exit status."""
-    result = subprocess.run(
-        command(flags, folder), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-    )
-    assert result.returncode == status, result.stdout + result.stderr
-    assert "Traceback" not in result.stderr
-    return result
-
-
-def load(path: Path) -> dict:
-    return torch.load(path, weights_only=True)
-
-
-def assert_same_run(first: Path, second: Path) -> None:
-    """Equal weights, momentum, log rows (but for the seconds) and best accuracy, bit for bit."""
-    a, b = (load(folder / "checkpoint.pth.tar") for folder in (first, second))
-    assert a["state_dict"].keys() == b["state_dict"].keys()
-    for name, tensor in a["state_dict"].items():
-        assert torch.equal(tensor, b["state_dict"][name]), name
-    momentum_a, momentum_b = (x["optimizer"]["state"] for x in (a, b))
-    assert momentum_a.keys() == momentum_b.keys()
-    for index, state in momentum_a.items():
-        assert torch.equal(state["momentum_buffer"], momentum_b[index]["momentum_buffer"])
-    rows = [[row | {"Seconds": 0} for row in x["run"]["rows"]] for x in (a, b)]
-    assert rows[0] == rows[1]
-    assert (a["best_acc"], a["epoch"]) == (b["best_acc"], b["epoch"])
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Devices and processes: one CPU, one GPU, DataParallel, or torchrun."""
 
-import functools
 import hashlib
 import os
 import sys
@@ -53,7 +52,8 @@ def start(gpu_ids: list[int]) -> list[torch.device]:
     if devices[0].type == "cuda":
         torch.cuda.set_device(devices[0])
     if launched():
-        dist.init_process_group("nccl" if devices[0].type == "cuda" else "gloo")
+        # Host-side decisions go by gloo, so that they never wait for a GPU.
+        dist.init_process_group("cpu:gloo,cuda:nccl" if devices[0].type == "cuda" else "gloo")
         if not is_main():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     return devices
@@ -63,12 +63,12 @@ def start(gpu_ids: list[int]) -> list[torch.device]:
 def main_first() -> Iterator[None]:
     """Let rank 0 go through the block before the others, which then find its files."""
     if dist.is_initialized() and not is_main():
-        dist.barrier(_host_group())
+        gathered(None)
     try:
         yield
     finally:
         if dist.is_initialized() and is_main():
-            dist.barrier(_host_group())
+            gathered(None)
 
 
 def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
@@ -100,7 +100,7 @@ def largest(number: int) -> int:
     if not dist.is_initialized():
         return number
     agreed = torch.tensor(number)
-    dist.all_reduce(agreed, dist.ReduceOp.MAX, group=_host_group())
+    dist.all_reduce(agreed, dist.ReduceOp.MAX)
     return int(agreed)
 
 
@@ -109,7 +109,7 @@ def gathered(value: object) -> list:
     if not dist.is_initialized():
         return [value]
     values = [None] * world()
-    dist.all_gather_object(values, value, group=_host_group())
+    dist.all_gather_object(values, value)
     return values
 
 
@@ -129,12 +129,6 @@ def check_equal(network: nn.Module) -> None:
             digest.update(tensor.cpu().numpy().tobytes())
         if len(set(gathered(digest.hexdigest()))) > 1:
             raise RuntimeError("the processes hold different networks")
-
-
-@functools.cache
-def _host_group() -> dist.ProcessGroup:
-    """A gloo group, so that host-side decisions never wait for a GPU."""
-    return dist.new_group(backend="gloo")
 
 
 def stop() -> None:

@@ -236,6 +236,9 @@ class Pipeline:
         self.device, self.workers = torch.device(device), workers
         self.normalise = Normaliser(self.device, MEAN, STD)
         self.requests: list[Request] = []
+        warnings.filterwarnings(
+            "ignore", "This DataLoader will create"
+        )  # their number is asked for
         self.loader = DataLoader(
             decoder,
             batch_size=None,  # a request is a whole batch

@@ -1,0 +1,91 @@
+"""Several processes: the same run as one, files by one of them, and no process lost for good."""
+
+import re
+import signal
+import subprocess
+
+import pytest
+import torch
+
+from tests.scripts import ENVIRONMENT, ROOT, assert_same_run, command, load, run
+from utils.logger import read_log
+
+SMALL = (
+    "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 2"
+    " --schedule 9 --lr 0.01 --nr-sparsity 0.1 --nr-target 0.97 --nr-max-epochs 15 --manualSeed 2"
+)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """A run of two processes that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("two")
+    run(SMALL, folder, processes=2)
+    return folder
+
+
+def test_two_processes_equal_one_within_rounding(two, tmp_path):
+    run(SMALL, tmp_path)
+    rows = [read_log(folder / "log.txt") for folder in (two, tmp_path)]
+    assert [row["Phase"] for row in rows[0]] == [row["Phase"] for row in rows[1]]
+    for epoch, (a, b) in enumerate(zip(*rows, strict=True)):
+        tolerance = 1e-4 if epoch < 3 else 1e-2  # rounding grows from step to step
+        assert a["Train Loss"] == pytest.approx(b["Train Loss"], rel=tolerance)
+        if a["Phase"] == "search":
+            assert a["Utilization"] == pytest.approx(b["Utilization"], abs=tolerance)
+        if epoch < 3:
+            assert a["Valid Acc."] == b["Valid Acc."]
+
+
+def test_a_checkpoint_moves_between_numbers_of_processes(two, tmp_path):
+    """Two processes, then one, then three: the file of each loads in the next."""
+    for index, processes in enumerate((2, 0, 3)):
+        flags = SMALL.replace("--epochs 2", f"--epochs {index + 1}").replace("10", "12", 1)
+        run(f"{flags} --resume auto", tmp_path, processes=processes)
+    rows = read_log(tmp_path / "log.txt")
+    assert sum(row["Phase"] == "train" for row in rows) == 3
+    payload = load(tmp_path / "checkpoint.pth.tar")
+    assert not any(name.startswith("module.") for name in payload["state_dict"])
+    assert len(payload["rng"]) == 3
+
+
+def test_a_signal_inside_an_epoch_repeats_nothing(two, tmp_path):
+    """SIGTERM to the launcher, as a cluster sends it; the same run in the end, bit for bit."""
+    words = command(SMALL, tmp_path, processes=2)
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if re.search(r"Epoch: \[2 .*search", line):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert (tmp_path / "checkpoint.pth.tar").exists()
+    run(SMALL + " --resume auto", tmp_path, processes=2)
+    assert_same_run(tmp_path, two)
+
+
+def test_a_killed_process_is_started_again(two, tmp_path):
+    """torchrun --max-restarts with --resume auto survives SIGKILL of one of its processes."""
+    words = command(SMALL + " --resume auto", tmp_path, processes=2)
+    words.insert(words.index("--standalone"), "--max-restarts=2")
+    process = subprocess.Popen(
+        words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if re.search(r"Epoch: \[3 .*search", line):
+            children = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+            )
+            subprocess.run(["kill", "-KILL", children.stdout.split()[-1]], check=True)
+            break
+    process.communicate(timeout=180)
+    assert process.returncode == 0
+    assert_same_run(tmp_path, two)
+
+
+def test_data_parallel_without_gpus_is_the_cpu(tmp_path):
+    result = run(SMALL + " --gpu-id 0,1 --epochs 1 --nr-target 1", tmp_path)
+    if not torch.cuda.is_available():
+        assert "No GPU on this machine" in result.stdout
