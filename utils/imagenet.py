@@ -3,9 +3,9 @@
 Specification section 8. The batches are used as those of ``utils.batches``.
 """
 
-import multiprocessing
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,6 +31,10 @@ SPLITS = ("train", "val")  # folders, section 8
 MEAN = (0.485, 0.456, 0.406)  # of pixels / 255, the usual ones of ImageNet
 STD = (0.229, 0.224, 0.225)  # likewise
 RESIZE = 256 / 224  # shorter side of a test image for each pixel of its crop, section 8
+
+# Forked workers share the list of files and start at once; the server that Python 3.14 forks from
+# would end, and the workers with it, at a SIGTERM meant to stop the run after its batch.
+START_METHOD = "fork" if sys.platform == "linux" else None
 
 SYNTHETIC_TRAIN = 5000  # images without --subset
 SYNTHETIC_CLASSES = 1000  # at most, section 8
@@ -216,14 +220,14 @@ def start_worker(number: int) -> None:
     """
     warnings.filterwarnings("ignore", module="PIL")
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigwaitinfo"):  # on Linux, not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 def exit_with_parent() -> None:
     """End this process at a SIGTERM of the one that started it, not at anyone else's."""
-    parent = multiprocessing.parent_process().pid  # unlike os.getppid, also with a fork server
+    parent = os.getppid()
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
@@ -236,14 +240,14 @@ class Pipeline:
         self.device, self.workers = torch.device(device), workers
         self.normalise = Normaliser(self.device, MEAN, STD)
         self.requests: list[Request] = []
-        warnings.filterwarnings(
-            "ignore", "This DataLoader will create"
-        )  # their number is asked for
+        # torch's advice on the number of workers, which is the user's choice.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
         self.loader = DataLoader(
             decoder,
             batch_size=None,  # a request is a whole batch
             sampler=self.requests,
             num_workers=workers,
+            multiprocessing_context=START_METHOD if workers else None,
             persistent_workers=workers > 0,
             pin_memory=self.device.type == "cuda",
             worker_init_fn=start_worker,
