@@ -16,7 +16,7 @@ import torch
 import cifar
 import nr
 from tests.helpers import kill, prunable, same_tensors
-from utils import batches, checkpoint, engine, run
+from utils import batches, checkpoint, engine, plots, run
 from utils.data import ImageSet
 from utils.errors import InputError
 from utils.logger import read_log
@@ -47,7 +47,7 @@ def pictures(monkeypatch):
     """No pictures, which take longer than the training; returns how to have them again."""
     with monkeypatch.context() as patch:
         for name in ("curves", "utilization", "widths"):
-            patch.setattr(run.plots, name, lambda *_: None)
+            patch.setattr(plots, name, lambda *_: None)
         yield patch.undo
 
 

@@ -224,3 +224,23 @@ def test_quick_start(tmp_path):
     phases = [row["Phase"] for row in read_log(tmp_path / "log.txt")]
     assert set(phases) == {"search", "train"}
     assert (tmp_path / "widths.png").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_run_is_interrupted_and_goes_on(tmp_path):
+    process = subprocess.Popen(
+        command(SMALL + " --amp", tmp_path),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if re.search(SEARCH, line):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate()
+    assert process.returncode == 143
+    run(SMALL + " --amp --nr-sparsity 0.1 --resume auto", tmp_path)
+    assert read_log(tmp_path / "log.txt")[-1]["Phase"] == "train"

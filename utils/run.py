@@ -1,8 +1,6 @@
 """One run: its network, its state and its folder. The same for both scripts."""
 
-import itertools
 import random
-import shutil
 import sys
 import time
 from argparse import Namespace
@@ -16,13 +14,13 @@ import models
 import nr
 from nr.layers import Network
 from nr.rejuvenation import Report
-from utils import checkpoint, distributed, plots
+from utils import checkpoint, distributed
 from utils.compiler import compile_network
 from utils.engine import evaluate, step_lr, train_epoch
 from utils.errors import InputError
-from utils.logger import write_log
 from utils.meters import Figures
 from utils.options import NO_REJUVENATION
+from utils.reports import claim_folder, write_reports
 from utils.seeding import EPOCH, NETWORK, REJUVENATION, seed_generators
 from utils.signals import Stopped, StopRequest
 from utils.state import RunState
@@ -30,7 +28,6 @@ from utils.state import RunState
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
 IDENTITY = ("dataset", "subset", "image_size")
 GAVE_UP = 3  # exit status of a search that never reached its target
-FILES = ("*.pth.tar", "log.txt", "*.png")  # what a run leaves in its folder
 
 
 class Run:
@@ -53,7 +50,7 @@ class Run:
         else:
             self._resume(path)
         if distributed.is_main() and not args.evaluate:
-            self._claim_folder(path)
+            claim_folder(self.folder, path)
 
     # Beginning and going on.
 
@@ -127,24 +124,6 @@ class Run:
         same_batches = payload["args"].get("train_batch") == self.args.train_batch
         if payload["partial"] is not None and not same_batches:
             raise InputError(f"{path}: stands inside an epoch, so --train-batch cannot change here")
-
-    def _claim_folder(self, resumed: Path | None) -> None:
-        """Make the folder; put the files of another run in it aside, since this one would
-        overwrite them."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--checkpoint {self.folder}: {error.strerror}") from error
-        if resumed is not None and resumed.parent.samefile(self.folder):
-            return
-        old = [path for pattern in FILES for path in self.folder.glob(pattern)]
-        if old:
-            names = (self.folder / f"earlier-{number}" for number in itertools.count(1))
-            aside = next(name for name in names if not name.exists())
-            aside.mkdir()
-            for path in old:
-                shutil.move(path, aside)
-            print(f"==> {self.folder} held another run: kept in {aside}")
 
     # The network and its phases.
 
@@ -296,22 +275,7 @@ class Run:
             return
         checkpoint.save_last(self.folder, payload, best=self.improved)
         self.improved = False
-        self.draw()
-
-    def draw(self) -> None:
-        """log.txt and the pictures, from the state; finished pictures are left alone."""
-        state, usage, widths = (
-            self.state,
-            self.folder / "utilization.png",
-            self.folder / "widths.png",
-        )
-        if state.rows:
-            write_log(self.folder / "log.txt", state.rows)
-            plots.curves(state.rows, self.folder / "curves.png")
-        if state.live and (self.searching or not usage.exists()):
-            plots.utilization(state.live, usage)
-        if state.widths and (self.phase_epoch == 0 or not widths.exists()):
-            plots.widths([tuple(row) for row in state.widths], widths)
+        write_reports(self.folder, self.state, drawn=self.phase_epoch > 0 and not self.searching)
 
     def _payload(self) -> dict:
         state = self.state

@@ -1,0 +1,49 @@
+"""The folder of a run, and what a person reads there: log.txt and the pictures."""
+
+import itertools
+import shutil
+from pathlib import Path
+
+from utils import plots
+from utils.errors import InputError
+from utils.logger import write_log
+from utils.state import RunState
+
+FILES = ("*.pth.tar", "log.txt", "*.png")  # what a run leaves in its folder
+
+
+def claim_folder(folder: Path, resumed: Path | None) -> None:
+    """Make the folder; put another run's files in it aside, since this one would overwrite them.
+
+    ``resumed``: the checkpoint that goes on; if it lies in the folder, the files are its own.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--checkpoint {folder}: {error.strerror}") from error
+    if resumed is not None and resumed.parent.samefile(folder):
+        return
+    old = [path for pattern in FILES for path in folder.glob(pattern)]
+    if old:
+        names = (folder / f"earlier-{number}" for number in itertools.count(1))
+        aside = next(name for name in names if not name.exists())
+        aside.mkdir()
+        for path in old:
+            shutil.move(path, aside)
+        print(f"==> {folder} held another run: kept in {aside}")
+
+
+def write_reports(folder: Path, state: RunState, drawn: bool) -> None:
+    """log.txt and the pictures, from the state.
+
+    ``drawn``: the search is over and an earlier call has drawn its pictures; they are drawn again
+    only where they are missing.
+    """
+    usage, widths = folder / "utilization.png", folder / "widths.png"
+    if state.rows:
+        write_log(folder / "log.txt", state.rows)
+        plots.curves(state.rows, folder / "curves.png")
+    if state.live and not (drawn and usage.exists()):
+        plots.utilization(state.live, usage)
+    if state.widths and not (drawn and widths.exists()):
+        plots.widths([tuple(row) for row in state.widths], widths)
