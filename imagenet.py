@@ -14,6 +14,7 @@ from utils.imagenet import TestBatches, TrainBatches, load_imagenet, make_synthe
 from utils.run import Run
 from utils.script import exit_status
 
+LEAST_BATCH = 2  # images: VGG's hidden layers have batch norm over 1x1 maps
 LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times
 
 
@@ -47,6 +48,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         parser.error("either --data DIR or --synthetic is needed")
     if args.image_size < LEAST_IMAGE_SIZE:
         parser.error(f"--image-size {args.image_size}: at least {LEAST_IMAGE_SIZE} are needed")
+    if args.train_batch < LEAST_BATCH:
+        parser.error(f"--train-batch {args.train_batch}: at least {LEAST_BATCH} are needed")
     args.arch = ALIASES.get(args.arch, args.arch)
     options.check(parser, args)
     return args, options.check_network(parser, "imagenet", args)

@@ -171,10 +171,9 @@ def test_transform(image_size: int) -> v2.Compose:
 
 
 @contextmanager
-def drawing_from(seed: int) -> Iterator[None]:
-    """Seed torch's CPU generator, from which the transforms draw; put its state back after."""
+def generator_kept() -> Iterator[None]:
+    """Put back, after the block, the state of torch's CPU generator: the transforms draw from it."""
     state = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
@@ -200,17 +199,21 @@ class Decoder:
         As an exception it would reach the other process wrapped in a traceback.
         """
         try:
-            pixels = [self.decode(request.epoch, index) for index in request.index.tolist()]
+            with generator_kept():
+                pixels = [self.decode(request.epoch, index) for index in request.index.tolist()]
         except InputError as error:
             return str(error)
         return default_collate(pixels), self.images.labels[request.index]
 
     def decode(self, epoch: int, index: int) -> Tensor:
-        """One image, uint8 [3, s, s]: a function of the seed, the epoch and its index."""
+        """One image, uint8 [3, s, s]: a function of the seed, the epoch and its index.
+
+        Seeds torch's CPU generator.
+        """
         image = self.images.image(index)
         # From 1: numpy's seeds ignore trailing zeros, and (seed, ORDER, epoch) is the order's.
-        with drawing_from(mixed_seed(self.seed, ORDER, epoch, index + 1)):
-            return self.transform(image)
+        torch.default_generator.manual_seed(mixed_seed(self.seed, ORDER, epoch, index + 1))
+        return self.transform(image)
 
 
 def start_worker(number: int) -> None:
