@@ -639,6 +639,41 @@ def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize("damage", [b"", b"rubbish"])
+def test_auto_goes_on_from_the_previous_one_when_the_last_is_damaged(damage, tmp_path, capsys):
+    go(tmp_path / "straight", f"{PLAIN} --epochs 3")
+    go(tmp_path, f"{PLAIN} --epochs 2")
+    (tmp_path / LAST).write_bytes(damage)
+    assert resume(tmp_path, f"{PLAIN} --epochs 3") == 0
+    assert "Warning" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint.damaged.pth.tar").read_bytes() == damage
+    one, two = (checkpoint.read(folder / LAST) for folder in (tmp_path, tmp_path / "straight"))
+    assert same_tensors(one["state_dict"], two["state_dict"])
+
+
+def test_auto_goes_on_from_the_previous_one_when_the_last_is_gone(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 2")
+    (tmp_path / LAST).unlink()
+    assert resume(tmp_path, f"{PLAIN} --epochs 2") == 0
+    assert state_in(tmp_path).epoch == 2
+
+
+def test_auto_without_any_that_can_be_read_is_refused(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 2")
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"rubbish")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=PREVIOUS):
+        resume(tmp_path, PLAIN)
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    tmp_path.joinpath(f".{LAST}.tmp").write_bytes(b"half")
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    assert not list(tmp_path.glob(".*"))
+
+
 # Seeds.
 
 

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from utils.logger import write_atomically
 FORMAT = 1
 KEYS = ("format", "epoch", "arch", "state_dict", "network", "structure", "run", "args", "rng")
 LAST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
+DAMAGED = "checkpoint.damaged.pth.tar"  # where a last checkpoint that cannot be read is put
 SEAL = b"sha256:"
 SEAL_BYTES = len(SEAL) + 64
 
@@ -101,6 +103,31 @@ def read(path: str | Path) -> dict:
     if payload["format"] != FORMAT:
         raise CheckpointError(f"{path}: format {payload['format']!r}, expected {FORMAT}")
     return payload
+
+
+def read_last(folder: Path) -> tuple[Path, dict] | None:
+    """The last checkpoint of a folder and its path; the one before it where that is damaged.
+
+    None where there is neither. Raises CheckpointError where none can be read.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    if not last.exists() and not previous.exists():
+        return None
+    try:
+        return last, read(last)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        payload = read(previous)
+        print(f"Warning: {error}; going on from {previous}", file=sys.stderr)
+        return previous, payload
+
+
+def put_damaged_aside(folder: Path) -> None:
+    """Let the previous checkpoint take the place of a damaged last one, which is kept."""
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / DAMAGED)
+    keep_as(folder / PREVIOUS, folder / LAST)
 
 
 def _check_seal(path: str | Path, data: bytes) -> None:

@@ -21,6 +21,8 @@ def claim_folder(folder: Path, resumed: Path | None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--checkpoint {folder}: {error.strerror}") from error
+    for temporary in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
+        temporary.unlink()
     if resumed is not None and resumed.parent.samefile(folder):
         return
     old = [path for pattern in FILES for path in folder.glob(pattern)]

@@ -44,27 +44,31 @@ class Run:
         self.stop = StopRequest()
         self.partial: Tensor | None = None  # figures of the finished batches of an epoch
         self.improved = False  # whether the last epoch is the best of the train phase, unsaved
-        path = self._checkpoint_to_resume()
-        if path is None:
+        found = self._find_checkpoint()
+        if found is None:
             self._begin(sparsity)
         else:
-            self._resume(path)
+            self._resume(*found)
         if distributed.is_main() and not args.evaluate:
-            claim_folder(self.folder, path)
+            claim_folder(self.folder, found and found[0])
+            if args.resume == "auto" and found and found[0].name == checkpoint.PREVIOUS:
+                checkpoint.put_damaged_aside(self.folder)
 
     # Beginning and going on.
 
-    def _checkpoint_to_resume(self) -> Path | None:
-        """The file that --resume names, or None for a fresh run."""
-        resume, last = self.args.resume, self.folder / checkpoint.LAST
+    def _find_checkpoint(self) -> tuple[Path, dict] | None:
+        """The checkpoint that --resume names and its content, or None for a fresh run."""
+        resume = self.args.resume
+        if resume is None:
+            return None
         if resume != "auto":
-            return resume and Path(resume)
-        if last.exists():
-            return last
-        if self.args.evaluate:
-            raise InputError(f"-e --resume auto: there is no {last} to evaluate")
-        print(f"==> Nothing to resume in {self.folder}: a fresh run")
-        return None
+            return Path(resume), checkpoint.read(resume)
+        found = checkpoint.read_last(self.folder)
+        if found is None and self.args.evaluate:
+            raise InputError(f"-e --resume auto: there is no {self.folder / checkpoint.LAST}")
+        if found is None:
+            print(f"==> Nothing to resume in {self.folder}: a fresh run")
+        return found
 
     def _begin(self, sparsity: float) -> None:
         args = self.args
@@ -78,9 +82,8 @@ class Run:
         seed_generators(seed, NETWORK)
         self.use(models.build(self.spec["family"], self.spec["arch"], **self.spec["options"]))
 
-    def _resume(self, path: Path) -> None:
+    def _resume(self, path: Path, payload: dict) -> None:
         print(f"==> Resuming from {path}")
-        payload = checkpoint.read(path)
         try:
             self._check_identity(path, payload)
             network = checkpoint.network(payload, path)
