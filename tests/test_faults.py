@@ -18,7 +18,7 @@ SMALL = (
     " --train-batch 20 --epochs 3 --schedule 2 --lr 0.05 --nr-sparsity 0.1 --nr-target 0.97"
     " --nr-max-epochs 20 --manualSeed 1 --resume auto"
 )
-KILLS = int(os.environ.get("NR_TEST_KILLS", "5"))  # starts that are killed at random moments
+KILLS = int(os.environ.get("NR_TEST_KILLS", "3"))  # starts that are killed at random moments
 # Kills itself at a file operation: the `countdown`-th fsync, rename or link from the start.
 SELF_KILLING = """
 import os, signal, sys

@@ -2,11 +2,13 @@
 
 import itertools
 import re
+import signal
 import tarfile
 from pathlib import Path
 
 import pytest
 
+import imagenet
 import models
 from tests.scripts import ROOT, assert_same_run, load, run
 from utils.logger import read_log
@@ -111,12 +113,14 @@ def test_the_readme_commands_on_photographs(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", sorted(models.archs("imagenet").keys() - {"vgg_nr"}))
-def test_every_network_searches_rejuvenates_and_trains(arch, tmp_path):
+def test_every_network_searches_rejuvenates_and_trains(arch, tmp_path, monkeypatch):
+    """In this process, which saves the start of another one for each network."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
     flags = (
         f"--synthetic --subset 40 -a {arch} --epochs 1 --schedule 30 --image-size 32"
         " --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 30 -j 0"
-        " --nr-target 0.8 --nr-sparsity-start 0.02"
+        f" --nr-target 0.8 --nr-sparsity-start 0.02 -c {tmp_path}"
     )
-    train(flags, tmp_path)
+    assert imagenet.main(flags.split()) == 0
     phases = [row["Phase"] for row in read_log(tmp_path / "log.txt")]
     assert phases[-1] == "train" and phases[0] == "search"
