@@ -170,3 +170,23 @@ def same_tensors(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> b
 def relative_difference(value: Tensor, reference: Tensor) -> float:
     """Largest absolute difference over the largest absolute value of the reference."""
     return ((value - reference).abs().max() / reference.abs().max()).item()
+
+
+def random_norms(model: nn.Module) -> None:
+    """Scales, shifts and running statistics with which no batch norm is the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight.data, module.running_var):
+                tensor.uniform_(0.5, 1.5)
+            for tensor in (module.bias.data, module.running_mean):
+                tensor.normal_(0, 0.1)
+
+
+def copy_plain(source: nn.Module, target: Network, linear: nn.Linear) -> None:
+    """Copy the layers of a network in plain torch, met in the same order of computation."""
+    convs = [m for m in source.modules() if isinstance(m, nn.Conv2d)]
+    norms = [m for m in source.modules() if isinstance(m, nn.BatchNorm2d)]
+    for layer, conv, norm in zip(wiring(target).layers, convs, norms, strict=True):
+        layer.unit.convs[0].load_state_dict(conv.state_dict())
+        layer.unit.norms[0].load_state_dict(norm.state_dict())
+    target.classifier.linears[0].load_state_dict(linear.state_dict())

@@ -7,9 +7,21 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import models
 import nr
 from models.cifar import ARCHS, densenet, resnet, vgg16_bn, vgg19_bn
-from tests.helpers import FAMILIES, MODES, batch, layers, logits_of, prunable, worn
+from tests import benchmark
+from tests.helpers import (
+    FAMILIES,
+    MODES,
+    batch,
+    copy_plain,
+    layers,
+    logits_of,
+    prunable,
+    random_norms,
+    worn,
+)
 
 # builder, parameters with 10 and with 100 classes, prunable and all BN, multiply-adds (10)
 TABLE = {
@@ -191,3 +203,17 @@ def test_work_grows_with_the_image(arch):
     model = on_meta(SMALL[arch])
     linear = model.classifier.linears[0].weight.numel()
     assert nr.count_macs(model, 64) - linear == 4 * (nr.count_macs(model, 32) - linear)
+
+
+@pytest.mark.parametrize("name", benchmark.NETWORKS)
+def test_the_same_network_in_plain_torch_has_the_same_logits(name):
+    """Which is also what tests.benchmark compares the time of."""
+    build, arch, keywords = benchmark.NETWORKS[name]
+    torch.manual_seed(0)
+    source, target = build(), models.build("cifar", arch, **keywords)
+    random_norms(source)
+    copy_plain(source, target, source[-1])
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        expected, logits = source.eval()(images), target.eval()(images)
+    torch.testing.assert_close(logits[:, 0], expected, rtol=1e-4, atol=1e-4)

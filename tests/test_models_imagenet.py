@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 import nr
 from nr.wiring import wiring
+from tests.helpers import copy_plain, random_norms
 
 TABLE = {  # parameters, multiply-adds, prunable and all batch norms
     "vgg16_nr": (37_706_664, 15_369_601_024, 15, 15),
@@ -43,28 +44,13 @@ def test_multiply_adds_against_torch(arch):
     assert counter.get_total_flops() == 2 * nr.count_macs(model)
 
 
-def copy_torchvision(source: nn.Module, target: nn.Module) -> None:
-    """Copy every convolution, batch norm and the classifier, in the order of computation."""
-    convs = [m for m in source.modules() if isinstance(m, nn.Conv2d)]
-    norms = [m for m in source.modules() if isinstance(m, nn.BatchNorm2d)]
-    for layer, conv, norm in zip(wiring(target).layers, convs, norms, strict=True):
-        layer.unit.convs[0].load_state_dict(conv.state_dict())
-        layer.unit.norms[0].load_state_dict(norm.state_dict())
-    target.classifier.linears[0].load_state_dict(source.fc.state_dict())
-
-
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_resnets_are_torchvisions(depth):
     torch.manual_seed(depth)
     source = getattr(torchvision.models, f"resnet{depth}")(num_classes=10)
-    for module in source.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for tensor in (module.weight.data, module.running_var):
-                tensor.uniform_(0.5, 1.5)
-            for tensor in (module.bias.data, module.running_mean):
-                tensor.normal_(0, 0.1)
+    random_norms(source)
     target = models.build("imagenet", f"resnet{depth}_nr", num_classes=10)
-    copy_torchvision(source, target)
+    copy_plain(source, target, source.fc)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected, logits = source.eval()(images), target.eval()(images)
