@@ -154,6 +154,8 @@ def test_a_value_that_makes_no_sense_is_refused(capsys, flag, value):
         ("--train-batch 0", "--train-batch: 0 is not a whole number of at least 1"),
         ("--gpu-id x", "--gpu-id: 'x' is not a list of GPU numbers such as 0,1"),
         ("--gpu-id 0,0", "--gpu-id: '0,0' names a GPU twice"),
+        ("--nr-from-scratch --nr-target 1", "--nr-from-scratch: --nr-target 1 never rejuvenates"),
+        ("--nr-bn-target 0.5 --nr-target 1", "--nr-bn-target: --nr-target 1 never rejuvenates"),
         ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
         ("--nr-sparsity-start 0", "--nr-sparsity-start"),
     ],

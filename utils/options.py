@@ -202,8 +202,11 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--schedule {' '.join(map(str, args.schedule))}: epochs must increase")
     if args.evaluate and not args.resume:
         parser.error("-e evaluates the checkpoint named by --resume, and none is named")
-    if args.nr_compress_only and args.nr_target >= NO_REJUVENATION:
-        parser.error(f"--nr-compress-only: --nr-target {args.nr_target:g} never rejuvenates")
+    needing = ("nr_compress_only", "nr_from_scratch", "nr_bn_target")
+    for name in needing if args.nr_target >= NO_REJUVENATION else ():
+        if getattr(args, name):
+            flag = name.replace("_", "-")
+            parser.error(f"--{flag}: --nr-target {args.nr_target:g} never rejuvenates")
     if args.nr_max_epochs is None:
         args.nr_max_epochs = args.epochs
 
