@@ -189,12 +189,15 @@ def test_each_test_image_goes_to_one_process(count, world):
 @given(st.integers(0, 200), st.integers(1, 50), st.integers(1, 9))
 def test_shares_cut_every_batch_evenly_and_leave_nothing_out(count, batch_size, world):
     ranks = [batches.shares(count, batch_size, rank, world) for rank in range(world)]
-    cut = [share for shares in zip(*ranks, strict=True) for share in shares]
-    assert [p for share in cut for p in range(share.start, share.stop)] == list(range(count))
+    cut = [share.positions for shares in zip(*ranks, strict=True) for share in shares]
+    assert [p for taken in cut for p in range(taken.start, taken.stop)] == list(range(count))
     for number, shares in enumerate(zip(*ranks, strict=True)):
-        sizes = [share.stop - share.start for share in shares]
+        sizes = [share.positions.stop - share.positions.start for share in shares]
         assert sum(sizes) == min(batch_size, count - number * batch_size)
         assert max(sizes) - min(sizes) <= 1
+        # The mean over processes of (weight x mean over a share) is the mean over the batch.
+        for share, size in zip(shares, sizes, strict=True):
+            assert share.weight / world == pytest.approx(size / sum(sizes))
 
 
 @pytest.mark.gpu

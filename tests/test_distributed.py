@@ -4,6 +4,7 @@ import copy
 import os
 import socket
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -55,6 +56,21 @@ def test_one_process_is_the_main_one():
     assert distributed.rank() == 0
     assert distributed.world() == 1
     assert distributed.is_main()
+
+
+@pytest.mark.parametrize("world", [1, 2, 5])
+def test_what_dead_processes_left_in_the_store_misleads_nobody(world):
+    """--max-restarts keeps the store: every start must agree on a name, and on a new one."""
+    store = dist.HashStore()
+    names = []
+    for _ in range(4):
+        with ThreadPoolExecutor(world) as pool:
+            # The highest rank first, so that it meets the earlier start's name.
+            ranks = reversed(range(world))
+            agreed = {pool.submit(distributed.agreed_prefix, store, r, world) for r in ranks}
+            (name,) = {future.result(timeout=20) for future in agreed}
+        names.append(name)
+    assert len(set(names)) == 4
 
 
 @pytest.mark.parametrize("ids", [[0], [0, 1, 2, 3], [7]])

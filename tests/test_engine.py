@@ -12,6 +12,7 @@ from torch import nn
 
 import nr
 from tests.helpers import batch, norms, relative_difference, same_tensors, tiny, vary
+from utils.batches import shares
 from utils.engine import evaluate, step_lr, stream_loss, train_epoch
 from utils.errors import InputError
 from utils.meters import Figures
@@ -26,6 +27,7 @@ class Batches:
 
     def __init__(self, sizes: tuple[int, ...]):
         self.sizes, self.asked = sizes, []
+        self.shares = shares(sum(sizes), max(sizes), 0, 1)
 
     def __len__(self) -> int:
         return len(self.sizes)

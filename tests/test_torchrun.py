@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ from utils.logger import read_log
 SMALL = (
     "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 2"
     " --schedule 9 --lr 0.01 --nr-sparsity 0.1 --nr-target 0.97 --nr-max-epochs 15 --manualSeed 2"
+)
+
+IMAGENET = (
+    "--synthetic --subset 40 -a vgg_nr --drop 0 --image-size 32 --width-mult 0.05 -j 1"
+    " --train-batch 5 --epochs 1 --schedule 9 --nr-target 0.8 --nr-sparsity-start 6e-3"
+    " --nr-max-epochs 20 --manualSeed 1"
 )
 
 
@@ -66,9 +73,9 @@ def test_a_signal_inside_an_epoch_repeats_nothing(two, tmp_path):
     assert_same_run(tmp_path, two)
 
 
-def test_a_killed_process_is_started_again(two, tmp_path):
-    """torchrun --max-restarts with --resume auto survives SIGKILL of one of its processes."""
-    words = command(SMALL + " --resume auto", tmp_path, processes=2)
+def run_with_a_kill(flags: str, folder: Path, script: str) -> None:
+    """torchrun --max-restarts with --resume auto, one process killed inside the third epoch."""
+    words = command(flags + " --resume auto", folder, script, processes=2)
     words.insert(words.index("--standalone"), "--max-restarts=2")
     process = subprocess.Popen(
         words, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -80,9 +87,37 @@ def test_a_killed_process_is_started_again(two, tmp_path):
             )
             subprocess.run(["kill", "-KILL", children.stdout.split()[-1]], check=True)
             break
-    process.communicate(timeout=180)
-    assert process.returncode == 0
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+
+
+def test_a_killed_process_is_started_again(two, tmp_path):
+    run_with_a_kill(SMALL, tmp_path, "cifar.py")
     assert_same_run(tmp_path, two)
+
+
+def test_imagenet_searches_rejuvenates_and_survives_a_kill(tmp_path):
+    run(IMAGENET, tmp_path / "straight", script="imagenet.py", processes=2)
+    run_with_a_kill(IMAGENET, tmp_path / "killed", "imagenet.py")
+    assert_same_run(tmp_path / "killed", tmp_path / "straight")
+    rows = read_log(tmp_path / "straight" / "log.txt")
+    assert [row["Phase"] for row in rows[-2:]] == ["search", "train"]
+
+
+@pytest.mark.parametrize("script, flags", [("cifar.py", SMALL), ("imagenet.py", IMAGENET)])
+def test_processes_that_do_not_divide_a_batch_still_weigh_its_images_equally(
+    script, flags, tmp_path
+):
+    """Batches of 5 images on 2 processes: the momentum is the sum of the same gradients."""
+    flags = flags.replace("--train-batch 10", "--train-batch 5")
+    flags += " --nr-target 1 --epochs 1 --lr 1e-4"
+    buffers = []
+    for processes in (0, 2):
+        folder = tmp_path / str(processes)
+        run(flags, folder, script=script, processes=processes)
+        state = load(folder / "checkpoint.pth.tar")["optimizer"]["state"]
+        buffers.append(torch.cat([entry["momentum_buffer"].ravel() for entry in state.values()]))
+    assert (buffers[1] - buffers[0]).norm() < 0.01 * buffers[0].norm()
 
 
 def test_data_parallel_without_gpus_is_the_cpu(tmp_path):

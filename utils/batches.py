@@ -35,20 +35,27 @@ def draw_epoch(count: int, seed: int, epoch: int) -> Draws:
     return Draws(order, top, left, flip)
 
 
-def shares(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
-    """The positions process ``rank`` of ``world`` takes of each batch of ``batch_size``.
+class Share(NamedTuple):
+    """What one process takes of a batch."""
+
+    positions: slice  # in the order of the epoch
+    weight: float  # of its mean loss, so that the mean over processes is that over images
+
+
+def shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
+    """What process ``rank`` of ``world`` takes of each batch of ``batch_size``.
 
     ``count`` images are cut in batches, and each batch in ``world`` nearly equal stretches.
     """
-    stretches = []
+    taken = []
     for start in range(0, count, batch_size):
         size = min(batch_size, count - start)
         begin, end = (start + size * part // world for part in (rank, rank + 1))
-        stretches.append(slice(begin, end))
-    return stretches
+        taken.append(Share(slice(begin, end), (end - begin) * world / size))
+    return taken
 
 
-def train_shares(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
+def train_shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
     """``shares`` without a last batch that has less than 2 images for each process.
 
     InputError if nothing is left then, or if a batch is smaller than ``world``.
@@ -65,10 +72,10 @@ def train_shares(count: int, batch_size: int, rank: int, world: int) -> list[sli
 
 
 def test_shares(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
-    """``shares`` that have an image; InputError if a batch is smaller than ``world``."""
+    """Positions in ``shares`` with an image; InputError if a batch is smaller than ``world``."""
     check_batch("--test-batch", batch_size, world)
-    stretches = shares(count, batch_size, rank, world)
-    return [share for share in stretches if share.start < share.stop]
+    positions = [share.positions for share in shares(count, batch_size, rank, world)]
+    return [taken for taken in positions if taken.start < taken.stop]
 
 
 def check_batch(flag: str, batch_size: int, world: int) -> None:
@@ -121,7 +128,7 @@ class TrainBatches:
         draws = draw_epoch(len(self.images), self.seed, epoch)
         draws = Draws(*(draw.to(self.windows.device) for draw in draws))
         for share in self.shares[first_batch:]:
-            order, top, left, flip = (draw[share] for draw in draws)
+            order, top, left, flip = (draw[share.positions] for draw in draws)
             crops = self.windows[order, :, top, left]  # [B, 3, 32, 32]
             crops = torch.where(flip[:, None, None, None], crops.flip(-1), crops)
             yield self.normalise(crops), self.images.labels[order]
@@ -145,5 +152,5 @@ class TestBatches:
         return len(self.shares)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for share in self.shares:
-            yield self.normalise(self.images.images[share]), self.images.labels[share]
+        for taken in self.shares:
+            yield self.normalise(self.images.images[taken]), self.images.labels[taken]

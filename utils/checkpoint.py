@@ -8,7 +8,6 @@ import hashlib
 import io
 import os
 import random
-import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from torch import Tensor
 import models
 import nr
 from nr.layers import Network
+from utils import distributed
 from utils.errors import InputError
 from utils.logger import write_atomically
 
@@ -119,7 +119,7 @@ def read_last(folder: Path) -> tuple[Path, dict] | None:
         if not previous.exists():
             raise
         payload = read(previous)
-        print(f"Warning: {error}; going on from {previous}", file=sys.stderr)
+        distributed.warn(f"Warning: {error}; going on from {previous}")
         return previous, payload
 
 

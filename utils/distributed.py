@@ -3,12 +3,15 @@
 import hashlib
 import os
 import sys
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import InputError
 from utils.syncbn import synchronise_batch_norm
@@ -32,6 +35,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def warn(message: str) -> None:
+    """One line on the screen's error stream, however many processes there are."""
+    if is_main():
+        print(message, file=sys.stderr)
+
+
 def start(gpu_ids: list[int]) -> list[torch.device]:
     """Choose this process's devices, the first of them its own; under torchrun join the group.
 
@@ -52,11 +61,39 @@ def start(gpu_ids: list[int]) -> list[torch.device]:
     if devices[0].type == "cuda":
         torch.cuda.set_device(devices[0])
     if launched():
-        # Host-side decisions go by gloo, so that they never wait for a GPU.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if devices[0].type == "cuda" else "gloo")
+        join("cpu:gloo,cuda:nccl" if devices[0].type == "cuda" else "gloo")
         if not is_main():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     return devices
+
+
+def join(backend: str) -> None:
+    """Join the process group that torchrun describes; host-side decisions never wait for a GPU."""
+    store, rank, world = next(rendezvous("env://"))
+    store = dist.PrefixStore(agreed_prefix(store, rank, world), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def agreed_prefix(store: dist.Store, rank: int, world: int) -> str:
+    """A name that the processes of one start agree on, new each time.
+
+    torchrun keeps its store over --max-restarts, and with it the addresses of processes that are
+    dead. So rank 0 makes a name up and the others sign up under it, until it answers them, which
+    a dead one cannot.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("newest", mine)
+        for other in range(1, world):
+            signature = store.get(f"{mine}/{other}").decode()  # waits for it
+            store.set(f"{mine}/answer to {signature}", "")
+        return mine
+    while True:
+        newest = store.get("newest").decode()
+        store.set(f"{newest}/{rank}", mine)
+        if store.check([f"{newest}/answer to {mine}"]):
+            return newest
+        time.sleep(0.02)
 
 
 @contextmanager

@@ -44,13 +44,13 @@ def train_epoch(
     first = 0 if done is None else len(done)
     sums = _allocate(model, len(batches), done)
     display = Display("Training", len(batches), first)
-    batches = _timed(batches.epoch(epoch, first), display)
-    for count, (images, labels) in enumerate(batches, start=first + 1):
+    coming = _timed(batches.epoch(epoch, first), display)
+    for count, (images, labels) in enumerate(coming, start=first + 1):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             logits = model(images)
         loss = stream_loss(logits, labels)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * batches.shares[count - 1].weight).backward()
         optimizer.step()
         sums[count - 1] = batch_sums(logits, labels, loss)
         signum = stop.agreed()

@@ -196,7 +196,7 @@ class TrainBatches:
         generator = torch.Generator().manual_seed(mixed_seed(self.seed, ORDER, epoch))
         order = torch.randperm(self.count, generator=generator).numpy()
         return self.pipeline.batches(
-            [Request(epoch, order[share]) for share in self.shares[first_batch:]]
+            [Request(epoch, order[share.positions]) for share in self.shares[first_batch:]]
         )
 
 
@@ -218,7 +218,7 @@ class TestBatches:
     ):
         shares = test_shares(len(images), batch_size, rank, world)
         order = np.arange(len(images))
-        self.requests = [Request(0, order[share]) for share in shares]
+        self.requests = [Request(0, order[taken]) for taken in shares]
         decoder = Decoder(images, test_transform(images.image_size), seed=0)  # draws nothing
         self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, MEAN, STD))
 

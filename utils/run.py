@@ -1,9 +1,10 @@
 """One run: its network, its state and its folder. The same for both scripts."""
 
 import random
-import sys
 import time
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,15 @@ from utils.state import RunState
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
 IDENTITY = ("dataset", "subset", "image_size")
 GAVE_UP = 3  # exit status of a search that never reached its target
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """What a payload of wrong types or sizes raises in the block, as an InputError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{path}: its state cannot be restored: {error}") from error
 
 
 class Run:
@@ -84,16 +94,15 @@ class Run:
 
     def _resume(self, path: Path, payload: dict) -> None:
         print(f"==> Resuming from {path}")
-        try:
+        with restoring(path):
             self._check_identity(path, payload)
             network = checkpoint.network(payload, path)
             self.state = RunState(**payload["run"])
-            self.use(network)
+        self.use(network)
+        with restoring(path):
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict(payload["optimizer"] | {"param_groups": groups})
             self._resume_epoch(payload)
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise InputError(f"{path}: its state cannot be restored: {error}") from error
 
     def _resume_epoch(self, payload: dict) -> None:
         """Go on inside an epoch: its figures, kept by rank 0, and each process's generators."""
@@ -185,11 +194,10 @@ class Run:
 
     def give_up(self, flag: str) -> int:
         """The search never reached its target: say so, naming the flag that would help."""
-        print(
+        distributed.warn(
             f"Gave up the search after {self.state.epoch} epochs: utilization is"
             f" {self.state.utilization:.4f}, the target {self.args.nr_target:g}; a larger {flag}"
-            f" gets there sooner. The checkpoint is kept in {self.folder}.",
-            file=sys.stderr,
+            f" gets there sooner. The checkpoint is kept in {self.folder}."
         )
         return GAVE_UP
 
