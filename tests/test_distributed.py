@@ -220,7 +220,7 @@ def test_under_torchrun_a_process_takes_the_gpu_of_its_rank(
     selected = gpus(count)
     backends = []
     monkeypatch.setenv("LOCAL_RANK", str(local_rank))
-    monkeypatch.setattr(dist, "init_process_group", backends.append)
+    monkeypatch.setattr(distributed, "join", backends.append)
     assert distributed.start([0]) == [torch.device("cuda", device)]
     assert selected == [torch.device("cuda", device)]
     assert backends == ["cpu:gloo,cuda:nccl"]
@@ -229,7 +229,7 @@ def test_under_torchrun_a_process_takes_the_gpu_of_its_rank(
 def test_only_one_process_of_a_machine_says_that_there_is_no_gpu(monkeypatch, capsys, gpus):
     gpus(0)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(distributed, "join", lambda backend: None)
     assert distributed.start([0]) == [torch.device("cpu")]
     assert capsys.readouterr().out == ""
 
@@ -237,7 +237,7 @@ def test_only_one_process_of_a_machine_says_that_there_is_no_gpu(monkeypatch, ca
 def test_other_processes_write_nothing_on_the_screen(monkeypatch, capsys, gpus):
     gpus(0)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    monkeypatch.setattr(dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(distributed, "join", lambda backend: None)
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     screen = sys.stdout
     monkeypatch.setattr(sys, "stdout", screen)  # put back after the test
