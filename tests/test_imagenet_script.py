@@ -14,7 +14,7 @@ from tests.scripts import ROOT, assert_same_run, load, run
 from utils.logger import read_log
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
-TINY = "--image-size 32 --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 20 -j 2"
+TINY = "--image-size 32 --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 40 -j 2"
 SMALL = (
     f"--synthetic --subset 100 -a vgg_nr --epochs 2 --schedule 30 {TINY}"
     " --nr-target 0.5 --nr-sparsity-start 2e-3"

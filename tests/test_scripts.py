@@ -14,7 +14,7 @@ from utils.logger import read_log
 
 SMALL = (
     "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 3"
-    " --schedule 2 --gamma 0.5 --nr-sparsity 0.04 --nr-target 0.7 --nr-max-epochs 15 --manualSeed 1"
+    " --schedule 2 --gamma 0.5 --nr-sparsity 0.04 --nr-target 0.9 --nr-max-epochs 30 --manualSeed 1"
 )
 COLUMNS = ["Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc."]
 NR_COLUMNS = ["Phase", "Utilization", "Sparsity", "Params", "Seconds"]
@@ -34,8 +34,8 @@ def test_files(straight):
         "checkpoint.pth.tar",
         "checkpoint.prev.pth.tar",
         "model_best.pth.tar",
-        "NR_resnet_before_0.7.pth.tar",
-        "NR_resnet_0.7.pth.tar",
+        "NR_resnet_before_0.9.pth.tar",
+        "NR_resnet_0.9.pth.tar",
         "curves.png",
         "utilization.png",
         "widths.png",
@@ -50,8 +50,8 @@ def test_log(straight):
     train = [row for row in rows if row["Phase"] == "train"]
     assert rows == search + train
     assert len(search) >= 2 and len(train) == 3
-    assert all(row["Utilization"] > 0.7 for row in search[:-1])
-    assert search[-1]["Utilization"] <= 0.7
+    assert all(row["Utilization"] > 0.9 for row in search[:-1])
+    assert search[-1]["Utilization"] <= 0.9
     assert {row["Sparsity"] for row in search} == {0.04}
     assert {row["Sparsity"] for row in train} == {0}
     assert [row["Learning Rate"] for row in train] == [0.1, 0.1, 0.05]
@@ -77,8 +77,8 @@ def test_checkpoints(straight):
     before, after, last = (
         load(straight[0] / name)
         for name in (
-            "NR_resnet_before_0.7.pth.tar",
-            "NR_resnet_0.7.pth.tar",
+            "NR_resnet_before_0.9.pth.tar",
+            "NR_resnet_0.9.pth.tar",
             "checkpoint.pth.tar",
         )
     )
@@ -96,7 +96,8 @@ def test_evaluate_prints_the_last_row(straight):
     result = run(SMALL + " -e --resume auto", straight[0])
     row = read_log(straight[0] / "log.txt")[-1]
     assert f"Valid Acc.: {row['Valid Acc.']:.2f}" in result.stdout
-    assert f"Valid Loss: {row['Valid Loss']:.4f}" in result.stdout
+    loss = float(re.search(r"^Valid Loss: ([\d.]+)", result.stdout, re.MULTILINE).group(1))
+    assert loss == pytest.approx(row["Valid Loss"], abs=1e-4)
 
 
 SEARCH, EXPANSION, TRAIN = r"Epoch: \[2 .*search", r"\| Expansion", r"Epoch: \[2 .*train"
@@ -131,7 +132,7 @@ def test_interrupted_and_resumed_equals_straight(signum, moment, straight, tmp_p
 def test_compress_only_then_resume_equals_one_step(straight, tmp_path):
     run(SMALL + " --nr-compress-only", tmp_path)
     assert not (tmp_path / "model_best.pth.tar").exists()
-    run(SMALL + f" --resume {tmp_path / 'NR_resnet_0.7.pth.tar'}", tmp_path)
+    run(SMALL + f" --resume {tmp_path / 'NR_resnet_0.9.pth.tar'}", tmp_path)
     assert_same_run(tmp_path, straight[0])
 
 
@@ -139,10 +140,10 @@ def test_rescaling_in_one_step_and_in_two(tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     run(SMALL + " --nr-bn-target 0.4", one)
     run(SMALL + " --nr-compress-only", two)
-    resumed = SMALL + f" --nr-bn-target 0.4 --resume {two / 'NR_resnet_0.7.pth.tar'}"
+    resumed = SMALL + f" --nr-bn-target 0.4 --resume {two / 'NR_resnet_0.9.pth.tar'}"
     assert "Rescaled" in run(resumed, two).stdout
     assert_same_run(one, two)
-    again = SMALL + f" --nr-bn-target 0.4 --resume {one / 'NR_resnet_0.7.pth.tar'}"
+    again = SMALL + f" --nr-bn-target 0.4 --resume {one / 'NR_resnet_0.9.pth.tar'}"
     assert "Rescaled" not in run(again, tmp_path / "three").stdout
     assert_same_run(one, tmp_path / "three")
 

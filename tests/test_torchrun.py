@@ -13,13 +13,13 @@ from utils.logger import read_log
 
 SMALL = (
     "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 2"
-    " --schedule 9 --lr 0.01 --nr-sparsity 0.1 --nr-target 0.97 --nr-max-epochs 15 --manualSeed 2"
+    " --schedule 9 --lr 0.01 --nr-sparsity 0.1 --nr-target 0.97 --nr-max-epochs 30 --manualSeed 2"
 )
 
 IMAGENET = (
     "--synthetic --subset 40 -a vgg_nr --drop 0 --image-size 32 --width-mult 0.05 -j 1"
     " --train-batch 5 --epochs 1 --schedule 9 --nr-target 0.8 --nr-sparsity-start 6e-3"
-    " --nr-max-epochs 20 --manualSeed 1"
+    " --nr-max-epochs 40 --manualSeed 1"
 )
 
 

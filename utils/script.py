@@ -4,12 +4,14 @@ import sys
 from collections.abc import Callable
 
 from utils import distributed
+from utils.allocator import keep_freed_memory
 from utils.errors import InputError
 from utils.signals import Stopped
 
 
 def exit_status(main: Callable[[], int]) -> int:
     """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run."""
+    keep_freed_memory()
     sys.stdout.reconfigure(line_buffering=True)  # a log file is up to date line by line
     try:
         return main()
