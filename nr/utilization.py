@@ -56,6 +56,16 @@ def utilization(model: Network, flops: bool = False, image_size: int | None = No
     return measure(layers, live_masks(layers), flops)
 
 
+def relative_scales(model: Network) -> Tensor:
+    """|γ| over the largest of its layer and stream, of every prunable scale: float [N], CPU."""
+    layers, *_ = wiring(model)
+    placed = zip(layers, _absolute_gammas(layers), strict=True)
+    gammas = [gamma for layer, row in placed if not layer.unit.fixed for gamma in row]
+    return torch.cat(
+        [gamma / gamma.max().clamp(min=torch.finfo(gamma.dtype).tiny) for gamma in gammas]
+    )
+
+
 def measure(layers: list[Layer], masks: Masks, flops: bool = False) -> Utilization:
     """The utilization of ``layers`` under given live masks."""
     rows = tuple(_usage(layer, masks, flops) for layer in layers)

@@ -304,7 +304,7 @@ def test_the_best_model_survives_a_resume(accuracies, tmp_path):
 def test_the_files_after_each_stage(epochs, accuracies, pictures, tmp_path):
     pictures()
     accuracies(10, 10, 10, 10, 10)
-    always = [LAST, "curves.png", "log.txt", "utilization.png"]
+    always = [LAST, "curves.png", "log.txt", "run.json", "scales.png", "utilization.png"]
     assert go(tmp_path, "--nr-max-epochs 1") == 3
     assert names(tmp_path) == sorted(always)
     assert resume(tmp_path, "--nr-compress-only") == 0

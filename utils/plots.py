@@ -5,14 +5,17 @@ equal input gives equal bytes.
 """
 
 import io
+import math
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from nr.utilization import DEAD_RATIO
 from utils.logger import write_atomically
 
 SURVIVED, REJUVENATED, BEFORE = "#2f6fa8", "#f2962e", "#1f2933"
@@ -23,6 +26,7 @@ WIDTH = 11  # inches, at DPI dots each
 DPI = 100
 MAX_LABELS = 36  # layer names on an axis, the others stay unnamed
 LEVELS = 20  # colours of the heat map, 5 percentage points each: steps can be told, files are small
+LEAST_DECADE, SCALE_BINS = -4, 40  # of the histograms of log10 |γ| / largest of the layer
 FEW_EPOCHS = 10  # a phase this short gets a dot an epoch
 STYLE = {
     "axes.axisbelow": True,
@@ -99,6 +103,75 @@ def utilization(history: list[dict[str, float]], path: Path) -> None:
         _name_layers(axes, names)
         axes.xaxis.set_major_locator(_whole_numbers())
         axes.set(xlabel="search epoch", title="Live channels of each layer during the search")
+        _save(figure, path)
+
+
+def scales(history: list[list[int]], path: Path) -> None:
+    """Draw how the batch-norm scales spread over the search epochs as a heat map into ``path``.
+
+    ``history``: one histogram an epoch, counts in SCALE_BINS bins of log10(|γ| / largest of its
+    layer) from LEAST_DECADE, which holds all smaller ones, to 0. No history, no picture.
+    """
+    if not history:
+        return
+    share = [[100 * count / sum(epoch) for count in epoch] for epoch in history]
+    with _style():
+        figure = Figure((WIDTH, 4), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(
+            list(zip(*share, strict=True)),
+            cmap=matplotlib.colormaps["viridis"].resampled(LEVELS),
+            norm=LogNorm(0.1, 100, clip=True),
+            aspect="auto",
+            interpolation="nearest",
+            origin="lower",
+            extent=(0.5, len(history) + 0.5, LEAST_DECADE, 0),
+        )
+        figure.colorbar(image, label="% of the channels", pad=0.01)
+        axes.axhline(math.log10(DEAD_RATIO), color=REJUVENATED, linewidth=1.5)
+        axes.xaxis.set_major_locator(_whole_numbers())
+        decades = range(LEAST_DECADE, 1)
+        axes.set_yticks(decades, [f"{10.0**decade:g}" for decade in decades])
+        axes.set(
+            xlabel="search epoch",
+            ylabel="|γ| / largest of its layer",
+            title="Batch-norm scales during the search; channels below the line are dead",
+        )
+        _save(figure, path)
+
+
+def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
+    """Draw the validation errors of several runs over each other into ``path``.
+
+    ``runs``: (label, rows of log.txt); epoch 0 is the start of the train phase, the search lies
+    before it. Runs with equal labels share a colour.
+    """
+    labels = list(dict.fromkeys(label for label, _ in runs))
+    colours = matplotlib.colormaps["tab10"].colors
+    with _style():
+        figure = Figure((WIDTH, 5), layout="constrained")
+        axes = figure.subplots()
+        named = set()
+        for label, rows in runs:
+            search = sum(row["Phase"] == "search" for row in rows)
+            epochs = [epoch - search + 1 for epoch in range(len(rows))]
+            colour = colours[labels.index(label) % len(colours)]
+            for part, line in ((slice(0, search), ":"), (slice(search, None), "-")):
+                errors = [100 - row["Valid Acc."] for row in rows[part]]
+                text = label if line == "-" and label not in named else None
+                dots = "." if len(errors) <= FEW_EPOCHS else None
+                axes.plot(
+                    epochs[part], errors, line, marker=dots, color=colour, linewidth=1.2, label=text
+                )
+            named.add(label)
+        axes.axvline(0.5, color=REJUVENATED, linewidth=1.5, zorder=1)
+        axes.grid(axis="y")
+        axes.set(
+            xlabel="epoch of the train phase (dotted: search)",
+            ylabel="validation error (%)",
+            title="Validation error, aligned at the start of the train phase",
+        )
+        figure.legend(loc="outside right upper")
         _save(figure, path)
 
 

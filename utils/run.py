@@ -1,6 +1,8 @@
 """One run: its network, its state and its folder. The same for both scripts."""
 
 import random
+import shlex
+import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
@@ -21,7 +23,7 @@ from utils.engine import evaluate, step_lr, train_epoch
 from utils.errors import InputError
 from utils.meters import Figures
 from utils.options import NO_REJUVENATION
-from utils.reports import claim_folder, write_reports
+from utils.outputs import claim_folder, scale_histogram, write_description, write_outputs
 from utils.seeding import EPOCH, NETWORK, REJUVENATION, seed_generators
 from utils.signals import Stopped, StopRequest
 from utils.state import RunState
@@ -63,6 +65,7 @@ class Run:
             claim_folder(self.folder, found and found[0])
             if args.resume == "auto" and found and found[0].name == checkpoint.PREVIOUS:
                 checkpoint.put_damaged_aside(self.folder)
+            self._describe()
 
     # Beginning and going on.
 
@@ -273,6 +276,7 @@ class Run:
         if self.searching:
             live = {r.name: r.live_out / r.out_channels for r in usage.layers if not r.fixed}
             state.live.append(live)
+            state.scales.append(scale_histogram(self.network))
         state.epoch, state.acc, state.seconds = state.epoch + 1, test.top1, 0.0
         state.utilization = distributed.gathered(usage.ratio)[0]
 
@@ -297,7 +301,18 @@ class Run:
             return
         checkpoint.save_last(self.folder, payload, best=self.improved)
         self.improved = False
-        write_reports(self.folder, self.state, drawn=self.phase_epoch > 0 and not self.searching)
+        self._describe()
+        write_outputs(self.folder, self.state, drawn=self.phase_epoch > 0 and not self.searching)
+
+    def _describe(self) -> None:
+        description = {
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "seed": self.state.seed,
+            "network": self.spec,
+            "structure": nr.structure(self.network),
+            "args": vars(self.args),
+        }
+        write_description(self.folder, description)
 
     def _payload(self) -> dict:
         state = self.state

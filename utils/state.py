@@ -10,7 +10,8 @@ class RunState:
     ``epoch``: the next one, from the start of the run; ``search_epochs``: 0 until rejuvenation;
     ``utilization``: the last measured, 1 before the first; ``seconds``: spent on the epoch in
     progress; ``rows``: of log.txt; ``live``: prunable layer -> live fraction of its outputs, a
-    dict for each search epoch; ``widths``: (layer, before, survived, after) output channels.
+    dict for each search epoch; ``scales``: the histogram of utils.outputs.scale_histogram for each;
+    ``widths``: (layer, before, survived, after) output channels.
     """
 
     phase: str
@@ -25,4 +26,5 @@ class RunState:
     seconds: float = 0.0
     rows: list[dict] = field(default_factory=list)
     live: list[dict] = field(default_factory=list)
+    scales: list[list[int]] = field(default_factory=list)
     widths: list[list] = field(default_factory=list)

@@ -1,15 +1,20 @@
-"""The folder of a run, and what a person reads there: log.txt and the pictures."""
+"""The folder of a run, and what a person reads there: log.txt, run.json and the pictures."""
 
 import itertools
+import json
 import shutil
 from pathlib import Path
 
+import torch
+
+from nr.layers import Network
+from nr.utilization import relative_scales
 from utils import plots
 from utils.errors import InputError
-from utils.logger import write_log
+from utils.logger import write_atomically, write_log
 from utils.state import RunState
 
-FILES = ("*.pth.tar", "log.txt", "*.png")  # what a run leaves in its folder
+FILES = ("*.pth.tar", "log.txt", "run.json", "*.png")  # what a run leaves in its folder
 
 
 def claim_folder(folder: Path, resumed: Path | None) -> None:
@@ -35,17 +40,31 @@ def claim_folder(folder: Path, resumed: Path | None) -> None:
         print(f"==> {folder} held another run: kept in {aside}")
 
 
-def write_reports(folder: Path, state: RunState, drawn: bool) -> None:
+def scale_histogram(network: Network) -> list[int]:
+    """How many prunable scales lie in each of the bins of ``plots.scales``."""
+    decades = relative_scales(network).log10().clamp(min=plots.LEAST_DECADE)
+    return torch.histc(decades, plots.SCALE_BINS, plots.LEAST_DECADE, 0).int().tolist()
+
+
+def write_description(folder: Path, description: dict) -> None:
+    """run.json, which utils.report reads: what the run is, as plain data, an entry a line."""
+    entries = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items())
+    write_atomically(folder / "run.json", ("{\n" + ",\n".join(entries) + "\n}\n").encode())
+
+
+def write_outputs(folder: Path, state: RunState, drawn: bool) -> None:
     """log.txt and the pictures, from the state.
 
     ``drawn``: the search is over and an earlier call has drawn its pictures; they are drawn again
     only where they are missing.
     """
-    usage, widths = folder / "utilization.png", folder / "widths.png"
+    usage, scales, widths = (folder / f"{n}.png" for n in ("utilization", "scales", "widths"))
     if state.rows:
         write_log(folder / "log.txt", state.rows)
         plots.curves(state.rows, folder / "curves.png")
     if state.live and not (drawn and usage.exists()):
         plots.utilization(state.live, usage)
+    if state.scales and not (drawn and scales.exists()):
+        plots.scales(state.scales, scales)
     if state.widths and not (drawn and widths.exists()):
         plots.widths([tuple(row) for row in state.widths], widths)
