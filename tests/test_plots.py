@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import matplotlib
 import pytest
@@ -54,6 +55,15 @@ def layer_widths(layers: int) -> list[tuple[str, int, int, int]]:
     return [(n, 64, 0, 0) if i % 5 == 4 else (n, 64, i % 64 + 1, i + 8) for i, n in names]
 
 
+def draw_scales(history: list[list[int]], path: Path) -> None:
+    plots.scales(history, 0.01, path)
+
+
+def scale_histograms(epochs: int) -> list[list[int]]:
+    """Channels move from the highest bin to the lowest, one epoch after the other."""
+    return [[epoch] + [0] * (plots.SCALE_BINS - 2) + [epochs - epoch] for epoch in range(epochs)]
+
+
 CASES = {
     "curves": (plots.curves, log_rows(30, 60)),
     "curves of imagenet": (plots.curves, log_rows(3, 9, **{"Valid 5 Acc.": 90.0})),
@@ -68,6 +78,10 @@ CASES = {
     "utilization of 166": (plots.utilization, live_history(166, 100)),
     "utilization of 1 epoch": (plots.utilization, live_history(16, 1)),
     "utilization of 1 layer": (plots.utilization, live_history(1, 2)),
+    "scales": (draw_scales, scale_histograms(30)),
+    "scales of 1 epoch": (draw_scales, scale_histograms(1)),
+    "comparison": (plots.comparison, [("a", log_rows(9, 12)), ("a", log_rows(3, 3))]),
+    "comparison without search": (plots.comparison, [("a", log_rows(0, 1))]),
     "widths of 16": (plots.widths, layer_widths(16)),
     "widths of 166": (plots.widths, layer_widths(166)),
     "widths of 1": (plots.widths, layer_widths(1)),
@@ -101,10 +115,36 @@ def test_picture_is_whole_small_and_alone(case, tmp_path):
     assert 300 < height <= MAX_PIXELS and 900 < width <= MAX_PIXELS
 
 
-@pytest.mark.parametrize("draw", [plots.curves, plots.utilization, plots.widths])
+@pytest.mark.parametrize("draw", [plots.curves, plots.utilization, draw_scales, plots.widths])
 def test_nothing_to_draw_leaves_no_picture(draw, tmp_path):
     draw([], tmp_path / "picture.png")
     assert os.listdir(tmp_path) == []
+
+
+def test_scales_are_shares_of_the_channels_with_the_dead_below_the_line(figures, tmp_path):
+    history = [[0] * 39 + [4], [1] + [0] * 38 + [3]]
+    draw_scales(history, tmp_path / "picture.png")
+    axes = figures[0].axes[0]
+    (image,) = axes.images
+    shares = image.get_array().tolist()  # [bins, epochs]
+    assert shares[0] == [0, 25] and shares[39] == [100, 75]
+    assert list(axes.lines[0].get_ydata()) == [-2, -2]
+    assert list(image.get_extent()) == [0.5, 2.5, plots.LEAST_DECADE, 0]
+
+
+def test_compared_runs_are_aligned_at_the_start_of_the_train_phase(figures, tmp_path):
+    runs = [("a", log_rows(2, 3)), ("b", log_rows(0, 3)), ("a", log_rows(1, 3))]
+    plots.comparison(runs, tmp_path / "picture.png")
+    lines = [
+        line
+        for line in figures[0].axes[0].lines
+        if len(line.get_xdata()) and line.get_marker() == "."
+    ]
+    epochs = [list(line.get_xdata()) for line in lines]
+    assert epochs == [[-1, 0], [1, 2, 3], [1, 2, 3], [0], [1, 2, 3]]
+    assert list(lines[0].get_ydata()) == [70, 35]  # errors of log_rows: 70 / epoch
+    colours = [line.get_color() for line in lines]
+    assert colours[0] == colours[1] == colours[3] == colours[4] != colours[2]
 
 
 @pytest.mark.parametrize("case", ["curves", "utilization of 16", "widths of 16"])

@@ -46,7 +46,7 @@ def handlers():
 def pictures(monkeypatch):
     """No pictures, which take longer than the training; returns how to have them again."""
     with monkeypatch.context() as patch:
-        for name in ("curves", "utilization", "widths"):
+        for name in ("curves", "scales", "utilization", "widths"):
             patch.setattr(plots, name, lambda *_: None)
         yield patch.undo
 
@@ -406,7 +406,7 @@ def test_the_search_gives_up_with_status_3_and_one_line(epochs, tmp_path, capsys
     assert "after 2 epochs: utilization is 1.0000, the target 0.6" in line
     assert "--nr-sparsity" in line and str(tmp_path) in line
     assert state_in(tmp_path).phase == "search"
-    assert names(tmp_path) == [PREVIOUS, LAST, "log.txt"]
+    assert names(tmp_path) == [PREVIOUS, LAST, "log.txt", "run.json"]
 
 
 def test_the_search_gives_up_after_epochs_by_default():
@@ -452,6 +452,7 @@ def test_every_field_of_the_state_is_restored(tmp_path):
         rescaled=True,
         seconds=3.5,
         rows=[{"Phase": "search", "Params": 7, "Train Loss": 0.1}],
+        scales=[[3, 4]],
         live=[{"features.stem.0": 0.5}, {}],
         widths=[["features.stem.0", 4, 4, 5]],
     )

@@ -8,7 +8,7 @@ from torch import nn
 
 import nr
 from models.cifar import densenet, vgg19_bn
-from nr.utilization import live_masks
+from nr.utilization import live_masks, relative_scales
 from nr.wiring import wiring
 from tests.helpers import (
     FAMILIES,
@@ -24,6 +24,7 @@ from tests.helpers import (
     tiny,
     worn,
 )
+from utils.outputs import scale_histogram
 
 FIRST, SECOND = "features.first", "features.second"
 # One dense layer a block, growth 2. Weights: 3x3 3->4: 108; [4->8: 32; 3x3 8->2: 144];
@@ -283,3 +284,24 @@ def test_a_branch_dies_stream_by_stream(family, stream, mode):
             assert all(streams[1 - stream])
         else:
             assert all(streams[0] + streams[1])
+
+
+def test_relative_scales_are_those_of_prunable_layers_over_their_largest():
+    model = tiny(width=2)
+    first, second = (layer.unit.norms[0].weight.data for layer in wiring(model).layers)
+    first.copy_(torch.tensor([-0.5, 0.25]))
+    second.copy_(torch.tensor([0.0, 0.0]))
+    assert relative_scales(model).tolist() == [1, 0.5, 0, 0]
+    (fixed,) = [layer for layer in wiring(model).layers if layer.name == FIRST]
+    fixed.unit.fixed = True
+    assert relative_scales(model).tolist() == [0, 0]
+
+
+def test_the_histogram_of_scales_counts_every_channel_once():
+    model = tiny(width=4)
+    for layer in wiring(model).layers:
+        layer.unit.norms[0].weight.data.copy_(torch.tensor([1, 0.5, 1e-3, 0]))
+    # log10: 0, -0.30, -3 and far below -4, in 40 bins of 0.1 from -4 to 0.
+    expected = {39: 2, 36: 2, 10: 2, 0: 2}
+    histogram = scale_histogram(model)
+    assert {i: n for i, n in enumerate(histogram) if n} in (expected, {39: 2, 36: 2, 9: 2, 0: 2})

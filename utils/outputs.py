@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from nr.layers import Network
-from nr.utilization import relative_scales
+from nr.utilization import DEAD_RATIO, relative_scales
 from utils import plots
 from utils.errors import InputError
 from utils.logger import write_atomically, write_log
@@ -65,6 +65,6 @@ def write_outputs(folder: Path, state: RunState, drawn: bool) -> None:
     if state.live and not (drawn and usage.exists()):
         plots.utilization(state.live, usage)
     if state.scales and not (drawn and scales.exists()):
-        plots.scales(state.scales, scales)
+        plots.scales(state.scales, DEAD_RATIO, scales)
     if state.widths and not (drawn and widths.exists()):
         plots.widths([tuple(row) for row in state.widths], widths)

@@ -15,7 +15,6 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nr.utilization import DEAD_RATIO
 from utils.logger import write_atomically
 
 SURVIVED, REJUVENATED, BEFORE = "#2f6fa8", "#f2962e", "#1f2933"
@@ -106,11 +105,12 @@ def utilization(history: list[dict[str, float]], path: Path) -> None:
         _save(figure, path)
 
 
-def scales(history: list[list[int]], path: Path) -> None:
+def scales(history: list[list[int]], dead: float, path: Path) -> None:
     """Draw how the batch-norm scales spread over the search epochs as a heat map into ``path``.
 
     ``history``: one histogram an epoch, counts in SCALE_BINS bins of log10(|γ| / largest of its
-    layer) from LEAST_DECADE, which holds all smaller ones, to 0. No history, no picture.
+    layer) from LEAST_DECADE, which holds all smaller ones, to 0; ``dead``: the ratio below which
+    a channel is. No history, no picture.
     """
     if not history:
         return
@@ -128,7 +128,7 @@ def scales(history: list[list[int]], path: Path) -> None:
             extent=(0.5, len(history) + 0.5, LEAST_DECADE, 0),
         )
         figure.colorbar(image, label="% of the channels", pad=0.01)
-        axes.axhline(math.log10(DEAD_RATIO), color=REJUVENATED, linewidth=1.5)
+        axes.axhline(math.log10(dead), color=REJUVENATED, linewidth=1.5)
         axes.xaxis.set_major_locator(_whole_numbers())
         decades = range(LEAST_DECADE, 1)
         axes.set_yticks(decades, [f"{10.0**decade:g}" for decade in decades])

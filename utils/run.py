@@ -65,7 +65,6 @@ class Run:
             claim_folder(self.folder, found and found[0])
             if args.resume == "auto" and found and found[0].name == checkpoint.PREVIOUS:
                 checkpoint.put_damaged_aside(self.folder)
-            self._describe()
 
     # Beginning and going on.
 
