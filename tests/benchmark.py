@@ -1,81 +1,386 @@
-"""Time of a training step against the same network in plain torch: python -m tests.benchmark.
+"""Times of training steps and what surrounds them: python -m tests.benchmark [--device cuda].
 
-Two threads, batch 16 at 32x32, half of each layer live. Steps alternate, and the median of the
-ratios of neighbours is printed, so a machine that slows down for a while does not matter.
+Half of each layer is live. The phases take turns, one step each a round, and a ratio is the median
+over the rounds of two times of the same round, so a machine that slows down for a while does not
+matter.
 """
 
+import argparse
+import io
+import os
 import statistics
+import tarfile
+import tempfile
 import time
-from collections.abc import Callable
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import models
 import nr
+from nr.layers import CROSS, Network
 from nr.wiring import wiring
 from tests import plain
+from utils import imagenet
+from utils.allocator import keep_freed_memory
+from utils.batches import TrainBatches
 from utils.engine import stream_loss
+from utils.images import ImageSet
+from utils.run import Run
 
-THREADS, BATCH, PAIRS = 2, 16, 9
+THREADS = 2  # of a CPU
+BATCH = {"cpu": 16, "cuda": 64}
+ROUNDS = 9
+WARM_UP = 2  # rounds
+MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of the product that is the ceiling
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OPTIMIZER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
+SPARSITY = 1e-4
+
 NETWORKS = {
     "VGG-19": (plain.vgg19, "vgg19_bn", {}),
     "ResNet-164": (plain.resnet164, "resnet", {"depth": 110}),
     "DenseNet-100-40": (plain.densenet100, "densenet", {"depth": 100, "growth_rate": 40}),
 }
+PHASES = {  # phase -> the phase to which its time is compared, and a name in FIGURES
+    "plain torch": (None, None),
+    "plain torch, defaults": ("plain torch", None),
+    "search": ("plain torch", "search"),
+    "search --amp": ("search", "amp"),
+    "removed": ("search", "removed"),
+    "attention": ("search", "attention"),
+    "removed --amp": ("removed", "amp"),
+    "attention --amp": ("attention", "amp"),
+}
+GPU_ONLY = ("removed --amp", "attention --amp")
+FIGURES = {
+    "VGG-19": {"search": 1.03, "removed": 0.55, "attention": 1.1, "amp": 0.5},
+    "ResNet-164": {"search": 1.05, "removed": 1.2, "attention": 1.9, "amp": 0.65},
+    "DenseNet-100-40": {"search": 1.05, "removed": 0.85, "attention": 1.4, "amp": 0.7},
+}
+HEADER = ("network", "phase", "img/s", "of the ceiling", "ratio", "to", "figure")
+NOT_MEASURED = "not measured"
+
+IMAGENET = Path(__file__).parents[1] / "../shared/data/imagenet-sample.tar"
+IMAGENET_BATCH, IMAGENET_REPEATS = 16, 8  # each photograph, so that start and end weigh little
+
+Timed = Callable[[], float]  # does its work once and returns its seconds
 
 
-def stepper(model: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable) -> Callable:
-    """A function that trains one step on random images and returns its seconds."""
-    images, labels = torch.randn(BATCH, 3, 32, 32), torch.randint(10, (BATCH,))
+# --- measuring
 
-    def step() -> float:
+
+def timed(work: Callable[[], object], device: torch.device) -> Timed:
+    """``work``, waiting for the device before and after it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+
+    def run() -> float:
+        wait()
         start = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        loss(model(images), labels).backward()
-        optimizer.step()
+        work()
+        wait()
         return time.perf_counter() - start
 
-    return step
+    return run
 
 
-def search_step(arch: str, keywords: dict) -> Callable:
-    model = models.build("cifar", arch, **keywords)
-    return stepper(model, nr.SGD(model, 0.1, 0.9, 1e-4, sparsity=1e-4), stream_loss)
+def take_turns(steps: dict[str, Timed], rounds: int) -> dict[str, list[float]]:
+    """Seconds of every step in every round, after a few rounds that do not count."""
+    for _ in range(WARM_UP):
+        for step in steps.values():
+            step()
+    found = [{name: step() for name, step in steps.items()} for _ in range(rounds)]
+    return {name: [seconds[name] for seconds in found] for name in steps}
 
 
-def train_step(arch: str, keywords: dict, cross: str) -> Callable:
-    model = models.build("cifar", arch, **keywords)
+def ratio(times: list[float], reference: list[float]) -> float:
+    """Median over the rounds of the ratio of the times of a round."""
+    return statistics.median(a / b for a, b in zip(times, reference, strict=True))
+
+
+def ceiling(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
+    """FLOP/s of the fastest of some products of two large square matrices.
+
+    On a GPU float32 products may be TensorFloat-32 where convolutions may.
+    """
+    size = MATRIX[device.type]
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    kept = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    seconds = take_turns({"mm": timed(lambda: torch.mm(a, b), device)}, rounds)["mm"]
+    torch.backends.cuda.matmul.allow_tf32 = kept
+    return 2 * size**3 / min(seconds)
+
+
+def share(macs: int, images_per_second: float, flops: float) -> float:
+    """Of the ceiling: a step takes a multiply-add forward and two backward, 2 FLOP each."""
+    return 6 * macs * images_per_second / flops
+
+
+# --- networks and their steps
+
+
+def half_dead(arch: str, keywords: dict, device: torch.device) -> Network:
+    model = models.build("cifar", arch, **keywords).to(device)
     for layer in wiring(model).layers:
         if not layer.unit.fixed:
             gamma = layer.unit.norms[0].weight.data
             gamma[len(gamma) // 2 :] = 0
-    nr.rejuvenate(model, cross)
-    return stepper(model, nr.SGD(model, 0.1, 0.9, 1e-4), stream_loss)
+    return model
 
 
-def plain_step(build: Callable) -> Callable:
-    model = build()
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-4)
-    return stepper(model, optimizer, F.cross_entropy)
+def phase_network(arch: str, keywords: dict, phase: str, device: torch.device) -> Network:
+    """The network of this phase; of the search, unless it is a mode of rejuvenation."""
+    if phase not in CROSS:
+        return models.build("cifar", arch, **keywords)
+    model = half_dead(arch, keywords, device)
+    nr.rejuvenate(model, phase)
+    return model
 
 
-def ratio(first: Callable, second: Callable) -> float:
-    """Median of first / second over alternating steps, after one of each."""
-    first(), second()
-    return statistics.median(first() / second() for _ in range(PAIRS))
+def in_use(network: Network, amp: bool, device: torch.device) -> Namespace:
+    """A network and its optimizer as a run has them."""
+    run = Namespace(args=Namespace(amp=amp, compile=False, **OPTIMIZER), devices=[device])
+    Run.use(run, network)
+    return run
 
 
-def main() -> None:
+def stepper(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable,
+    device: torch.device,
+    batch: int,
+    amp: bool = False,
+) -> Timed:
+    """A training step on random images."""
+    images = torch.randn(batch, 3, 32, 32, device=device)
+    labels = torch.randint(10, (batch,), device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp):
+            logits = model(images)
+        optimizer.zero_grad(set_to_none=True)
+        loss(logits, labels).backward()
+        optimizer.step()
+
+    return timed(step, device)
+
+
+def run_step(
+    network: Network, device: torch.device, batch: int, amp: bool = False, searching: bool = False
+) -> Timed:
+    """A training step as in a run."""
+    run = in_use(network, amp, device)
+    run.optimizer.sparsity = SPARSITY if searching else 0.0
+    return stepper(run.model, run.optimizer, stream_loss, device, batch, amp)
+
+
+def plain_step(build: Callable, tuned: bool, device: torch.device) -> Timed:
+    """Of the network in plain torch; ``tuned``: memory order and optimizer as in a run."""
+    order = torch.channels_last if tuned and device.type == "cpu" else torch.contiguous_format
+    model = build().to(device, memory_format=order)
+    optimizer = torch.optim.SGD(model.parameters(), **OPTIMIZER, fused=True if tuned else None)
+    return stepper(model, optimizer, F.cross_entropy, device, BATCH[device.type])
+
+
+def all_steps(network: tuple, device: torch.device) -> tuple[dict[str, Timed], dict[str, int]]:
+    """A step and the multiply-adds of an image for every phase measured on this device."""
+    build, arch, keywords = network
+    steps, macs = {}, {}
+    for phase in PHASES:
+        name, amp = phase.removesuffix(" --amp"), phase.endswith("--amp")
+        if phase in GPU_ONLY and device.type == "cpu":
+            continue
+        model = phase_network(arch, keywords, name, device)
+        macs[phase] = nr.count_macs(model)
+        if name.startswith("plain"):
+            steps[phase] = plain_step(build, name == "plain torch", device)
+        else:
+            steps[phase] = run_step(model, device, BATCH[device.type], amp, name == "search")
+    return steps, macs
+
+
+# --- rows of the table
+
+
+def network_rows(
+    name: str, rounds: int, device: torch.device, ceilings: dict[str, float]
+) -> Iterator[tuple]:
+    steps, macs = all_steps(NETWORKS[name], device)
+    times = take_turns(steps, rounds)
+    for phase, (reference, figure) in PHASES.items():
+        if phase not in times:
+            yield name, phase, NOT_MEASURED
+            continue
+        amp = phase.endswith("--amp")
+        speed = BATCH[device.type] / statistics.median(times[phase])
+        part = share(macs[phase], speed, ceilings["bf16" if amp else "fp32"])
+        row = (name, phase, f"{speed:.1f}", f"{part:.3f}")
+        if reference is None:
+            yield row
+            continue
+        value = ratio(times[phase], times[reference])
+        to = f"fp32 {reference}" if amp else reference
+        yield *row, f"{value:.2f}", to, FIGURES[name][figure] if figure else "-"
+
+
+def method_rows(rounds: int, device: torch.device) -> Iterator[tuple]:
+    """The two calls between a search epoch and the train phase."""
+    _, arch, keywords = NETWORKS["ResNet-164"]
+    fresh = [half_dead(arch, keywords, device) for _ in range(WARM_UP + rounds + 1)]
+    measured = fresh.pop()
+    calls = {
+        "nr.utilization": timed(lambda: nr.utilization(measured), device),
+        "nr.rejuvenate": timed(lambda: nr.rejuvenate(fresh.pop()), device),
+    }
+    for (name, times), limit in zip(take_turns(calls, rounds).items(), (10, 500), strict=True):
+        milliseconds = 1e3 * statistics.median(times)
+        yield "ResNet-164", name, "-", "-", f"{milliseconds:.1f} ms", "-", f"{limit} ms"
+
+
+def augmentation_row(rounds: int, device: torch.device, batch: int = 64, batches: int = 16):
+    """An augmented batch, its part of drawing the epoch included, beside a narrow VGG-19."""
+    count = batch * batches
+    pixels = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.randint(10, (count,)), tuple("0123456789")).to(device)
+    series = TrainBatches(images, batch, seed=0)
+    model = models.build("cifar", "vgg19_bn", width_mult=0.25)
+    steps = {
+        "epoch": timed(lambda: sum(1 for _ in series.epoch(0)), device),
+        "step": run_step(model, device, batch),
+    }
+    times = take_turns(steps, rounds)
+    part = ratio(times["epoch"], times["step"]) / batches
+    to = f"step of vgg19_bn --width-mult 0.25, batch {batch}"
+    return "-", f"augmented CIFAR batch of {batch}", "-", "-", f"{100 * part:.2f} %", to, "3 %"
+
+
+def decode(file: bytes) -> None:
+    """What no loader can do without."""
+    transform = imagenet.train_transform(224)
+    with imagenet.open_image(os.fsdecode(file)) as image:
+        transform(image.convert("RGB"))
+
+
+def loader_row(rounds: int, device: torch.device) -> tuple:
+    """The batches of a folder of photographs beside a bare loop in as many processes."""
+    phase, workers = "imagenet loader", torch.get_num_threads()
+    if not IMAGENET.exists():
+        return "-", phase, NOT_MEASURED, "-", "-", "bare loop", 0.9
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(IMAGENET) as archive:
+        archive.extractall(folder, filter="data")
+        Path(folder, "train").symlink_to("val")
+        images, _ = imagenet.load_imagenet(folder, 224)
+        images = replace(
+            images,
+            files=np.tile(images.files, IMAGENET_REPEATS),
+            labels=images.labels.repeat(IMAGENET_REPEATS),
+        )
+        series = imagenet.TrainBatches(images, IMAGENET_BATCH, 0, workers, device)
+        files = images.files.tolist()
+        # Forked like the workers of the loader, each with one thread like them.
+        with get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:
+            steps = {
+                "loader": timed(lambda: sum(1 for _ in series.epoch(0)), device),
+                "bare": timed(lambda: pool.map(decode, files, IMAGENET_BATCH), device),
+            }
+            times = take_turns(steps, rounds)
+    speed = len(files) / statistics.median(times["loader"])
+    value = ratio(times["bare"], times["loader"])  # of images/s, so of the inverse times
+    return "-", phase, f"{speed:.1f}", "-", f"{value:.2f}", "bare loop", 0.9
+
+
+def footprint(
+    arch: str, keywords: dict, phase: str, device: str, batch: int, steps: int = 3
+) -> tuple[int, int]:
+    """Peak memory of this process (of a GPU: of its tensors) and size of a checkpoint, in bytes."""
+    device = torch.device(device)
+    keep_freed_memory()
     torch.set_num_threads(THREADS)
-    print("| network | search / plain | removed / search | attention / search |")
-    print("|---|---|---|---|")
-    for name, (build, arch, keywords) in NETWORKS.items():
-        search = search_step(arch, keywords)
-        ratios = [ratio(search, plain_step(build))]
-        ratios += [ratio(train_step(arch, keywords, c), search) for c in ("removed", "attention")]
-        print(f"| {name} | {' | '.join(f'{value:.2f}' for value in ratios)} |", flush=True)
+    run = in_use(phase_network(arch, keywords, phase, device), False, device)
+    step = stepper(run.model, run.optimizer, stream_loss, device, batch)
+    for _ in range(steps):
+        step()
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:  # not getrusage's ru_maxrss, which a child inherits from its parent
+        status = Path("/proc/self/status").read_text()
+        peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
+    file = io.BytesIO()
+    torch.save([run.network.state_dict(), run.optimizer.state_dict()], file)
+    return peak, file.tell()
+
+
+def footprint_in_child(*arguments) -> tuple[int, int]:
+    """``footprint`` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(footprint, *arguments).result()
+
+
+def footprint_rows(device: torch.device) -> Iterator[tuple]:
+    _, arch, keywords = NETWORKS["VGG-19"]
+    found = [
+        footprint_in_child(arch, keywords, phase, device.type, BATCH[device.type])
+        for phase in ("removed", "search")
+    ]
+    names = (("removed, peak memory", "< 1"), ("removed, checkpoint", 0.5))
+    for (phase, figure), (removed, search) in zip(names, zip(*found, strict=True), strict=True):
+        yield "VGG-19", phase, "-", "-", f"{removed / search:.2f}", "search", figure
+
+
+def all_rows(rounds: int, device: torch.device, ceilings: dict[str, float]) -> Iterator[tuple]:
+    for name in NETWORKS:
+        yield from network_rows(name, rounds, device, ceilings)
+    yield from method_rows(rounds, device)
+    yield augmentation_row(rounds, device)
+    yield loader_row(min(rounds, 3), device)
+    yield from footprint_rows(device)
+
+
+# --- the table
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "CPU")
+
+
+def print_row(row: tuple) -> None:
+    cells = [*map(str, row), *["-"] * (len(HEADER) - len(row))]
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def main(words: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=list(BATCH), default="cpu")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    args = parser.parse_args(words)
+    device = torch.device(args.device)
+    keep_freed_memory()
+    if device.type == "cpu":
+        torch.set_num_threads(THREADS)
+    ceilings = {name: ceiling(device, dtype) for name, dtype in DTYPES.items()}
+    limits = ", ".join(f"{flops / 1e12:.3g} in {name}" for name, flops in ceilings.items())
+    print(
+        f"{hardware(device)}, {torch.get_num_threads()} threads, torch {torch.__version__},"
+        f" batch {BATCH[device.type]} at 32x32; ceiling {limits} TFLOP/s\n",
+        flush=True,
+    )
+    print_row(HEADER)
+    print_row(("---",) * len(HEADER))
+    for row in all_rows(args.rounds, device, ceilings):
+        print_row(row)
 
 
 if __name__ == "__main__":

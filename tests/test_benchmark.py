@@ -1,0 +1,139 @@
+"""tests.benchmark: its arithmetic by hand, and its whole table with tiny networks."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+
+import models
+import nr
+from tests import benchmark, plain
+
+CPU = torch.device("cpu")
+TINY = {"width_mult": 1 / 16}
+
+
+def tiny_plain() -> torch.nn.Module:
+    """Its speed is of no interest, only that it takes the same images."""
+    return torch.nn.Sequential(*plain.conv_bn_relu(3, 4, 3), *plain.head(4))
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """Three tiny networks, a small ceiling, no photographs, one process."""
+    threads = torch.get_num_threads()
+    network = (tiny_plain, "vgg11_bn", TINY)
+    monkeypatch.setattr(benchmark, "NETWORKS", dict.fromkeys(benchmark.NETWORKS, network))
+    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(benchmark, "BATCH", {"cpu": 4, "cuda": 4})
+    monkeypatch.setattr(benchmark, "WARM_UP", 1)
+    monkeypatch.setattr(benchmark, "IMAGENET", tmp_path / "none.tar")
+    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(benchmark, "footprint_in_child", benchmark.footprint)  # a child is slow
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_the_ratio_is_the_median_over_the_rounds():
+    assert benchmark.ratio([2, 30, 4], [1, 10, 1]) == 3  # 2, 3 and 4
+    assert benchmark.ratio([1.5], [3.0]) == 0.5
+
+
+def test_twice_the_work_takes_twice_the_time():
+    steps = {
+        name: benchmark.timed(partial(time.sleep, seconds), CPU)
+        for name, seconds in (("once", 0.02), ("twice", 0.04))
+    }
+    times = benchmark.take_turns(steps, rounds=9)
+    assert {len(seconds) for seconds in times.values()} == {9}
+    assert benchmark.ratio(times["twice"], times["once"]) == pytest.approx(2, rel=0.25)
+
+
+def test_the_steps_take_turns(monkeypatch):
+    monkeypatch.setattr(benchmark, "WARM_UP", 1)
+    calls = []
+    steps = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
+    assert benchmark.take_turns(steps, rounds=2) == {"a": [3, 5], "b": [4, 6]}
+    assert "".join(calls) == "ababab"
+
+
+def test_the_share_of_the_ceiling_by_hand():
+    # 1e6 multiply-adds, 3 times (forward, two backward), 2 FLOP each, 50 images/s: 3e8 FLOP/s
+    assert benchmark.share(1_000_000, 50, 1e9) == pytest.approx(0.3)
+
+
+def test_the_ceiling_is_a_speed(monkeypatch):
+    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(benchmark, "take_turns", lambda steps, rounds: {"mm": [0.5, 0.25]})
+    assert benchmark.ceiling(CPU, torch.float32) == 2 * 64**3 / 0.25
+
+
+def test_half_of_each_layer_is_live():
+    usage = nr.utilization(benchmark.half_dead("vgg11_bn", TINY, CPU))
+    assert all(2 * row.live_out == row.out_channels for row in usage.layers)
+
+
+def test_the_networks_are_set_up_as_in_a_run():
+    run = benchmark.in_use(models.build("cifar", "vgg11_bn", **TINY), False, CPU)
+    weight = run.network.features[0][0].convs[0].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert isinstance(run.optimizer, nr.SGD)
+    assert run.optimizer.param_groups[0]["fused"]
+    assert {name: run.optimizer.param_groups[0][name] for name in benchmark.OPTIMIZER} == (
+        benchmark.OPTIMIZER
+    )
+
+
+def test_every_phase_counts_its_own_network(small):
+    steps, macs = benchmark.all_steps(benchmark.NETWORKS["VGG-19"], CPU)
+    assert steps.keys() == macs.keys() == benchmark.PHASES.keys() - set(benchmark.GPU_ONLY)
+    search = nr.count_macs(models.build("cifar", "vgg11_bn", **TINY))
+    assert {macs[phase] for phase in macs if "plain" in phase or "search" in phase} == {search}
+    assert macs["removed"] < macs["attention"]
+    assert macs["removed"] < 0.7 * search
+
+
+def test_the_rows_of_a_network(small, monkeypatch):
+    """Times made up: half the seconds of plain torch in the search, and so on."""
+    seconds = {phase: 2.0**-number for number, phase in enumerate(benchmark.PHASES)}
+    monkeypatch.setattr(
+        benchmark, "take_turns", lambda steps, rounds: {name: [seconds[name]] for name in steps}
+    )
+    ceilings = {"fp32": 1e9, "bf16": 2e9}
+    rows = {row[1]: row[2:] for row in benchmark.network_rows("VGG-19", 1, CPU, ceilings)}
+    assert rows.keys() == benchmark.PHASES.keys()
+    assert all(rows[phase] == ("not measured",) for phase in benchmark.GPU_ONLY)
+    macs = nr.count_macs(models.build("cifar", "vgg11_bn", **TINY))
+    assert rows["plain torch"] == ("4.0", f"{6 * macs * 4 / 1e9:.3f}")  # a batch of 4 in 1 s
+    assert rows["search"] == ("16.0", f"{6 * macs * 16 / 1e9:.3f}", "0.25", "plain torch", 1.03)
+    assert rows["search --amp"] == (
+        "32.0",
+        f"{6 * macs * 32 / 2e9:.3f}",
+        "0.50",
+        "fp32 search",
+        0.5,
+    )
+    assert rows["removed"][2:] == ("0.25", "search", 0.55)
+
+
+def test_the_whole_table(small, capsys):
+    benchmark.main(["--rounds", "1"])
+    caption, empty, *table = capsys.readouterr().out.splitlines()
+    assert f"torch {torch.__version__}, batch 4 at 32x32; ceiling" in caption and not empty
+    cells = [line.strip("| ").split(" | ") for line in table]
+    assert {len(row) for row in cells} == {len(benchmark.HEADER)}
+    assert cells[0] == list(benchmark.HEADER) and set(cells[1]) == {"---"}
+    assert len(table) == 2 + 3 * len(benchmark.PHASES) + 6
+    rows = {(row[0], row[1]): row for row in cells}
+    assert rows["-", "imagenet loader"][2] == "not measured"
+    assert float(rows["VGG-19", "removed, checkpoint"][4]) < 1
+    assert rows["ResNet-164", "nr.rejuvenate"][4].endswith(" ms")
+
+
+@pytest.mark.skipif(not benchmark.IMAGENET.exists(), reason=f"{benchmark.IMAGENET} is not there")
+def test_the_loader_is_measured(monkeypatch):
+    monkeypatch.setattr(benchmark, "WARM_UP", 0)
+    monkeypatch.setattr(benchmark, "IMAGENET_REPEATS", 1)
+    row = benchmark.loader_row(1, CPU)
+    assert float(row[2]) > 0 and float(row[4]) > 0
