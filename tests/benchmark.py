@@ -109,15 +109,22 @@ def ratio(times: list[float], reference: list[float]) -> float:
 def ceiling(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
     """FLOP/s of the fastest of some products of two large square matrices.
 
-    On a GPU float32 products may be TensorFloat-32 where convolutions may.
+    As a product and as a 1x1 convolution: on a CPU different libraries do them. On a GPU float32
+    products may be TensorFloat-32 where convolutions may.
     """
     size = MATRIX[device.type]
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     kept = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    seconds = take_turns({"mm": timed(lambda: torch.mm(a, b), device)}, rounds)["mm"]
+    image = a.view(-1, 16, 16, size).permute(0, 3, 1, 2)  # a row is a pixel
+    products = {
+        "mm": timed(lambda: torch.mm(a, b), device),
+        "convolution": timed(lambda: F.conv2d(image, b[:, :, None, None]), device),
+    }
+    with torch.no_grad():
+        times = take_turns(products, rounds)
     torch.backends.cuda.matmul.allow_tf32 = kept
-    return 2 * size**3 / min(seconds)
+    return 2 * size**3 / min(map(min, times.values()))
 
 
 def share(macs: int, images_per_second: float, flops: float) -> float:

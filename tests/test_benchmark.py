@@ -25,7 +25,7 @@ def small(monkeypatch, tmp_path):
     threads = torch.get_num_threads()
     network = (tiny_plain, "vgg11_bn", TINY)
     monkeypatch.setattr(benchmark, "NETWORKS", dict.fromkeys(benchmark.NETWORKS, network))
-    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 256})
     monkeypatch.setattr(benchmark, "BATCH", {"cpu": 4, "cuda": 4})
     monkeypatch.setattr(benchmark, "WARM_UP", 1)
     monkeypatch.setattr(benchmark, "IMAGENET", tmp_path / "none.tar")
@@ -64,9 +64,9 @@ def test_the_share_of_the_ceiling_by_hand():
 
 
 def test_the_ceiling_is_a_speed(monkeypatch):
-    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 256})
     monkeypatch.setattr(benchmark, "take_turns", lambda steps, rounds: {"mm": [0.5, 0.25]})
-    assert benchmark.ceiling(CPU, torch.float32) == 2 * 64**3 / 0.25
+    assert benchmark.ceiling(CPU, torch.float32) == 2 * 256**3 / 0.25
 
 
 def test_half_of_each_layer_is_live():
