@@ -17,7 +17,7 @@ SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 TINY = "--image-size 32 --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 40 -j 2"
 SMALL = (
     f"--synthetic --subset 100 -a vgg_nr --epochs 2 --schedule 30 {TINY}"
-    " --nr-target 0.5 --nr-sparsity-start 2e-3"
+    " --nr-target 0.5 --nr-sparsity-start 1e-3 --nr-increase-step 5e-4 --nr-increase-thres 0.05"
 )
 
 
@@ -49,12 +49,12 @@ def test_log_has_the_top_5_column(one_step):
 
 def test_sparsity_grows_where_utilization_hardly_fell(one_step):
     search = [row for row in read_log(one_step / "log.txt") if row["Phase"] == "search"]
-    assert search[0]["Sparsity"] == 2e-3
+    assert search[0]["Sparsity"] == 1e-3
     falls = [1.0, *(row["Utilization"] for row in search)]
     for (before, after), row, following in zip(
         itertools.pairwise(falls), search, search[1:], strict=False
     ):
-        step = 5e-5 if before - after < 0.01 else 0
+        step = 5e-4 if before - after < 0.05 else 0
         assert following["Sparsity"] == pytest.approx(row["Sparsity"] + step, rel=1e-4)
     assert len({row["Sparsity"] for row in search}) > 1
 

@@ -31,6 +31,8 @@ def test_files(straight):
     names = {path.name for path in straight[0].iterdir()}
     assert names == {
         "log.txt",
+        "run.json",
+        "scales.png",
         "checkpoint.pth.tar",
         "checkpoint.prev.pth.tar",
         "model_best.pth.tar",
