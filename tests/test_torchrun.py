@@ -32,16 +32,14 @@ def two(tmp_path_factory):
 
 
 def test_two_processes_equal_one_within_rounding(two, tmp_path):
+    """For as long as rounding stays small: scales near 0 turn a last digit into a dead channel."""
     run(SMALL, tmp_path)
-    rows = [read_log(folder / "log.txt") for folder in (two, tmp_path)]
-    assert [row["Phase"] for row in rows[0]] == [row["Phase"] for row in rows[1]]
-    for epoch, (a, b) in enumerate(zip(*rows, strict=True)):
-        tolerance = 1e-4 if epoch < 3 else 1e-2  # rounding grows from step to step
-        assert a["Train Loss"] == pytest.approx(b["Train Loss"], rel=tolerance)
-        if a["Phase"] == "search":
-            assert a["Utilization"] == pytest.approx(b["Utilization"], abs=tolerance)
-        if epoch < 3:
-            assert a["Valid Acc."] == b["Valid Acc."]
+    rows = [read_log(folder / "log.txt")[:4] for folder in (two, tmp_path)]
+    for a, b in zip(*rows, strict=True):
+        assert a["Phase"] == b["Phase"] == "search"
+        assert a["Train Loss"] == pytest.approx(b["Train Loss"], rel=1e-4)
+        assert a["Valid Acc."] == b["Valid Acc."]
+        assert a["Utilization"] == pytest.approx(b["Utilization"], abs=1e-4)
 
 
 def test_a_checkpoint_moves_between_numbers_of_processes(two, tmp_path):
