@@ -108,14 +108,15 @@ def test_processes_that_do_not_divide_a_batch_still_weigh_its_images_equally(
 ):
     """Batches of 5 images on 2 processes: the momentum is the sum of the same gradients."""
     flags = flags.replace("--train-batch 10", "--train-batch 5")
-    flags += " --nr-target 1 --epochs 1 --lr 1e-4"
+    flags += " --nr-target 1 --epochs 1 --lr 1e-6"
     buffers = []
     for processes in (0, 2):
         folder = tmp_path / str(processes)
         run(flags, folder, script=script, processes=processes)
         state = load(folder / "checkpoint.pth.tar")["optimizer"]["state"]
         buffers.append(torch.cat([entry["momentum_buffer"].ravel() for entry in state.values()]))
-    assert (buffers[1] - buffers[0]).norm() < 0.01 * buffers[0].norm()
+    # Equal but for rounding; weighed by halves they differ by a quarter.
+    assert (buffers[1] - buffers[0]).norm() < 0.05 * buffers[0].norm()
 
 
 def test_data_parallel_without_gpus_is_the_cpu(tmp_path):
