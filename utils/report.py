@@ -40,8 +40,10 @@ PUBLISHED_IMAGENET = (
     ("ResNet-101", "46.6M", "6.96G", "21.22", "5.76"),
 )
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG)"}
-PUBLISHED_TARGETS = {"cifar": 0.25, "imagenet": 0.5}
-PUBLISHED_CROSS = {"cifar": "removed", "imagenet": "attention"}
+NOT_RUN = ["not run"] * 3  # search + train epochs, error of the last and of the best epoch
+FIRST_COLUMNS = (
+    "model|run|parameters|with cross-connections|multiply-adds|data|λ|epochs (search + train)"
+)
 # Flags that do not make two runs different ones.
 INCIDENTAL = ("manualSeed", "checkpoint", "resume", "gpu_id", "workers", "test_batch", "evaluate")
 SEARCH_FLAGS = ("nr_sparsity", "nr_max_epochs", "nr_compress_only", "start_epoch")
@@ -236,71 +238,39 @@ def measured(group: list[Run], published: str) -> list[str]:
 
 
 def cifar_table(runs: list[Run]) -> str:
-    """The runs and the published figures, which read "not run" where no run is theirs."""
-    header = (
-        "model|run|parameters|with cross-connections|multiply-adds|data|λ|epochs (search + train)"
-    )
-    header += "|error, last epoch|best epoch|n|minutes|published error"
-    rows, done = [], set()
-    for group in grouped([run for run in runs if run.family == "cifar"]):
-        name = (group[0].model, group[0].data)
-        figures = [row for row in PUBLISHED_CIFAR if (row[0], row[2]) == name]
-        published = figures[0][4] if figures and group[0].arm == "NR-CR" else "-"
-        done |= {name} if published != "-" else set()
-        rows.append(measured(group, published))
-    for model, params, data, sparsity, error in PUBLISHED_CIFAR:
-        if (model, data) not in done:
-            rows.append(
-                [
-                    model,
-                    "NR-CR",
-                    params,
-                    "-",
-                    "-",
-                    data,
-                    sparsity,
-                    *["not run"] * 3,
-                    "0",
-                    "-",
-                    error,
-                ]
-            )
-    return markdown(header.split("|"), rows)
+    """The CIFAR runs and the published figures."""
+    not_run = {
+        (model, data): [model, "NR-CR", params, "-", "-", data, sparsity, *NOT_RUN, "0", "-", error]
+        for model, params, data, sparsity, error in PUBLISHED_CIFAR
+    }
+    columns = "error, last epoch|best epoch|n|minutes|published error"
+    return table([run for run in runs if run.family == "cifar"], "NR-CR", columns, not_run)
 
 
 def imagenet_table(runs: list[Run]) -> str:
-    """As ``cifar_table``."""
-    header = (
-        "model|run|parameters|with cross-connections|multiply-adds|data|λ|epochs (search + train)"
-    )
-    header += "|top-1 error, last epoch|best epoch|top-5, last|n|minutes|published top-1, top-5"
+    """The ImageNet runs and the published figures."""
+    not_run = {
+        (model, "ImageNet"): [model, "NR-CA", "-", params, macs, "ImageNet", "grows"]
+        + [*NOT_RUN, "not run", "0", "-", f"{top1}, {top5}"]
+        for model, params, macs, top1, top5 in PUBLISHED_IMAGENET
+    }
+    columns = "top-1 error, last epoch|best epoch|top-5, last|n|minutes|published top-1, top-5"
+    return table([run for run in runs if run.family == "imagenet"], "NR-CA", columns, not_run)
+
+
+def table(runs: list[Run], arm: str, columns: str, not_run: dict[tuple, list[str]]) -> str:
+    """A row a command, then those of ``not_run``, (model, data) -> cells, that no run is of.
+
+    A run of the published ``arm`` has the published figure in its last cell.
+    """
     rows, done = [], set()
-    for group in grouped([run for run in runs if run.family == "imagenet"]):
-        model, data = group[0].model, group[0].data
-        figures = [row for row in PUBLISHED_IMAGENET if row[0] == model and data == "ImageNet"]
-        ours = figures and group[0].arm == "NR-CA"
-        published = f"{figures[0][3]}, {figures[0][4]}" if ours else "-"
-        done |= {model} if ours else set()
-        rows.append(measured(group, published))
-    for model, params, macs, top1, top5 in PUBLISHED_IMAGENET:
-        if model not in done:
-            missing = ["not run"] * 4
-            rows.append(
-                [
-                    model,
-                    "NR-CA",
-                    "-",
-                    params,
-                    macs,
-                    "ImageNet",
-                    "grows",
-                    *missing,
-                    "0",
-                    "-",
-                    f"{top1}, {top5}",
-                ]
-            )
-    return markdown(header.split("|"), rows)
+    for group in grouped(runs):
+        name = (group[0].model, group[0].data)
+        ours = name in not_run and group[0].arm == arm
+        rows.append(measured(group, not_run[name][-1] if ours else "-"))
+        done |= {name} if ours else set()
+    rows += [cells for name, cells in not_run.items() if name not in done]
+    return markdown(f"{FIRST_COLUMNS}|{columns}".split("|"), rows)
 
 
 def csv_text(runs: list[Run]) -> str:
