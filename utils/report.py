@@ -250,8 +250,10 @@ def cifar_table(runs: list[Run]) -> str:
 def imagenet_table(runs: list[Run]) -> str:
     """The ImageNet runs and the published figures."""
     not_run = {
-        (model, "ImageNet"): [model, "NR-CA", "-", params, macs, "ImageNet", "grows"]
-        + [*NOT_RUN, "not run", "0", "-", f"{top1}, {top5}"]
+        (model, "ImageNet"): [
+            *(model, "NR-CA", "-", params, macs, "ImageNet", "grows"),
+            *(*NOT_RUN, "not run", "0", "-", f"{top1}, {top5}"),
+        ]
         for model, params, macs, top1, top5 in PUBLISHED_IMAGENET
     }
     columns = "top-1 error, last epoch|best epoch|top-5, last|n|minutes|published top-1, top-5"
