@@ -162,9 +162,11 @@ def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):
     write_run(tmp_path / "rubbish")
     (tmp_path / "rubbish" / "run.json").write_text("{")
     names = ["whole", "short", "searching", "no-log", "rubbish", "missing"]
-    assert report.main([str(tmp_path / name) for name in names]) == 0
+    files = [str(tmp_path / "whole" / "log.txt")]  # of a pattern, and not named
+    assert report.main([str(tmp_path / name) for name in names] + files) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [name for name in names[1:] for line in lines if f"/{name}" in line] == names[1:]
+    assert len(lines) == 5
     assert "2 of 5 epochs" in lines[0]
     assert "search at utilization 0.500 after 3 epochs" in lines[1]
 

@@ -337,6 +337,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         runs, left_out = [], []
         for folder in args.runs:
+            if folder.is_file():  # that a pattern such as checkpoints/*/* took along
+                continue
             try:
                 runs.append(read_run(folder))
             except InputError as error:
