@@ -253,9 +253,8 @@ def test_other_modes_become_rgb(root, mode):
     image = train.image(found)
     assert image.mode == "RGB" and image.size == (40, 30)
     assert np.asarray(image).min() >= 254
-    pixels, _ = imagenet.Decoder(train, imagenet.train_transform(SIZE), 0)[
-        imagenet.Request(0, np.array([found]))
-    ]
+    decoder = imagenet.Decoder(train, imagenet.train_transform(SIZE), 0)
+    pixels = decoder[imagenet.Request(0, np.array([found]))]
     assert pixels.shape == (1, 3, SIZE, SIZE) and pixels.dtype == torch.uint8
 
 

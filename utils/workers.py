@@ -10,7 +10,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -38,6 +38,17 @@ def generator_kept() -> Iterator[None]:
         torch.default_generator.set_state(state)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Leave the other cores to the workers: threads of torch spin for a while after their work."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
 class Request(NamedTuple):
     """What a worker is told: the images of a batch, int64 [B], and the epoch they are for."""
 
@@ -59,8 +70,8 @@ class Decoder:
     def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor], seed: int):
         self.images, self.transform, self.seed = images, transform, seed
 
-    def __getitem__(self, request: Request) -> tuple[Tensor, Tensor] | str:
-        """Pixels uint8 [B, 3, s, s], labels int64 [B]; for a broken image the error's message.
+    def __getitem__(self, request: Request) -> Tensor | str:
+        """Pixels uint8 [B, 3, s, s]; for a broken image the error's message.
 
         As an exception it would reach the other process wrapped in a traceback.
         """
@@ -69,7 +80,7 @@ class Decoder:
                 pixels = [self.decode(request.epoch, index) for index in request.index.tolist()]
         except InputError as error:
             return str(error)
-        return default_collate(pixels), self.images.labels[request.index]
+        return default_collate(pixels)
 
     def decode(self, epoch: int, index: int) -> Tensor:
         """One image, uint8 [3, s, s]: a function of the seed, the epoch and its index.
@@ -109,6 +120,7 @@ class Pipeline:
         self, decoder: Decoder, workers: int, device: torch.device | str, normalise: Normaliser
     ):
         self.device, self.workers, self.normalise = torch.device(device), workers, normalise
+        self.labels = decoder.images.labels
         self.requests: list[Request] = []
         # torch's advice on the number of workers, which is the user's choice.
         warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -132,11 +144,18 @@ class Pipeline:
         """
         self.requests[:] = requests
         try:
-            for batch in self.loader:
-                if isinstance(batch, str):
-                    raise InputError(batch)
-                pixels, labels = (part.to(self.device, non_blocking=True) for part in batch)
-                yield self.normalise(pixels), labels
+            for request, pixels in zip(requests, self.loader, strict=True):
+                if isinstance(pixels, str):
+                    raise InputError(pixels)
+                labels = self.labels[request.index]
+                if self.device.type == "cuda":
+                    labels = labels.pin_memory()
+                pixels, labels = (
+                    part.to(self.device, non_blocking=True) for part in (pixels, labels)
+                )
+                with one_thread() if self.workers else nullcontext():
+                    images = self.normalise(pixels)
+                yield images, labels
         except RuntimeError as error:
             if str(error).startswith("DataLoader worker"):
                 raise InputError(f"--workers {self.workers}: {one_line(error)}") from error
