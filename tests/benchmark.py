@@ -15,6 +15,7 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -39,7 +40,7 @@ from utils.run import Run
 THREADS = 2  # of a CPU
 BATCH = {"cpu": 16, "cuda": 64}
 ROUNDS = 9
-WARM_UP = 2  # rounds
+WARM_UP = 4  # rounds
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of the product that is the ceiling
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 OPTIMIZER = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
@@ -50,7 +51,7 @@ NETWORKS = {
     "ResNet-164": (plain.resnet164, "resnet", {"depth": 110}),
     "DenseNet-100-40": (plain.densenet100, "densenet", {"depth": 100, "growth_rate": 40}),
 }
-PHASES = {  # phase -> the phase to which its time is compared, and a name in FIGURES
+PHASES = {  # phase -> the phase to which its time is compared, and a name in FIGURES or None
     "plain torch": (None, None),
     "plain torch, defaults": ("plain torch", None),
     "search": ("plain torch", "search"),
@@ -59,8 +60,12 @@ PHASES = {  # phase -> the phase to which its time is compared, and a name in FI
     "attention": ("search", "attention"),
     "removed --amp": ("removed", "amp"),
     "attention --amp": ("attention", "amp"),
+    "search --compile": ("search", None),
+    "removed --compile": ("search", None),
+    "attention --compile": ("search", None),
 }
 GPU_ONLY = ("removed --amp", "attention --amp")
+COMPILED = "ResNet-164"  # whose many small kernels gain the most
 FIGURES = {
     "VGG-19": {"search": 1.03, "removed": 0.55, "attention": 1.1, "amp": 0.5},
     "ResNet-164": {"search": 1.05, "removed": 1.2, "attention": 1.9, "amp": 0.65},
@@ -153,9 +158,11 @@ def phase_network(arch: str, keywords: dict, phase: str, device: torch.device) -
     return model
 
 
-def in_use(network: Network, amp: bool, device: torch.device) -> Namespace:
+def in_use(
+    network: Network, device: torch.device, amp: bool = False, compiled: bool = False
+) -> Namespace:
     """A network and its optimizer as a run has them."""
-    run = Namespace(args=Namespace(amp=amp, compile=False, **OPTIMIZER), devices=[device])
+    run = Namespace(args=Namespace(amp=amp, compile=compiled, **OPTIMIZER), devices=[device])
     Run.use(run, network)
     return run
 
@@ -183,60 +190,117 @@ def stepper(
 
 
 def run_step(
-    network: Network, device: torch.device, batch: int, amp: bool = False, searching: bool = False
+    network: Network,
+    device: torch.device,
+    batch: int,
+    *,
+    amp: bool = False,
+    compiled: bool = False,
+    sparsity: float = 0.0,
 ) -> Timed:
     """A training step as in a run."""
-    run = in_use(network, amp, device)
-    run.optimizer.sparsity = SPARSITY if searching else 0.0
+    run = in_use(network, device, amp, compiled)
+    run.optimizer.sparsity = sparsity
     return stepper(run.model, run.optimizer, stream_loss, device, batch, amp)
 
 
-def plain_step(build: Callable, tuned: bool, device: torch.device) -> Timed:
+def plain_step(build: Callable, tuned: bool, device: torch.device, batch: int) -> Timed:
     """Of the network in plain torch; ``tuned``: memory order and optimizer as in a run."""
     order = torch.channels_last if tuned and device.type == "cpu" else torch.contiguous_format
     model = build().to(device, memory_format=order)
     optimizer = torch.optim.SGD(model.parameters(), **OPTIMIZER, fused=True if tuned else None)
-    return stepper(model, optimizer, F.cross_entropy, device, BATCH[device.type])
+    return stepper(model, optimizer, F.cross_entropy, device, batch)
 
 
-def all_steps(network: tuple, device: torch.device) -> tuple[dict[str, Timed], dict[str, int]]:
-    """A step and the multiply-adds of an image for every phase measured on this device."""
+def phase_step(network: tuple, phase: str, device: torch.device, batch: int) -> Timed:
+    """A training step of a phase."""
     build, arch, keywords = network
-    steps, macs = {}, {}
-    for phase in PHASES:
-        name, amp = phase.removesuffix(" --amp"), phase.endswith("--amp")
-        if phase in GPU_ONLY and device.type == "cpu":
-            continue
-        model = phase_network(arch, keywords, name, device)
-        macs[phase] = nr.count_macs(model)
-        if name.startswith("plain"):
-            steps[phase] = plain_step(build, name == "plain torch", device)
-        else:
-            steps[phase] = run_step(model, device, BATCH[device.type], amp, name == "search")
-    return steps, macs
+    name, _, option = phase.partition(" --")
+    if name.startswith("plain"):
+        return plain_step(build, name == "plain torch", device, batch)
+    return run_step(
+        phase_network(arch, keywords, name, device),
+        device,
+        batch,
+        amp=option == "amp",
+        compiled=option == "compile",
+        sparsity=SPARSITY if name == "search" else 0.0,
+    )
+
+
+def phases(network: str, device: torch.device, compiled: bool) -> list[str]:
+    """The phases that are measured on this device."""
+    return [
+        phase
+        for phase in PHASES
+        if not (phase in GPU_ONLY and device.type == "cpu")
+        and not (phase.endswith("--compile") and not (compiled and network == COMPILED))
+    ]
+
+
+def prepare(network: tuple, phase: str, device: torch.device, batch: int) -> None:
+    """Make this process one that trains this network, as a run does."""
+    keep_freed_memory()
+    if device.type == "cpu":
+        torch.set_num_threads(THREADS)
+    prepared["step"] = phase_step(network, phase, device, batch)
+
+
+prepared: dict[str, Timed] = {}
+
+
+def take_prepared_step() -> float:
+    return prepared["step"]()
+
+
+@contextmanager
+def in_processes(
+    network: tuple, names: list[str], device: torch.device, batch: int
+) -> Iterator[dict[str, Timed]]:
+    """A step of each phase, each in a process of its own.
+
+    In one process the larger networks leave the memory of the others in pieces.
+    """
+    with ExitStack() as stack:
+        steps = {}
+        for phase in names:
+            executor = stack.enter_context(
+                ProcessPoolExecutor(
+                    1, get_context("spawn"), prepare, (network, phase, device, batch)
+                )
+            )
+            steps[phase] = lambda executor=executor: executor.submit(take_prepared_step).result()
+        yield steps
 
 
 # --- rows of the table
 
 
 def network_rows(
-    name: str, rounds: int, device: torch.device, ceilings: dict[str, float]
+    name: str,
+    rounds: int,
+    device: torch.device,
+    ceilings: dict[str, float],
+    compiled: bool = False,
 ) -> Iterator[tuple]:
-    steps, macs = all_steps(NETWORKS[name], device)
-    times = take_turns(steps, rounds)
+    network, batch = NETWORKS[name], BATCH[device.type]
+    with in_processes(network, phases(name, device, compiled), device, batch) as steps:
+        times = take_turns(steps, rounds)
     for phase, (reference, figure) in PHASES.items():
+        plain_name, _, option = phase.partition(" --")
         if phase not in times:
-            yield name, phase, NOT_MEASURED
+            if option != "compile" or name == COMPILED:
+                yield name, phase, NOT_MEASURED
             continue
-        amp = phase.endswith("--amp")
-        speed = BATCH[device.type] / statistics.median(times[phase])
-        part = share(macs[phase], speed, ceilings["bf16" if amp else "fp32"])
+        macs = nr.count_macs(phase_network(*network[1:], plain_name, torch.device("cpu")))
+        speed = batch / statistics.median(times[phase])
+        part = share(macs, speed, ceilings["bf16" if option == "amp" else "fp32"])
         row = (name, phase, f"{speed:.1f}", f"{part:.3f}")
         if reference is None:
             yield row
             continue
         value = ratio(times[phase], times[reference])
-        to = f"fp32 {reference}" if amp else reference
+        to = f"fp32 {reference}" if option == "amp" else reference
         yield *row, f"{value:.2f}", to, FIGURES[name][figure] if figure else "-"
 
 
@@ -313,7 +377,7 @@ def footprint(
     device = torch.device(device)
     keep_freed_memory()
     torch.set_num_threads(THREADS)
-    run = in_use(phase_network(arch, keywords, phase, device), False, device)
+    run = in_use(phase_network(arch, keywords, phase, device), device)
     step = stepper(run.model, run.optimizer, stream_loss, device, batch)
     for _ in range(steps):
         step()
@@ -344,9 +408,11 @@ def footprint_rows(device: torch.device) -> Iterator[tuple]:
         yield "VGG-19", phase, "-", "-", f"{removed / search:.2f}", "search", figure
 
 
-def all_rows(rounds: int, device: torch.device, ceilings: dict[str, float]) -> Iterator[tuple]:
+def all_rows(
+    rounds: int, device: torch.device, ceilings: dict[str, float], compiled: bool
+) -> Iterator[tuple]:
     for name in NETWORKS:
-        yield from network_rows(name, rounds, device, ceilings)
+        yield from network_rows(name, rounds, device, ceilings, compiled)
     yield from method_rows(rounds, device)
     yield augmentation_row(rounds, device)
     yield loader_row(min(rounds, 3), device)
@@ -372,6 +438,7 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=list(BATCH), default="cpu")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--compile", action="store_true", help=f"{COMPILED} compiled, too: slow")
     args = parser.parse_args(words)
     device = torch.device(args.device)
     keep_freed_memory()
@@ -386,7 +453,7 @@ def main(words: list[str] | None = None) -> None:
     )
     print_row(HEADER)
     print_row(("---",) * len(HEADER))
-    for row in all_rows(args.rounds, device, ceilings):
+    for row in all_rows(args.rounds, device, ceilings, args.compile):
         print_row(row)
 
 

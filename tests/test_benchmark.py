@@ -1,6 +1,7 @@
 """tests.benchmark: its arithmetic by hand, and its whole table with tiny networks."""
 
 import time
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -19,6 +20,11 @@ def tiny_plain() -> torch.nn.Module:
     return torch.nn.Sequential(*plain.conv_bn_relu(3, 4, 3), *plain.head(4))
 
 
+@contextmanager
+def in_this_process(network, names, device, batch):
+    yield {phase: benchmark.phase_step(network, phase, device, batch) for phase in names}
+
+
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Three tiny networks, a small ceiling, no photographs, one process."""
@@ -31,6 +37,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "IMAGENET", tmp_path / "none.tar")
     monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(benchmark, "footprint_in_child", benchmark.footprint)  # a child is slow
+    monkeypatch.setattr(benchmark, "in_processes", in_this_process)
     yield
     torch.set_num_threads(threads)
 
@@ -75,7 +82,7 @@ def test_half_of_each_layer_is_live():
 
 
 def test_the_networks_are_set_up_as_in_a_run():
-    run = benchmark.in_use(models.build("cifar", "vgg11_bn", **TINY), False, CPU)
+    run = benchmark.in_use(models.build("cifar", "vgg11_bn", **TINY), CPU)
     weight = run.network.features[0][0].convs[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert isinstance(run.optimizer, nr.SGD)
@@ -85,13 +92,30 @@ def test_the_networks_are_set_up_as_in_a_run():
     )
 
 
-def test_every_phase_counts_its_own_network(small):
-    steps, macs = benchmark.all_steps(benchmark.NETWORKS["VGG-19"], CPU)
-    assert steps.keys() == macs.keys() == benchmark.PHASES.keys() - set(benchmark.GPU_ONLY)
-    search = nr.count_macs(models.build("cifar", "vgg11_bn", **TINY))
-    assert {macs[phase] for phase in macs if "plain" in phase or "search" in phase} == {search}
-    assert macs["removed"] < macs["attention"]
-    assert macs["removed"] < 0.7 * search
+def test_what_is_measured_where():
+    on = partial(benchmark.phases, compiled=False)
+    assert on("ResNet-164", CPU) == on("VGG-19", CPU)
+    assert on("ResNet-164", CPU) == [
+        "plain torch",
+        "plain torch, defaults",
+        "search",
+        "search --amp",
+        "removed",
+        "attention",
+    ]
+    compiled = {f"{phase} --compile" for phase in ("search", "removed", "attention")}
+    with_compiled = benchmark.phases("ResNet-164", CPU, compiled=True)
+    assert set(with_compiled) - set(on("ResNet-164", CPU)) == compiled
+    assert benchmark.phases("VGG-19", CPU, compiled=True) == on("VGG-19", CPU)
+    on_gpu = benchmark.phases("ResNet-164", torch.device("cuda"), compiled=True)
+    assert on_gpu == list(benchmark.PHASES)
+
+
+def test_steps_of_phases_in_processes_of_their_own():
+    network = (tiny_plain, "vgg11_bn", TINY)
+    with benchmark.in_processes(network, ["plain torch", "removed"], CPU, 4) as steps:
+        assert all(step() > 0 for step in steps.values())
+    assert not benchmark.prepared  # of this process
 
 
 def test_the_rows_of_a_network(small, monkeypatch):
@@ -102,9 +126,12 @@ def test_the_rows_of_a_network(small, monkeypatch):
     )
     ceilings = {"fp32": 1e9, "bf16": 2e9}
     rows = {row[1]: row[2:] for row in benchmark.network_rows("VGG-19", 1, CPU, ceilings)}
-    assert rows.keys() == benchmark.PHASES.keys()
-    assert all(rows[phase] == ("not measured",) for phase in benchmark.GPU_ONLY)
+    assert rows.keys() == {phase for phase in benchmark.PHASES if "--compile" not in phase}
     macs = nr.count_macs(models.build("cifar", "vgg11_bn", **TINY))
+    assert all(rows[phase] == ("not measured",) for phase in benchmark.GPU_ONLY)
+    removed = nr.count_macs(benchmark.phase_network("vgg11_bn", TINY, "removed", CPU))
+    assert removed < 0.7 * macs
+    assert rows["removed"][1] == f"{6 * removed * 64 / 1e9:.3f}"  # of its own multiply-adds
     assert rows["plain torch"] == ("4.0", f"{6 * macs * 4 / 1e9:.3f}")  # a batch of 4 in 1 s
     assert rows["search"] == ("16.0", f"{6 * macs * 16 / 1e9:.3f}", "0.25", "plain torch", 1.03)
     assert rows["search --amp"] == (
@@ -124,7 +151,8 @@ def test_the_whole_table(small, capsys):
     cells = [line.strip("| ").split(" | ") for line in table]
     assert {len(row) for row in cells} == {len(benchmark.HEADER)}
     assert cells[0] == list(benchmark.HEADER) and set(cells[1]) == {"---"}
-    assert len(table) == 2 + 3 * len(benchmark.PHASES) + 6
+    eager = [phase for phase in benchmark.PHASES if "--compile" not in phase]
+    assert len(table) == 2 + 3 * len(eager) + 3 + 6
     rows = {(row[0], row[1]): row for row in cells}
     assert rows["-", "imagenet loader"][2] == "not measured"
     assert float(rows["VGG-19", "removed, checkpoint"][4]) < 1
