@@ -314,6 +314,29 @@ def test_the_files_after_each_stage(epochs, accuracies, pictures, tmp_path):
     assert names(tmp_path) == sorted([*rebuilt, BEST])
 
 
+@pytest.mark.parametrize(
+    ("share", "curves", "usage"),
+    [(1e9, [1, 2, 2, 3, 4, 5], [1, 2, 2]), (0, [1, 2, 2, 5], [1, 2, 2])],
+)
+def test_short_epochs_are_not_slowed_by_pictures(
+    share, curves, usage, epochs, monkeypatch, tmp_path
+):
+    """After every epoch if that costs little; else the first, and where a phase ends."""
+    drawn = {"curves": [], "utilization": []}
+    for name, lengths in drawn.items():
+
+        def draw(rows, path, lengths=lengths):
+            lengths.append(len(rows))
+            path.touch()
+
+        monkeypatch.setattr(plots, name, draw)
+    monkeypatch.setattr(run, "DRAWING_SHARE", share)
+    go(tmp_path, "--epochs 3")
+    assert drawn == {"curves": curves, "utilization": usage}
+    resume(tmp_path, "--epochs 4")  # all of them anew: the process before may have been killed
+    assert drawn == {"curves": [*curves, 6], "utilization": [*usage, 2]}
+
+
 def test_what_is_in_the_two_files_of_rejuvenation(epochs, tmp_path):
     go(tmp_path, "--nr-compress-only")
     before, after = (checkpoint.read(tmp_path / name) for name in (BEFORE, AFTER))

@@ -3,25 +3,15 @@
 Specification section 8. ``utils.batches`` makes batches of them.
 """
 
-import io
 import math
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.datasets.utils import check_integrity
 
-from utils.errors import InputError, one_line
-from utils.folder import load_folder
+from utils.errors import InputError
 from utils.images import IMAGE_SIZE, ImageSet
-
-NETWORK_TIMEOUT = 30.0  # seconds without an answer before a download is given up
-TORCHVISION = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 
 SUBSET_TEST = 5  # training images of --subset for each of its test images, section 8
 SUBSET_SEED = 0  # of the order --subset takes images in, the same in every run
@@ -49,13 +39,18 @@ def load_cifar(
     kind, a ``subset`` that cannot be had.
     """
     folder = Path(root).expanduser()
+    # torchvision takes two seconds to import, so only where it is needed.
     if dataset == "folder":
+        from utils.folder import load_folder
+
         train, test = load_folder(folder, workers)
     elif dataset == "synthetic":
         counts = (SYNTHETIC_TRAIN, SYNTHETIC_TEST)
         train, test = map(make_synthetic, counts, SYNTHETIC_SEEDS)
     else:
-        train, test = load_torchvision(TORCHVISION[dataset], folder)
+        from utils import torchvision_cifar
+
+        train, test = torchvision_cifar.load(torchvision_cifar.KINDS[dataset], folder)
     if subset is not None:
         train, test = take_subset(train, test, subset)
     return train.to(device), test.to(device)
@@ -96,54 +91,6 @@ def balanced_order(labels: Tensor) -> Tensor:
 def seeded(seed: int) -> torch.Generator:
     """A CPU generator of its own, so the global one is neither read nor moved."""
     return torch.Generator().manual_seed(seed)
-
-
-# --- cifar10, cifar100
-
-
-def load_torchvision(kind: type[CIFAR10], root: Path) -> tuple[ImageSet, ImageSet]:
-    """Training and test images of a torchvision CIFAR class, fetched into ``root`` if not there.
-
-    InputError, which says what to put where, if they cannot be fetched or unpacked.
-    """
-    if not (root / kind.base_folder).is_dir():
-        print(f"Fetching {kind.filename} into {root}", flush=True)
-    try:
-        with quiet_network():
-            loaded = [kind(root, train=train, download=True) for train in (True, False)]
-    except Exception as error:  # of the network, the file system, tar, gzip and torchvision
-        archive = root / kind.filename
-        if not archive.exists():
-            problem = "is not there and cannot be downloaded"
-        elif not check_integrity(archive, kind.tgz_md5):
-            problem = "is damaged and cannot be downloaded"
-        else:
-            problem = "cannot be unpacked"
-        raise InputError(
-            f"{archive} {problem} ({one_line(error)}): "
-            f"fetch {kind.url} (md5 {kind.tgz_md5}) and put it in {root}"
-        ) from error
-    train, test = (
-        ImageSet(
-            torch.from_numpy(part.data.transpose(0, 3, 1, 2).copy()),  # from [N, 32, 32, 3]
-            torch.tensor(part.targets),
-            tuple(part.classes),
-        )
-        for part in loaded
-    )
-    return train, test
-
-
-@contextmanager
-def quiet_network() -> Iterator[None]:
-    """Nothing on the screen (torchvision draws a bar), and no endless wait for an answer."""
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(timeout)
 
 
 # --- synthetic

@@ -52,19 +52,23 @@ def write_description(folder: Path, description: dict) -> None:
     write_atomically(folder / "run.json", ("{\n" + ",\n".join(entries) + "\n}\n").encode())
 
 
-def write_outputs(folder: Path, state: RunState, drawn: bool) -> None:
+def write_outputs(folder: Path, state: RunState, searched: bool, due: bool) -> None:
     """log.txt and the pictures, from the state.
 
-    ``drawn``: the search is over and an earlier call has drawn its pictures; they are drawn again
-    only where they are missing.
+    ``searched``: the search is over, and an earlier call has drawn it. Pictures that are there
+    are drawn again only where they are ``due`` and have changed.
     """
-    usage, scales, widths = (folder / f"{n}.png" for n in ("utilization", "scales", "widths"))
+
+    def outdated(path: Path, final: bool) -> bool:
+        return not path.exists() or (due and not final)
+
     if state.rows:
         write_log(folder / "log.txt", state.rows)
-        plots.curves(state.rows, folder / "curves.png")
-    if state.live and not (drawn and usage.exists()):
-        plots.utilization(state.live, usage)
-    if state.scales and not (drawn and scales.exists()):
-        plots.scales(state.scales, DEAD_RATIO, scales)
-    if state.widths and not (drawn and widths.exists()):
-        plots.widths([tuple(row) for row in state.widths], widths)
+    if state.rows and outdated(path := folder / "curves.png", False):
+        plots.curves(state.rows, path)
+    if state.live and outdated(path := folder / "utilization.png", searched):
+        plots.utilization(state.live, path)
+    if state.scales and outdated(path := folder / "scales.png", searched):
+        plots.scales(state.scales, DEAD_RATIO, path)
+    if state.widths and outdated(path := folder / "widths.png", searched):
+        plots.widths([tuple(row) for row in state.widths], path)

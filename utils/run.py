@@ -30,6 +30,7 @@ from utils.state import RunState
 
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
 IDENTITY = ("dataset", "subset", "image_size")
+DRAWING_SHARE = 0.05  # of a run's time, at most
 GAVE_UP = 3  # exit status of a search that never reached its target
 
 
@@ -55,6 +56,7 @@ class Run:
         self.folder = Path(args.checkpoint)
         self.stop = StopRequest()
         self.partial: Tensor | None = None  # figures of the finished batches of an epoch
+        self.started, self.drawing = time.perf_counter(), 0.0  # seconds spent on pictures
         self.improved = False  # whether the last epoch is the best of the train phase, unsaved
         found = self._find_checkpoint()
         if found is None:
@@ -301,7 +303,20 @@ class Run:
         checkpoint.save_last(self.folder, payload, best=self.improved)
         self.improved = False
         self._describe()
-        write_outputs(self.folder, self.state, drawn=self.phase_epoch > 0 and not self.searching)
+        start = time.perf_counter()
+        searched = not self.searching and self.phase_epoch > 0 and self.drawing > 0
+        write_outputs(self.folder, self.state, searched, due=self._pictures_are_due())
+        self.drawing += time.perf_counter() - start
+
+    def _pictures_are_due(self) -> bool:
+        """After every epoch, or fewer where that would slow the run; always at a phase's end."""
+        args, state = self.args, self.state
+        if self.searching:
+            ends = state.utilization <= args.nr_target or state.epoch >= args.nr_max_epochs
+        else:
+            ends = self.phase_epoch in (0, args.epochs)
+        share = self.drawing / (time.perf_counter() - self.started)
+        return ends or self.partial is not None or share < DRAWING_SHARE
 
     def _describe(self) -> None:
         description = {
