@@ -141,7 +141,7 @@ def test_a_linear_model_solves_stripes_of_fixed_phase_and_colour(monkeypatch):
 def test_a_small_vgg_solves_synthetic():
     train, test = data.load_cifar("synthetic", "", "cpu")
     torch.manual_seed(0)
-    model = vgg11_bn(width_mult=0.25)
+    model = vgg11_bn(width_mult=0.125)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4)
     order = batches.TrainBatches(train, 64, seed=0)
     unseen = torch.cat([images for images, _ in batches.TestBatches(test, 500)])
