@@ -14,7 +14,7 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
@@ -262,14 +262,19 @@ def in_processes(
     In one process the larger networks leave the memory of the others in pieces.
     """
     with ExitStack() as stack:
-        steps = {}
-        for phase in names:
-            executor = stack.enter_context(
+        executors = {
+            phase: stack.enter_context(
                 ProcessPoolExecutor(
                     1, get_context("spawn"), prepare, (network, phase, device, batch)
                 )
             )
-            steps[phase] = lambda executor=executor: executor.submit(take_prepared_step).result()
+            for phase in names
+        }
+        wait([executor.submit(int) for executor in executors.values()])  # all start at once
+        steps = {
+            phase: lambda executor=executor: executor.submit(take_prepared_step).result()
+            for phase, executor in executors.items()
+        }
         yield steps
 
 
