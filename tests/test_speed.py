@@ -229,7 +229,7 @@ def test_compiled_logits_and_gradients_are_those_of_the_eager_network(mode):
 def test_nothing_old_outlives_rejuvenation(family, mode):
     model = worn(family)
     images, labels = batch()
-    run = benchmark.in_use(model, False, CPU)
+    run = benchmark.in_use(model, CPU)
     loss_of(model.train(), images, labels).backward()
     run.optimizer.step()
     units = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
@@ -237,7 +237,7 @@ def test_nothing_old_outlives_rejuvenation(family, mode):
     old += [weakref.ref(parameter.grad) for parameter in model.parameters()]
     del units
     report = nr.rejuvenate(model, mode)
-    run = benchmark.in_use(model, False, CPU)
+    run = benchmark.in_use(model, CPU)
     gc.collect()
     assert report.expansion > 1
     assert sum(reference() is not None for reference in old) == 0
@@ -285,7 +285,7 @@ def reads_of_epoch(monkeypatch, due: set[int], amp: bool, mode: str | None) -> i
     model = half_live()
     if mode is not None:
         nr.rejuvenate(model, mode)
-    run = benchmark.in_use(model, amp, CPU)
+    run = benchmark.in_use(model, CPU, amp)
     run.optimizer.sparsity = 1e-4
     monkeypatch.setattr(engine.Display, "due", lambda display, count: count in due)
     with Reads() as reads:
@@ -332,7 +332,7 @@ def test_an_epoch_never_waits_for_the_gpu(monkeypatch, mode, amp):
     model = half_live()
     if mode is not None:
         nr.rejuvenate(model, mode)
-    run = benchmark.in_use(model, amp, torch.device("cuda"))
+    run = benchmark.in_use(model, torch.device("cuda"), amp)
     run.optimizer.sparsity = 1e-4
     monkeypatch.setattr(engine.Display, "due", lambda display, count: False)
     try:
