@@ -111,6 +111,7 @@ def test_what_is_measured_where():
     assert on_gpu == list(benchmark.PHASES)
 
 
+@pytest.mark.slow
 def test_steps_of_phases_in_processes_of_their_own():
     network = (tiny_plain, "vgg11_bn", TINY)
     with benchmark.in_processes(network, ["removed"], CPU, 4) as steps:
@@ -144,6 +145,7 @@ def test_the_rows_of_a_network(small, monkeypatch):
     assert rows["removed"][2:] == ("0.25", "search", 0.55)
 
 
+@pytest.mark.slow
 def test_the_whole_table(small, capsys):
     benchmark.main(["--rounds", "1"])
     caption, empty, *table = capsys.readouterr().out.splitlines()

@@ -11,6 +11,8 @@ import torch
 from tests.scripts import ENVIRONMENT, ROOT, assert_same_run, command, load, run
 from utils.logger import read_log
 
+pytestmark = pytest.mark.slow
+
 SMALL = (
     "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 2"
     " --schedule 9 --lr 0.01 --nr-sparsity 0.1 --nr-target 0.97 --nr-max-epochs 30 --manualSeed 2"
