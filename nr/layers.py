@@ -31,6 +31,10 @@ class ConvBN(nn.Module):
 
     ``fixed``: its outputs enter a residual sum, so they all count as live and are not penalised.
     ``gamma``: the initial batch-norm scale. Padding keeps the size at stride 1.
+
+    A 1x1 convolution of stride s takes every s-th pixel and convolves them with stride 1: the same
+    numbers, where the strided form's weight gradient is wrong, or crashes, on CPUs in channels-last
+    memory with few input channels (uxlfoundation/oneDNN issue 6035).
     """
 
     def __init__(
@@ -51,12 +55,15 @@ class ConvBN(nn.Module):
     def build(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]) -> None:
         """Replace the layers by fresh ones of this form and these widths (one width a stream)."""
         self.form, self.in_channels, self.out_channels = form, in_channels, out_channels
+        self.step = (
+            self.stride if self.kernel_size == 1 else 1
+        )  # pixels between those that are read
         self.convs = nn.ModuleList(
             nn.Conv2d(
                 sum(in_channels[i] for i in reads),
                 sum(out_channels[o] for o in writes),
                 self.kernel_size,
-                self.stride,
+                self.stride // self.step,
                 self.padding,
                 bias=False,
             )
@@ -88,6 +95,8 @@ class ConvBN(nn.Module):
                     yield i, o, block
 
     def forward(self, x: Streams) -> Streams:
+        if self.step > 1:
+            x = tuple(stream[..., :: self.step, :: self.step] for stream in x)
         if self.form == "attention":
             survived, to_rejuvenated = self.convs[0](x[0]).split(self.out_channels, dim=1)
             to_survived, rejuvenated = self.convs[1](x[1]).split(self.out_channels, dim=1)
