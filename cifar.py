@@ -8,11 +8,12 @@ import argparse
 import sys
 
 import nr
-from utils import distributed, options
-from utils.batches import TestBatches, TrainBatches
-from utils.data import load_cifar
-from utils.run import Run
-from utils.script import exit_status
+from utils.data.batches import TestBatches, TrainBatches
+from utils.data.sets import load_cifar
+from utils.machine import distributed
+from utils.training import options
+from utils.training.run import Run
+from utils.training.script import exit_status
 
 IMAGE_SIZE = 32  # pixels, H = W
 DATASETS = ("cifar10", "cifar100", "folder", "synthetic")

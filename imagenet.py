@@ -9,10 +9,11 @@ import sys
 
 import nr
 from models.imagenet import ALIASES
-from utils import distributed, options
-from utils.imagenet import TestBatches, TrainBatches, load_imagenet, make_synthetic
-from utils.run import Run
-from utils.script import exit_status
+from utils.data.photographs import TestBatches, TrainBatches, load_imagenet, make_synthetic
+from utils.machine import distributed
+from utils.training import options
+from utils.training.run import Run
+from utils.training.script import exit_status
 
 LEAST_BATCH = 2  # images: VGG's hidden layers have batch norm over 1x1 maps
 LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times

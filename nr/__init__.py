@@ -24,9 +24,9 @@ __all__ = [
 def load(path: str) -> Network:
     """Build the network of a checkpoint, with its weights, on the CPU and in eval mode.
 
-    Raises utils.checkpoint.CheckpointError, naming the file, for anything that is no checkpoint.
+    Raises CheckpointError, naming the file, for anything that is no checkpoint.
     """
-    from utils.checkpoint import (
+    from utils.training.checkpoint import (
         load_network,
     )  # here, so that nr alone needs neither utils nor models
 

@@ -30,12 +30,12 @@ import nr
 from nr.layers import CROSS, Network
 from nr.wiring import wiring
 from tests import plain
-from utils import imagenet
-from utils.allocator import keep_freed_memory
-from utils.batches import TrainBatches
-from utils.engine import stream_loss
-from utils.images import ImageSet
-from utils.run import Run
+from utils.data import photographs
+from utils.data.batches import TrainBatches
+from utils.data.images import ImageSet
+from utils.machine.allocator import keep_freed_memory
+from utils.training.engine import stream_loss
+from utils.training.run import Run
 
 THREADS = 2  # of a CPU
 BATCH = {"cpu": 16, "cuda": 64}
@@ -342,8 +342,8 @@ def augmentation_row(rounds: int, device: torch.device, batch: int = 64, batches
 
 def decode(file: bytes) -> None:
     """What no loader can do without."""
-    transform = imagenet.train_transform(224)
-    with imagenet.open_image(os.fsdecode(file)) as image:
+    transform = photographs.train_transform(224)
+    with photographs.open_image(os.fsdecode(file)) as image:
         transform(image.convert("RGB"))
 
 
@@ -355,13 +355,13 @@ def loader_row(rounds: int, device: torch.device) -> tuple:
     with tempfile.TemporaryDirectory() as folder, tarfile.open(IMAGENET) as archive:
         archive.extractall(folder, filter="data")
         Path(folder, "train").symlink_to("val")
-        images, _ = imagenet.load_imagenet(folder, 224)
+        images, _ = photographs.load_imagenet(folder, 224)
         images = replace(
             images,
             files=np.tile(images.files, IMAGENET_REPEATS),
             labels=images.labels.repeat(IMAGENET_REPEATS),
         )
-        series = imagenet.TrainBatches(images, IMAGENET_BATCH, 0, workers, device)
+        series = photographs.TrainBatches(images, IMAGENET_BATCH, 0, workers, device)
         files = images.files.tolist()
         # Forked like the workers of the loader, each with one thread like them.
         with get_context("fork").Pool(workers, torch.set_num_threads, (1,)) as pool:

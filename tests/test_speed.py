@@ -33,11 +33,12 @@ from tests.helpers import (
     vary,
     worn,
 )
-from utils import compiler, engine
-from utils.batches import TrainBatches
-from utils.engine import evaluate, train_epoch
-from utils.images import ImageSet
-from utils.run import Run
+from utils.data.batches import TrainBatches
+from utils.data.images import ImageSet
+from utils.machine import compiler
+from utils.training import engine
+from utils.training.engine import evaluate, train_epoch
+from utils.training.run import Run
 
 CPU = torch.device("cpu")
 FP32_TOLERANCE = 1e-5  # relative to the largest logit: the order of the sums differs

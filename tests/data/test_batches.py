@@ -1,0 +1,215 @@
+import pytest
+import torch
+import torchvision.transforms.functional as TF
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from utils.data import batches
+from utils.data.images import ImageSet
+from utils.errors import InputError
+
+
+def made(count: int) -> ImageSet:
+    """Random images; the label of an image is its index."""
+    generator = torch.Generator().manual_seed(count)
+    images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return ImageSet(images, torch.arange(count), ("one",))
+
+
+def labels_of(epoch) -> list[list[int]]:
+    return [labels.tolist() for _, labels in epoch]
+
+
+def same(first, second) -> bool:
+    """Whether two series of batches are bit-equal."""
+    pairs = list(zip(first, second, strict=True))
+    assert pairs
+    return all(torch.equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+
+
+def columns(shares: list[list]) -> list[list]:
+    """What each process has of a batch, batch by batch."""
+    return [list(ranks) for ranks in zip(*shares, strict=True)]
+
+
+def by_torchvision(image: Tensor, top: int, left: int, flip: bool) -> Tensor:
+    """One image uint8 [3, 32, 32] augmented and normalised by torchvision."""
+    crop = TF.crop(TF.pad(image, [4]), top, left, 32, 32)
+    return normalised(TF.hflip(crop) if flip else crop)
+
+
+def normalised(image: Tensor) -> Tensor:
+    pixels = TF.convert_image_dtype(image, torch.float32)
+    return TF.normalize(pixels, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+
+
+def test_augmentation_is_torchvisions():
+    images = made(300)
+    order, top, left, flip = batches.draw_epoch(300, seed=5, epoch=2)
+    found = list(batches.TrainBatches(images, 64, seed=5).epoch(2))
+    assert [len(labels) for _, labels in found] == [64, 64, 64, 64, 44]
+    assert torch.equal(torch.cat([labels for _, labels in found]), order)
+    pixels = torch.cat([pixels for pixels, _ in found])
+    for position, index in enumerate(order):
+        where = (int(top[position]), int(left[position]), bool(flip[position]))
+        wanted = by_torchvision(images.images[index], *where)
+        torch.testing.assert_close(pixels[position], wanted, rtol=0, atol=1e-6)
+
+
+def test_draws_cover_all_crops_and_flip_half():
+    order, top, left, flip = batches.draw_epoch(20000, seed=0, epoch=0)
+    assert torch.equal(order.sort().values, torch.arange(20000))
+    for offsets in (top, left):
+        assert offsets.unique().tolist() == list(range(9))
+        assert offsets.bincount().min() > 2000  # 2222 expected, standard deviation 44
+    assert abs(flip.float().mean() - 0.5) < 0.02
+    assert abs(torch.corrcoef(torch.stack([top, left, flip]).float()) - torch.eye(3)).max() < 0.03
+
+
+def test_every_draw_changes_with_seed_and_epoch():
+    draws = [batches.draw_epoch(500, *pair) for pair in ((0, 0), (0, 1), (1, 0), (1, 1))]
+    for kind in zip(*draws, strict=True):
+        assert len({tuple(draw.tolist()) for draw in kind}) == 4
+
+
+def test_epochs_repeat_and_differ():
+    train = batches.TrainBatches(made(50), 16, seed=3)
+    assert same(train.epoch(0), train.epoch(0))
+    assert same(train.epoch(7), batches.TrainBatches(made(50), 16, seed=3).epoch(7))
+    assert not same(train.epoch(0), train.epoch(1))
+    assert not same(train.epoch(0), batches.TrainBatches(made(50), 16, seed=4).epoch(0))
+
+
+def test_the_images_stay_as_they_are():
+    images = made(20)
+    list(batches.TrainBatches(images, 8, seed=0).epoch(0))
+    list(batches.TestBatches(images, 8))
+    assert torch.equal(images.images, made(20).images)
+
+
+def test_the_global_generator_is_neither_read_nor_moved():
+    train = batches.TrainBatches(made(40), 16, seed=0)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    first = list(train.epoch(0))
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.manual_seed(2)
+    assert same(first, train.epoch(0))
+
+
+@pytest.mark.parametrize("first", range(6))
+def test_an_epoch_goes_on_where_it_stopped(first):
+    train = batches.TrainBatches(made(75), 16, seed=0)
+    whole = list(train.epoch(4))
+    rest = list(train.epoch(4, first_batch=first))
+    assert len(whole) == len(train) == 5
+    assert len(rest) == 5 - first
+    assert not rest or same(whole[first:], rest)
+
+
+@pytest.mark.parametrize("world", [2, 3, 5])
+def test_the_processes_share_the_batches_of_one(world):
+    images = made(90)
+    single = list(batches.TrainBatches(images, 16, seed=1).epoch(0))
+    parts = [batches.TrainBatches(images, 16, 1, rank, world) for rank in range(world)]
+    shares = [list(part.epoch(0)) for part in parts]
+    assert all(len(part) == len(share) == 6 for part, share in zip(parts, shares, strict=True))
+    joined = [[torch.cat(part) for part in zip(*ranks, strict=True)] for ranks in columns(shares)]
+    assert same(single, joined)
+    sizes = [len(labels) for share in shares for _, labels in share[:5]]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_the_processes_resume_too():
+    part = batches.TrainBatches(made(90), 16, 1, rank=1, world=2)
+    assert same(list(part.epoch(0))[3:], part.epoch(0, first_batch=3))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "world", "sizes"),
+    [
+        (64, 16, 1, [16] * 4),
+        (66, 16, 1, [16] * 4 + [2]),
+        (65, 16, 1, [16] * 4),
+        (67, 16, 2, [16] * 4),
+        (68, 16, 2, [16] * 4 + [4]),
+        (10, 16, 1, [10]),
+        (2, 16, 1, [2]),
+        (4, 16, 2, [4]),
+        (3, 1, 1, [1] * 3),
+        (5, 3, 3, [3]),
+    ],
+)
+def test_a_last_batch_needs_two_images_for_each_process(count, batch_size, world, sizes):
+    parts = [batches.TrainBatches(made(count), batch_size, 0, r, world) for r in range(world)]
+    shares = [labels_of(part.epoch(0)) for part in parts]
+    assert [sum(map(len, ranks)) for ranks in columns(shares)] == sizes
+    assert all(len(part) == len(sizes) for part in parts)
+    seen = [label for share in shares for labels in share for label in labels]
+    assert len(set(seen)) == len(seen)
+
+
+@pytest.mark.parametrize(("count", "world", "least"), [(1, 1, 2), (3, 2, 4), (0, 1, 2)])
+def test_too_few_training_images(count, world, least):
+    with pytest.raises(InputError, match=f"^{count} training images: .* at least {least}$"):
+        batches.TrainBatches(made(count), 16, seed=0, rank=0, world=world)
+
+
+def test_a_batch_smaller_than_the_processes():
+    with pytest.raises(InputError, match="--train-batch 2: must be at least 3"):
+        batches.TrainBatches(made(10), 2, seed=0, rank=0, world=3)
+    with pytest.raises(InputError, match="--test-batch 2: must be at least 3"):
+        batches.TestBatches(made(10), 2, rank=0, world=3)
+
+
+def test_test_batches_are_in_order_and_only_normalised():
+    images = made(25)
+    found = list(batches.TestBatches(images, 10))
+    assert len(found) == len(batches.TestBatches(images, 10)) == 3
+    assert [label for _, labels in found for label in labels.tolist()] == list(range(25))
+    pixels = torch.cat([pixels for pixels, _ in found])
+    torch.testing.assert_close(pixels, normalised(images.images), rtol=0, atol=1e-6)
+    assert same(found, batches.TestBatches(images, 10))
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("count", [20, 21, 23, 2])
+def test_each_test_image_goes_to_one_process(count, world):
+    parts = [batches.TestBatches(made(count), 10, rank, world) for rank in range(world)]
+    found = [labels_of(part) for part in parts]
+    assert [len(part) for part in parts] == [len(batch) for batch in found]
+    assert all(labels for part in found for labels in part)
+    seen = sorted(label for part in found for labels in part for label in labels)
+    assert seen == list(range(count))
+    if count >= 10:
+        assert sorted(label for part in found for label in part[0]) == list(range(10))
+
+
+@given(st.integers(0, 200), st.integers(1, 50), st.integers(1, 9))
+def test_shares_cut_every_batch_evenly_and_leave_nothing_out(count, batch_size, world):
+    ranks = [batches.shares(count, batch_size, rank, world) for rank in range(world)]
+    cut = [share.positions for shares in zip(*ranks, strict=True) for share in shares]
+    assert [p for taken in cut for p in range(taken.start, taken.stop)] == list(range(count))
+    for number, shares in enumerate(zip(*ranks, strict=True)):
+        sizes = [share.positions.stop - share.positions.start for share in shares]
+        assert sum(sizes) == min(batch_size, count - number * batch_size)
+        assert max(sizes) - min(sizes) <= 1
+        # The mean over processes of (weight x mean over a share) is the mean over the batch.
+        for share, size in zip(shares, sizes, strict=True):
+            assert share.weight / world == pytest.approx(size / sum(sizes))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_batches_are_the_same_on_a_gpu():
+    images = made(100)
+    moved = images.to("cuda")
+    pairs = [
+        (batches.TrainBatches(images, 32, 0).epoch(1), batches.TrainBatches(moved, 32, 0).epoch(1)),
+        (batches.TestBatches(images, 32), batches.TestBatches(moved, 32)),
+    ]
+    for host, device in pairs:
+        for (pixels, labels), (there, labels_there) in zip(host, device, strict=True):
+            assert there.is_cuda and torch.equal(labels, labels_there.cpu())
+            torch.testing.assert_close(there.cpu(), pixels, rtol=0, atol=1e-6)

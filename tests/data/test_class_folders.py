@@ -1,0 +1,313 @@
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.image_files import message, pixels_of, write
+from utils.data import class_folders
+from utils.data.images import ImageSet
+from utils.data.sets import load_cifar
+
+REAL = Path(__file__).parents[2] / "../shared/data/cifar10-jpeg.tar.xz"
+CLASSES = ("bird", "cat", "dog")
+TRAIN, TEST = 4, 2  # images of a class in the folders that the tests make
+
+
+def seed_of(split: str, label: int, index: int) -> int:
+    return 100 * (split == "test") + 10 * label + index
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A folder of three classes, lossless."""
+    for split, count in (("train", TRAIN), ("test", TEST)):
+        for label, name in enumerate(CLASSES):
+            for index in range(count):
+                pixels = pixels_of(seed_of(split, label, index))
+                write(tmp_path / split / name / f"{index}.png", pixels)
+    return tmp_path
+
+
+def expected(split: str, count: int) -> Tensor:
+    stack = [pixels_of(seed_of(split, label, i)) for label in range(3) for i in range(count)]
+    return torch.from_numpy(np.stack(stack)).permute(0, 3, 1, 2)
+
+
+def load(root: Path, **options) -> tuple[ImageSet, ImageSet]:
+    return load_cifar("folder", str(root), "cpu", **options)
+
+
+# Folders of images.
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_folder_pixels_labels_and_classes(root, workers, monkeypatch):
+    monkeypatch.setattr(class_folders, "DECODE_CHUNK", 5)
+    train, test = load(root, workers=workers)
+    assert (len(train), len(test)) == (3 * TRAIN, 3 * TEST)
+    assert train.classes == test.classes == CLASSES
+    assert train.images.dtype == torch.uint8 and train.labels.dtype == torch.int64
+    assert torch.equal(train.images, expected("train", TRAIN))
+    assert torch.equal(test.images, expected("test", TEST))
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert test.labels.tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_home_folder_is_expanded(root, monkeypatch):
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert len(load(Path("~") / root.name)[0]) == 3 * TRAIN
+
+
+def test_labels_of_the_test_set_are_those_of_train(root):
+    for file in (root / "test/bird").iterdir():
+        file.unlink()
+    (root / "test/bird").rmdir()
+    _, test = load(root)
+    assert test.labels.tolist() == [1, 1, 2, 2]
+    assert test.classes == CLASSES
+
+
+def test_other_files_and_hidden_folders_are_passed_over(root):
+    (root / "train/cat/notes.txt").write_text("no image")
+    (root / "train/.thumbnails").mkdir()
+    assert load(root)[0].classes == CLASSES
+
+
+def remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def no_train(root):
+    remove(root / "train")
+    (root / "train").rmdir()
+
+
+def no_test(root):
+    remove(root / "test")
+    (root / "test").rmdir()
+
+
+def no_classes(root):
+    remove(root / "train")
+    (root / "train/0.png").touch()
+
+
+def empty_class(root):
+    remove(root / "train/cat")
+
+
+def empty_test_class(root):
+    remove(root / "test/dog")
+    (root / "test/dog/readme.md").touch()
+
+
+def unknown_class(root):
+    write(root / "test/fox/0.png", pixels_of(0))
+
+
+def not_an_image(root):
+    (root / "train/dog/2.png").write_bytes(b"nothing\nlike an image")
+
+
+def truncated_image(root):
+    file = root / "test/cat/1.png"
+    file.write_bytes(file.read_bytes()[:1500])
+
+
+def dangling_link(root):
+    (root / "train/cat/9.png").symlink_to(root / "nowhere")
+
+
+def other_size(root):
+    write(root / "train/bird/9.png", pixels_of(0, height=32, width=40))
+
+
+def other_mode(root):
+    write(root / "test/bird/0.png", pixels_of(0), mode="L")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (no_train, ["{root}/train: no such folder", "train/<class>/*"]),
+        (no_test, ["{root}/test: no such folder", "test/<class>/*"]),
+        (no_classes, ["{root}/train: no class folders"]),
+        (empty_class, ["{root}/train/cat: no images", ".png"]),
+        (empty_test_class, ["{root}/test/dog: no images"]),
+        (unknown_class, ["{root}/test/fox: a class that {root}/train does not have"]),
+        (not_an_image, ["{root}/train/dog/2.png: a broken image"]),
+        (truncated_image, ["{root}/test/cat/1.png: a broken image"]),
+        (dangling_link, ["{root}/train/cat/9.png: No such file"]),
+        (other_size, ["{root}/train/bird/9.png: the image is RGB 40x32, must be RGB 32x32"]),
+        (other_mode, ["{root}/test/bird/0.png: the image is L 32x32, must be RGB 32x32"]),
+    ],
+)
+def test_folder_errors_name_what_is_wrong(root, damage, words):
+    damage(root)
+    text = message(load, root)
+    assert all(word.format(root=root) in text for word in words), text
+
+
+def test_missing_root_is_named(tmp_path):
+    assert str(tmp_path / "absent/train") in message(load, tmp_path / "absent")
+
+
+def test_first_broken_image_is_named_whatever_the_threads(root, monkeypatch):
+    monkeypatch.setattr(class_folders, "DECODE_CHUNK", 1)
+    for name in ("dog/3", "cat/1", "dog/0"):
+        (root / f"train/{name}.png").write_bytes(b"broken")
+    assert "train/cat/1.png" in message(load, root, workers=4)
+
+
+# The cache of decoded images.
+
+
+def caches(root: Path, split: str) -> list[Path]:
+    return sorted(root.glob(f".nr-cache-{split}-*"))
+
+
+@pytest.fixture
+def decoded(monkeypatch) -> list[int]:
+    """Grows by the number of files of each call that really decodes."""
+    counts = []
+    decode_all = class_folders.decode_all
+
+    def counting(files, workers):
+        counts.append(len(files))
+        return decode_all(files, workers)
+
+    monkeypatch.setattr(class_folders, "decode_all", counting)
+    return counts
+
+
+def test_second_load_comes_from_the_cache(root, decoded):
+    first = load(root)
+    assert decoded == [12, 6]
+    second = load(root)
+    assert decoded == [12, 6]
+    assert all(torch.equal(a.images, b.images) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a.labels, b.labels) for a, b in zip(first, second, strict=True))
+
+
+def test_cache_moves_with_its_folder(root, decoded):
+    load(root)
+    load(root.rename(root.with_name("moved")))
+    assert decoded == [12, 6]
+
+
+def change_pixels(root):
+    write(root / "train/dog/0.png", pixels_of(999))
+
+
+def change_time(root):
+    file = root / "train/dog/0.png"
+    file.write_bytes(file.read_bytes())
+
+
+def add_file(root):
+    write(root / "train/dog/7.png", pixels_of(999))
+
+
+def rename_file(root):
+    (root / "train/dog/0.png").rename(root / "train/cat/7.png")
+
+
+@pytest.mark.parametrize("change", [change_pixels, change_time, add_file, rename_file])
+def test_changed_folder_is_decoded_again_and_the_old_cache_goes(root, decoded, change):
+    load(root)
+    (old,), (other,) = caches(root, "train"), caches(root, "test")
+    change(root)
+    train, _ = load(root)
+    assert len(decoded) == 3 and decoded[2] == len(train)
+    assert caches(root, "train") != [old] and len(caches(root, "train")) == 1
+    assert caches(root, "test") == [other]
+    fresh, _ = class_folders.load_folder(root, 1)
+    assert torch.equal(fresh.images, train.images)
+
+
+def flip_byte(cache: Path) -> None:
+    content = bytearray(cache.read_bytes())
+    content[len(content) // 2] ^= 1
+    cache.write_bytes(content)
+
+
+def truncate(cache: Path) -> None:
+    cache.write_bytes(cache.read_bytes()[:1000])
+
+
+def empty(cache: Path) -> None:
+    cache.write_bytes(b"")
+
+
+def other_count(cache: Path) -> None:
+    np.savez(cache, images=np.zeros((2, 3, 32, 32), np.uint8))
+
+
+def other_type(cache: Path) -> None:
+    np.savez(cache, images=np.zeros((12, 3, 32, 32), np.float32))
+
+
+def no_images(cache: Path) -> None:
+    np.savez(cache, other=np.zeros(2))
+
+
+@pytest.mark.parametrize("damage", [flip_byte, truncate, empty, other_count, other_type, no_images])
+def test_damaged_cache_is_ignored_and_rewritten(root, decoded, damage):
+    load(root)
+    (cache,) = caches(root, "train")
+    damage(cache)
+    train, _ = load(root)
+    assert decoded == [12, 6, 12]
+    assert torch.equal(train.images, expected("train", TRAIN))
+    load(root)
+    assert decoded == [12, 6, 12]
+
+
+def test_without_a_place_for_the_cache_the_images_load_all_the_same(root, decoded):
+    load(root)
+    (cache,) = caches(root, "train")
+    cache.unlink()
+    cache.mkdir()  # cannot be replaced by a file
+    for _ in range(2):
+        assert torch.equal(load(root)[0].images, expected("train", TRAIN))
+    assert decoded == [12, 6, 12, 12]
+    assert caches(root, "train") == [cache]
+
+
+def test_failed_write_leaves_nothing_behind(root, monkeypatch):
+    def disk_full(file, **arrays):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(class_folders.np, "savez", disk_full)
+    assert torch.equal(load(root)[0].images, expected("train", TRAIN))
+    assert sorted(path.name for path in root.iterdir()) == ["test", "train"]
+
+
+# Real images.
+
+
+@pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not there")
+def test_real_images(tmp_path):
+    wanted = {
+        f"{split}/{name}/{index:04}.jpg"
+        for split in ("train", "test")
+        for name in ("airplane", "truck")
+        for index in range(5)
+    }
+    with tarfile.open(REAL) as archive:
+        for member in archive:
+            if member.name in wanted:
+                archive.extract(member, tmp_path, filter="data")
+    for train, test in (load(tmp_path), load(tmp_path)):  # decoded, then cached
+        assert train.classes == ("airplane", "truck")
+        assert train.labels.tolist() == test.labels.tolist() == [0] * 5 + [1] * 5
+        with Image.open(tmp_path / "test/truck/0002.jpg") as image:
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        assert torch.equal(test.images[7], pixels)
+        assert not torch.equal(train.images, test.images)

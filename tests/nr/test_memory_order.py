@@ -1,0 +1,27 @@
+"""Channels-last memory changes no gradient on any CPU, for one thread and for two."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.running import ROOT
+
+LIMIT = 300  # seconds: a wrong library may loop for ever
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("largest", [None, "avx2"])
+def test_gradients_equal_those_in_contiguous_memory(threads, largest):
+    """``largest``: vector instructions that the libraries may use at most, None as they like."""
+    limits = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"} if largest else {}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.memory_order", str(threads)],
+        cwd=ROOT,
+        env=os.environ | limits,
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,249 @@
+"""cifar.py as a user runs it: whole commands in processes of their own."""
+
+import re
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+import nr
+from tests.running import ENVIRONMENT, ROOT, assert_same_run, command, load, run
+from utils.shown.log import read_log
+
+SMALL = (
+    "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 3"
+    " --schedule 2 --gamma 0.5 --nr-sparsity 0.04 --nr-target 0.9 --nr-max-epochs 30 --manualSeed 1"
+)
+COLUMNS = ["Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc."]
+NR_COLUMNS = ["Phase", "Utilization", "Sparsity", "Params", "Seconds"]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> tuple[Path, str]:
+    """A run through both phases that nothing interrupts: its folder and what it printed."""
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, run(SMALL, folder).stdout
+
+
+def test_files(straight):
+    names = {path.name for path in straight[0].iterdir()}
+    assert names == {
+        "log.txt",
+        "run.json",
+        "scales.png",
+        "checkpoint.pth.tar",
+        "checkpoint.prev.pth.tar",
+        "model_best.pth.tar",
+        "NR_resnet_before_0.9.pth.tar",
+        "NR_resnet_0.9.pth.tar",
+        "curves.png",
+        "utilization.png",
+        "widths.png",
+    }
+
+
+def test_log(straight):
+    header = (straight[0] / "log.txt").read_text().splitlines()[0]
+    assert header.split("\t") == COLUMNS + NR_COLUMNS
+    rows = read_log(straight[0] / "log.txt")
+    search = [row for row in rows if row["Phase"] == "search"]
+    train = [row for row in rows if row["Phase"] == "train"]
+    assert rows == search + train
+    assert len(search) >= 2 and len(train) == 3
+    assert all(row["Utilization"] > 0.9 for row in search[:-1])
+    assert search[-1]["Utilization"] <= 0.9
+    assert {row["Sparsity"] for row in search} == {0.04}
+    assert {row["Sparsity"] for row in train} == {0}
+    assert [row["Learning Rate"] for row in train] == [0.1, 0.1, 0.05]
+    assert [row["Learning Rate"] for row in search][:3] == [0.1, 0.1, 0.05]
+    assert train[0]["Params"] < search[0]["Params"]
+
+
+def test_screen(straight):
+    screen = straight[1]
+    assert "Epoch: [1 | 3] LR: 0.1" in screen
+    assert screen.count("| Parameter utilization") == screen.count("Epoch: [")
+    changes = re.findall(
+        r"\| Rejuvenation \| input (\d+) -> (\d+) \| output (\d+) -> (\d+)", screen
+    )
+    assert len(changes) == 9  # the stem, two in each of three blocks, two downsamples
+    assert changes[0][:3] == ("3", "3", "4")
+    best = float(re.search(r"Best acc: ([\d.]+)", screen)[1])
+    rows = read_log(straight[0] / "log.txt")
+    assert best == max(row["Valid Acc."] for row in rows if row["Phase"] == "train")
+
+
+def test_checkpoints(straight):
+    before, after, last = (
+        load(straight[0] / name)
+        for name in (
+            "NR_resnet_before_0.9.pth.tar",
+            "NR_resnet_0.9.pth.tar",
+            "checkpoint.pth.tar",
+        )
+    )
+    keys = {"epoch", "arch", "state_dict", "acc", "best_acc", "optimizer"}
+    assert keys <= last.keys()
+    assert before["structure"]["form"] == "plain"
+    assert after["structure"] == last["structure"]
+    assert after["structure"]["form"] == "removed"
+    assert before["epoch"] == after["epoch"] == last["run"]["search_epochs"] == last["epoch"] - 3
+    network = nr.load(straight[0] / "checkpoint.pth.tar")
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 10)
+
+
+def test_evaluate_prints_the_last_row(straight):
+    result = run(SMALL + " -e --resume auto", straight[0])
+    row = read_log(straight[0] / "log.txt")[-1]
+    assert f"Valid Acc.: {row['Valid Acc.']:.2f}" in result.stdout
+    loss = float(re.search(r"^Valid Loss: ([\d.]+)", result.stdout, re.MULTILINE).group(1))
+    assert loss == pytest.approx(row["Valid Loss"], abs=1e-4)
+
+
+SEARCH, EXPANSION, TRAIN = r"Epoch: \[2 .*search", r"\| Expansion", r"Epoch: \[2 .*train"
+
+
+@pytest.mark.parametrize(
+    "signum, moment",
+    [
+        (signal.SIGTERM, SEARCH),
+        (signal.SIGTERM, EXPANSION),
+        (signal.SIGINT, TRAIN),
+        (signal.SIGKILL, SEARCH),
+        (signal.SIGKILL, EXPANSION),
+    ],
+)
+def test_interrupted_and_resumed_equals_straight(signum, moment, straight, tmp_path):
+    """A signal at some moment of either phase, then --resume auto: the same run in the end."""
+    process = subprocess.Popen(
+        command(SMALL, tmp_path), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if re.search(moment, line):
+            process.send_signal(signum)
+            break
+    process.communicate()
+    assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum)
+    run(SMALL + " --resume auto", tmp_path)
+    assert_same_run(tmp_path, straight[0])
+    assert not list(tmp_path.glob("earlier-*"))
+
+
+def test_compress_only_then_resume_equals_one_step(straight, tmp_path):
+    run(SMALL + " --nr-compress-only", tmp_path)
+    assert not (tmp_path / "model_best.pth.tar").exists()
+    run(SMALL + f" --resume {tmp_path / 'NR_resnet_0.9.pth.tar'}", tmp_path)
+    assert_same_run(tmp_path, straight[0])
+
+
+def test_rescaling_in_one_step_and_in_two(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(SMALL + " --nr-bn-target 0.4", one)
+    run(SMALL + " --nr-compress-only", two)
+    resumed = SMALL + f" --nr-bn-target 0.4 --resume {two / 'NR_resnet_0.9.pth.tar'}"
+    assert "Rescaled" in run(resumed, two).stdout
+    assert_same_run(one, two)
+    again = SMALL + f" --nr-bn-target 0.4 --resume {one / 'NR_resnet_0.9.pth.tar'}"
+    assert "Rescaled" not in run(again, tmp_path / "three").stdout
+    assert_same_run(one, tmp_path / "three")
+
+
+@pytest.mark.parametrize("cross", ["attention", "full"])
+def test_cross_connections(cross, tmp_path):
+    run(SMALL + f" --nr-cross {cross} --nr-flops", tmp_path)
+    assert load(tmp_path / "checkpoint.pth.tar")["structure"]["form"] == cross
+
+
+def test_from_scratch(straight, tmp_path):
+    run(SMALL + " --nr-from-scratch", tmp_path)
+    structure = load(tmp_path / "checkpoint.pth.tar")["structure"]
+    streams = load(straight[0] / "checkpoint.pth.tar")["structure"]["widths"]
+    assert structure["form"] == "plain"
+    assert structure["widths"] == {name: [sum(widths)] for name, widths in streams.items()}
+
+
+def test_plain_training(tmp_path):
+    result = run(SMALL + " --nr-target 1", tmp_path)
+    rows = read_log(tmp_path / "log.txt")
+    assert [row["Phase"] for row in rows] == ["train"] * 3
+    assert {row["Sparsity"] for row in rows} == {0}
+    assert "Rejuvenation" not in result.stdout
+
+
+def test_the_search_gives_up(tmp_path):
+    result = run(SMALL + " --nr-sparsity 0 --nr-max-epochs 1", tmp_path, status=3)
+    (line,) = result.stderr.splitlines()
+    assert "utilization is 1.0000" in line and "--nr-sparsity" in line
+    assert (tmp_path / "checkpoint.pth.tar").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, status, words",
+    [
+        ("--lr nan", 2, "--lr"),
+        ("-e", 2, "--resume"),
+        ("-d folder --data /nowhere", 1, "/nowhere/train"),
+        ("--resume /nowhere/x.pth.tar", 1, "/nowhere/x.pth.tar"),
+        ("--lr 1e30 --nr-sparsity 0", 1, "epoch 1, batch"),
+    ],
+)
+def test_refusals_are_one_line(flags, status, words, tmp_path):
+    result = run(f"{SMALL} {flags}", tmp_path, status)
+    assert words in result.stderr.splitlines()[-1]
+    if status == 1:
+        assert len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("*.pth.tar"))
+
+
+def readme_commands() -> list[str]:
+    """The cifar.py commands of the README's Training section, continuation lines joined."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    section = text.split("\n## Training")[1].split("\n## ")[0]
+    return re.findall(r"^python cifar\.py (.*)$", section, flags=re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", readme_commands())
+def test_readme_commands(flags, tmp_path):
+    """Each command as written, made small: fewer images, epochs and channels."""
+    small = (
+        " -d synthetic --subset 60 --train-batch 20 --width-mult 0.1 --epochs 1 --schedule 1"
+        " --nr-max-epochs 1 --manualSeed 0"
+    )
+    status = 0 if re.search(r"--nr-target 1( |$)", flags) else 3
+    run(flags + small, tmp_path, status)
+    assert len(read_log(tmp_path / "log.txt")) == 1
+
+
+@pytest.mark.slow
+def test_quick_start(tmp_path):
+    """The README's first command trains through both phases and leaves pictures."""
+    flags = re.search(
+        r"python cifar\.py (-d synthetic .*)$", (ROOT / "README.md").read_text(), re.M
+    )
+    run(flags[1], tmp_path)
+    phases = [row["Phase"] for row in read_log(tmp_path / "log.txt")]
+    assert set(phases) == {"search", "train"}
+    assert (tmp_path / "widths.png").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_run_is_interrupted_and_goes_on(tmp_path):
+    process = subprocess.Popen(
+        command(SMALL + " --amp", tmp_path),
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if re.search(SEARCH, line):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate()
+    assert process.returncode == 143
+    run(SMALL + " --amp --nr-sparsity 0.1 --resume auto", tmp_path)
+    assert read_log(tmp_path / "log.txt")[-1]["Phase"] == "train"

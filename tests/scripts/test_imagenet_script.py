@@ -1,0 +1,126 @@
+"""imagenet.py as a user runs it: made images, and the sample photographs where they are."""
+
+import itertools
+import re
+import signal
+import tarfile
+from pathlib import Path
+
+import pytest
+
+import imagenet
+import models
+from tests.running import ROOT, assert_same_run, load, run
+from utils.shown.log import read_log
+
+SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
+TINY = "--image-size 32 --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 40 -j 2"
+SMALL = (
+    f"--synthetic --subset 100 -a vgg_nr --epochs 2 --schedule 30 {TINY}"
+    " --nr-target 0.5 --nr-sparsity-start 1e-3 --nr-increase-step 5e-4 --nr-increase-thres 0.05"
+)
+
+
+def train(flags: str, folder: Path, status: int = 0):
+    return run(flags, folder, status, script="imagenet.py")
+
+
+@pytest.fixture(scope="module")
+def one_step(tmp_path_factory) -> Path:
+    """A run that searches, rejuvenates, rescales and trains in one command."""
+    folder = tmp_path_factory.mktemp("one-step")
+    train(SMALL + " --nr-bn-target 0.5", folder)
+    return folder
+
+
+def test_files_are_named_by_the_full_name(one_step):
+    names = {path.name for path in one_step.glob("*.tar")}
+    assert {"NR_vgg16_nr_before_0.5.pth.tar", "NR_vgg16_nr_0.5.pth.tar"} <= names
+    assert "model_best.pth.tar" in names
+    payload = load(one_step / "checkpoint.pth.tar")
+    assert payload["arch"] == "vgg16_nr"
+    assert payload["structure"]["form"] == "attention"
+
+
+def test_log_has_the_top_5_column(one_step):
+    header = (one_step / "log.txt").read_text().splitlines()[0].split("\t")
+    assert header[4:7] == ["Valid Acc.", "Valid 5 Acc.", "Phase"]
+
+
+def test_sparsity_grows_where_utilization_hardly_fell(one_step):
+    search = [row for row in read_log(one_step / "log.txt") if row["Phase"] == "search"]
+    assert search[0]["Sparsity"] == 1e-3
+    falls = [1.0, *(row["Utilization"] for row in search)]
+    for (before, after), row, following in zip(
+        itertools.pairwise(falls), search, search[1:], strict=False
+    ):
+        step = 5e-4 if before - after < 0.05 else 0
+        assert following["Sparsity"] == pytest.approx(row["Sparsity"] + step, rel=1e-4)
+    assert len({row["Sparsity"] for row in search}) > 1
+
+
+def test_two_steps_equal_one(one_step, tmp_path):
+    """The README's pair: --nr-compress-only, then the NR file with --nr-bn-target."""
+    train(SMALL + " --nr-compress-only", tmp_path)
+    again = SMALL.replace("--nr-target 0.5", "")
+    train(f"{again} --nr-bn-target 0.5 --resume {tmp_path / 'NR_vgg16_nr_0.5.pth.tar'}", tmp_path)
+    assert_same_run(one_step, tmp_path)
+
+
+def test_sparsity_is_restored_on_resume(one_step, tmp_path):
+    train(SMALL + " --nr-max-epochs 3 --nr-bn-target 0.5", tmp_path, status=3)
+    train(SMALL + " --nr-bn-target 0.5 --resume auto", tmp_path)
+    assert_same_run(one_step, tmp_path)
+
+
+def test_evaluation(one_step):
+    result = train(SMALL + " -e --resume auto", one_step)
+    row = read_log(one_step / "log.txt")[-1]
+    assert f"Valid Acc.: {row['Valid Acc.']:.2f}" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "flags, status, words",
+    [
+        ("", 2, "--data"),
+        ("--synthetic --image-size 16", 2, "--image-size 16"),
+        ("--synthetic --depth 18", 2, "--depth"),
+        ("--data /nowhere", 1, "/nowhere"),
+    ],
+)
+def test_refusals(flags, status, words, tmp_path):
+    result = train(flags, tmp_path, status)
+    assert words in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason=f"no sample photographs at {SAMPLE}")
+def test_the_readme_commands_on_photographs(tmp_path):
+    """The two VGG-16 commands as written, on 100 photographs as train and val, made small."""
+    with tarfile.open(SAMPLE) as archive:
+        archive.extractall(tmp_path / "data", filter="data")
+    (tmp_path / "data" / "train").symlink_to("val")
+    readme = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    first, second = re.findall(r"^python imagenet\.py (-a vgg_nr .*)$", readme, re.M)
+    small = f" {TINY} --epochs 1 --data {tmp_path / 'data'} --nr-sparsity-start 2e-3"
+    folder = tmp_path / "run"
+    train(first + small, folder)
+    resumed = f" --resume {folder / 'NR_vgg16_nr_0.5.pth.tar'}"
+    assert "Rescaled" in train(second + small + resumed, folder).stdout
+    names = {path.name for path in folder.iterdir()}
+    assert {"NR_vgg16_nr_before_0.5.pth.tar", "NR_vgg16_nr_0.5.pth.tar"} <= names
+    assert "model_best.pth.tar" in names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", sorted(models.archs("imagenet").keys() - {"vgg_nr"}))
+def test_every_network_searches_rejuvenates_and_trains(arch, tmp_path, monkeypatch):
+    """In this process, which saves the start of another one for each network."""
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    flags = (
+        f"--synthetic --subset 40 -a {arch} --epochs 1 --schedule 30 --image-size 32"
+        " --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 30 -j 0"
+        f" --nr-target 0.8 --nr-sparsity-start 0.02 -c {tmp_path}"
+    )
+    assert imagenet.main(flags.split()) == 0
+    phases = [row["Phase"] for row in read_log(tmp_path / "log.txt")]
+    assert phases[-1] == "train" and phases[0] == "search"

@@ -1,0 +1,848 @@
+"""training.run, driven by cifar.main in this process on 24 random images: phases, clocks, files.
+
+Channels do not die in a few batches, so a test says after which epoch half of them do. An epoch
+is 3 training and 2 test batches.
+"""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import cifar
+import nr
+from tests.helpers import kill, prunable, same_tensors
+from utils.data import batches
+from utils.data.images import ImageSet
+from utils.errors import InputError
+from utils.shown import plots
+from utils.shown.log import read_log
+from utils.shown.meters import Figures
+from utils.training import checkpoint, engine, run
+from utils.training.run import Run, RunState
+from utils.training.signals import Stopped
+
+NETWORK = "-a resnet --depth 8 --width-mult 0.25"  # half of its prunable channels dead: 0.541
+SEARCH = f"{NETWORK} --nr-target 0.6 --nr-sparsity 0.001 --nr-max-epochs 5 --schedule 1 2"
+FLAGS = f"{SEARCH} --epochs 3 --train-batch 8 --test-batch 5 --manualSeed 1 -j 0"
+PLAIN = "--nr-target 1"
+LAST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
+BEFORE, AFTER = "NR_resnet_before_0.6.pth.tar", "NR_resnet_0.6.pth.tar"
+BATCHES = 5  # of an epoch: 3 to train on and 2 to test on
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Put the signal handlers back that every run replaces."""
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
+
+
+@pytest.fixture(autouse=True)
+def pictures(monkeypatch):
+    """No pictures, which take longer than the training; returns how to have them again."""
+    with monkeypatch.context() as patch:
+        for name in ("curves", "scales", "utilization", "widths"):
+            patch.setattr(plots, name, lambda *_: None)
+        yield patch.undo
+
+
+@pytest.fixture(autouse=True)
+def data(monkeypatch):
+    """24 training and 10 test images in the place of the data sets."""
+    generator = torch.Generator().manual_seed(0)
+
+    def made(count: int) -> ImageSet:
+        images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        return ImageSet(images, torch.arange(count) % 10, tuple("abcdefghij"))
+
+    sets = made(24), made(10)
+    monkeypatch.setattr(cifar, "load_cifar", lambda *_, **__: sets)
+    return sets
+
+
+@pytest.fixture
+def epochs(monkeypatch):
+    """What every training epoch was given; ``dead_after``: half of the channels die in it."""
+    seen, train_epoch = SimpleNamespace(dead_after=1, rows=[]), run.train_epoch
+
+    def train(model, batches, epoch, optimizer, *rest):
+        seen.rows.append((epoch, optimizer.param_groups[0]["lr"], optimizer.sparsity))
+        sums = train_epoch(model, batches, epoch, optimizer, *rest)
+        if epoch == seen.dead_after:
+            widths = {name: layer.unit.out_channels[0] for name, layer in prunable(model).items()}
+            kill(model, {name: slice(width // 2) for name, width in widths.items()})
+        return sums
+
+    monkeypatch.setattr(run, "train_epoch", train)
+    return seen
+
+
+@pytest.fixture
+def rescalings(monkeypatch):
+    """The targets of every call of nr.rescale."""
+    targets, rescale = [], nr.rescale
+
+    def counted(model, target):
+        targets.append(target)
+        rescale(model, target)
+
+    monkeypatch.setattr(nr, "rescale", counted)
+    return targets
+
+
+@pytest.fixture
+def accuracies(monkeypatch):
+    """Let the evaluations give these top-1 accuracies."""
+
+    def script(*values: float) -> None:
+        left = iter(values)
+        monkeypatch.setattr(run, "evaluate", lambda *_: Figures(1.0, next(left), 100.0))
+
+    return script
+
+
+def go(folder: Path, flags: str = "") -> int:
+    return cifar.main([*FLAGS.split(), "-c", str(folder), *flags.split()])
+
+
+def resume(folder: Path, flags: str = "", path: str = "auto") -> int:
+    return go(folder, f"--resume {path} {flags}")
+
+
+def made(folder: Path, flags: str = "") -> Run:
+    """The Run that the script would work with."""
+    args, keywords = cifar.parse([*FLAGS.split(), "-c", str(folder), *flags.split()])
+    spec = {"family": "cifar", "arch": args.arch, "options": keywords | {"num_classes": 10}}
+    return Run(args, spec, [torch.device("cpu")], sparsity=args.nr_sparsity)
+
+
+def interrupt(monkeypatch, after: int, signum: int = signal.SIGTERM) -> None:
+    """Let a signal come in the batch that is number ``after`` from now on."""
+    done, batch_sums = 0, engine.batch_sums
+
+    def counted(*arguments):
+        nonlocal done
+        done += 1
+        if done == after:
+            os.kill(os.getpid(), signum)
+        return batch_sums(*arguments)
+
+    monkeypatch.setattr(engine, "batch_sums", counted)
+
+
+def column(folder: Path, name: str) -> list:
+    return [row[name] for row in read_log(folder / "log.txt")]
+
+
+def state_in(folder: Path, name: str = LAST) -> RunState:
+    return RunState(**checkpoint.read(folder / name)["run"])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def without_times(payload: dict) -> dict:
+    """The state of a run without the seconds it took."""
+    rows = [{k: v for k, v in row.items() if k != "Seconds"} for row in payload["run"]["rows"]]
+    return payload["run"] | {"rows": rows, "seconds": None}
+
+
+def same(value: object, other: object) -> bool:
+    """Equal, bit for bit, tensors anywhere in them included."""
+    if isinstance(value, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(value, other)
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(same(v, other[k]) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return len(value) == len(other) and all(map(same, value, other))
+    return value == other
+
+
+def assert_same_end(folder: Path, other: Path) -> None:
+    """Two runs stand at the same point: state, weights, momentum and random streams."""
+    one, two = checkpoint.read(folder / LAST), checkpoint.read(other / LAST)
+    assert without_times(one) == without_times(two)
+    for key in ("state_dict", "optimizer", "structure", "rng", "partial"):
+        assert same(one[key], two[key]), key
+
+
+# Phases and clocks.
+
+
+def test_two_phases_row_by_row(epochs, tmp_path):
+    """λ and the schedule of the search end with it; both clocks of the train phase begin at 0."""
+    assert go(tmp_path) == 0
+    assert column(tmp_path, "Phase") == ["search"] * 2 + ["train"] * 3
+    assert column(tmp_path, "Learning Rate") == [0.1, 0.01, 0.1, 0.01, 0.001]
+    assert column(tmp_path, "Sparsity") == [0.001, 0.001, 0, 0, 0]
+    usage = column(tmp_path, "Utilization")
+    assert usage[0] == 1 and usage[1] < 0.6 < usage[2]
+    params = column(tmp_path, "Params")
+    assert params[0] == params[1] and len(set(params[2:])) == 1
+    assert [row[0] for row in epochs.rows] == [0, 1, 2, 3, 4]
+    assert [row[1] for row in epochs.rows] == pytest.approx([0.1, 0.01, 0.1, 0.01, 0.001])
+    assert [row[2] for row in epochs.rows] == [0.001, 0.001, 0, 0, 0]
+
+
+@pytest.mark.parametrize("dead_after", [0, 1, 3])
+def test_the_train_phase_has_exactly_epochs_after_a_search_of_any_length(
+    epochs, tmp_path, dead_after
+):
+    epochs.dead_after = dead_after
+    go(tmp_path)
+    search = dead_after + 1
+    assert column(tmp_path, "Phase") == ["search"] * search + ["train"] * 3
+    assert column(tmp_path, "Learning Rate")[search:] == [0.1, 0.01, 0.001]
+    state = state_in(tmp_path)
+    assert (state.epoch, state.search_epochs, state.phase) == (search + 3, search, "train")
+
+
+def test_the_epochs_on_the_screen_count_from_the_start_of_the_phase(epochs, tmp_path, capsys):
+    go(tmp_path)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "Epoch:" in line]
+    assert lines == [
+        "Epoch: [1 | 5] LR: 0.1 (search)",
+        "Epoch: [2 | 5] LR: 0.01 (search)",
+        "Epoch: [1 | 3] LR: 0.1 (train)",
+        "Epoch: [2 | 3] LR: 0.01 (train)",
+        "Epoch: [3 | 3] LR: 0.001 (train)",
+    ]
+
+
+@pytest.mark.parametrize("target", ["1", "0.999"])
+def test_plain_training_knows_no_search(epochs, tmp_path, target):
+    assert go(tmp_path, f"--nr-target {target}") == 0
+    assert column(tmp_path, "Phase") == ["train"] * 3
+    assert column(tmp_path, "Learning Rate") == [0.1, 0.01, 0.001]
+    assert column(tmp_path, "Sparsity") == [0, 0, 0]
+    assert [row[2] for row in epochs.rows] == [0, 0, 0]
+    assert not any(name.startswith("NR_") for name in names(tmp_path))
+    assert nr.load(tmp_path / LAST).streams == 1
+
+
+def test_start_epoch_is_the_number_of_the_first_epoch(epochs, tmp_path):
+    go(tmp_path, f"{PLAIN} --start-epoch 1")
+    assert [row[:2] for row in epochs.rows] == [(1, pytest.approx(0.01)), (2, pytest.approx(1e-3))]
+    assert state_in(tmp_path).epoch == 3
+
+
+def test_the_optimizer_of_the_train_phase_is_fresh(epochs, tmp_path):
+    go(tmp_path, "--nr-compress-only")
+    assert checkpoint.read(tmp_path / BEFORE)["optimizer"]["state"] != {}
+    for name in (AFTER, LAST):
+        assert checkpoint.read(tmp_path / name)["optimizer"]["state"] == {}
+
+
+def test_streams_and_structure_after_rejuvenation(epochs, tmp_path):
+    go(tmp_path, "--nr-compress-only")
+    assert nr.load(tmp_path / BEFORE).streams == 1
+    assert nr.load(tmp_path / AFTER).streams == 2
+    assert checkpoint.read(tmp_path / AFTER)["structure"]["form"] == "removed"
+    widths = {name: row for name, *row in state_in(tmp_path).widths}
+    before, survived, after = widths["features.stage3.0.branch.0"]
+    assert (before, survived) == (16, 8) and after > 8
+
+
+def test_from_scratch_has_one_stream_of_the_new_widths(epochs, tmp_path):
+    go(tmp_path / "nr", "--nr-compress-only")
+    go(tmp_path / "fs", "--nr-from-scratch --nr-compress-only")
+    rebuilt, fresh = (checkpoint.read(tmp_path / name / AFTER) for name in ("nr", "fs"))
+    assert fresh["structure"]["form"] == "plain"
+    sums = {name: [sum(width)] for name, width in rebuilt["structure"]["widths"].items()}
+    assert fresh["structure"]["widths"] == sums
+    assert nr.load(tmp_path / "fs" / AFTER).streams == 1
+
+
+# The best accuracy.
+
+
+def test_the_best_accuracy_is_that_of_the_train_phase(epochs, accuracies, tmp_path, capsys):
+    accuracies(90, 95, 10, 30, 20)
+    go(tmp_path)
+    assert column(tmp_path, "Valid Acc.") == [90, 95, 10, 30, 20]
+    best, last = (checkpoint.read(tmp_path / name) for name in (BEST, LAST))
+    assert (best["epoch"], best["acc"], best["best_acc"]) == (4, 30, 30)
+    assert (last["epoch"], last["acc"], last["best_acc"]) == (5, 20, 30)
+    assert capsys.readouterr().out.splitlines()[-1] == "Best acc: 30.00"
+
+
+def test_no_best_model_in_the_search_phase(epochs, accuracies, tmp_path):
+    accuracies(90, 95)
+    go(tmp_path, "--nr-compress-only")
+    assert not (tmp_path / BEST).exists()
+    assert state_in(tmp_path).best_acc == 0
+
+
+def test_an_equal_accuracy_does_not_replace_the_best_model(accuracies, tmp_path):
+    accuracies(30, 30, 30)
+    go(tmp_path, PLAIN)
+    assert checkpoint.read(tmp_path / BEST)["epoch"] == 1
+
+
+def test_the_best_model_survives_a_resume(accuracies, tmp_path):
+    accuracies(30, 20, 25, 40)
+    go(tmp_path, f"{PLAIN} --epochs 2")
+    resume(tmp_path, f"{PLAIN} --epochs 3")
+    assert checkpoint.read(tmp_path / BEST)["epoch"] == 1
+    resume(tmp_path, f"{PLAIN} --epochs 4")
+    assert checkpoint.read(tmp_path / BEST)["epoch"] == 4
+
+
+# Files.
+
+
+def test_the_files_after_each_stage(epochs, accuracies, pictures, tmp_path):
+    pictures()
+    accuracies(10, 10, 10, 10, 10)
+    always = [LAST, "curves.png", "log.txt", "run.json", "scales.png", "utilization.png"]
+    assert go(tmp_path, "--nr-max-epochs 1") == 3
+    assert names(tmp_path) == sorted(always)
+    assert resume(tmp_path, "--nr-compress-only") == 0
+    rebuilt = [*always, PREVIOUS, BEFORE, AFTER, "widths.png"]
+    assert names(tmp_path) == sorted(rebuilt)
+    assert resume(tmp_path) == 0
+    assert names(tmp_path) == sorted([*rebuilt, BEST])
+
+
+@pytest.mark.parametrize(
+    ("share", "curves", "usage"),
+    [(1e9, [1, 2, 2, 3, 4, 5], [1, 2, 2]), (0, [1, 2, 2, 5], [1, 2, 2])],
+)
+def test_short_epochs_are_not_slowed_by_pictures(
+    share, curves, usage, epochs, monkeypatch, tmp_path
+):
+    """After every epoch if that costs little; else the first, and where a phase ends."""
+    drawn = {"curves": [], "utilization": []}
+    for name, lengths in drawn.items():
+
+        def draw(rows, path, lengths=lengths):
+            lengths.append(len(rows))
+            path.touch()
+
+        monkeypatch.setattr(plots, name, draw)
+    monkeypatch.setattr(run, "DRAWING_SHARE", share)
+    go(tmp_path, "--epochs 3")
+    assert drawn == {"curves": curves, "utilization": usage}
+    resume(tmp_path, "--epochs 4")  # all of them anew: the process before may have been killed
+    assert drawn == {"curves": [*curves, 6], "utilization": [*usage, 2]}
+
+
+def test_what_is_in_the_two_files_of_rejuvenation(epochs, tmp_path):
+    go(tmp_path, "--nr-compress-only")
+    before, after = (checkpoint.read(tmp_path / name) for name in (BEFORE, AFTER))
+    assert (before["run"]["phase"], after["run"]["phase"]) == ("search", "train")
+    assert (before["run"]["search_epochs"], after["run"]["search_epochs"]) == (0, 2)
+    assert (before["run"]["sparsity"], after["run"]["sparsity"]) == (0.001, 0.0)
+    assert before["epoch"] == after["epoch"] == 2
+    assert before["run"]["utilization"] == after["run"]["utilization"] <= 0.6
+    assert same(after["state_dict"], checkpoint.read(tmp_path / LAST)["state_dict"])
+
+
+def test_the_checkpoint_before_the_last_is_kept(tmp_path):
+    go(tmp_path, PLAIN)
+    assert [checkpoint.read(tmp_path / name)["epoch"] for name in (PREVIOUS, LAST)] == [2, 3]
+
+
+def test_plain_types_only(epochs, tmp_path):
+    """torch.load(weights_only=True) reads every file of a run, with upstream's keys in it."""
+    go(tmp_path)
+    paths = list(tmp_path.glob("*.pth.tar"))
+    assert len(paths) == 5
+    for path in paths:
+        payload = torch.load(path, weights_only=True)
+        assert {"epoch", "arch", "state_dict", "acc", "best_acc", "optimizer"} <= payload.keys()
+        assert not any(name.startswith("module.") for name in payload["state_dict"])
+
+
+def test_a_fresh_run_puts_an_earlier_one_aside(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "curves.png").write_text("a picture")
+    first = contents(tmp_path)
+    go(tmp_path, f"{PLAIN} --epochs 1 --manualSeed 2")
+    second = contents(tmp_path)
+    assert contents(tmp_path / "earlier-1") | {"notes.txt": b"mine"} == first
+    assert second["notes.txt"] == b"mine" and second[LAST] != first[LAST]
+    go(tmp_path, f"{PLAIN} --epochs 1 --manualSeed 3")
+    assert contents(tmp_path / "earlier-2") | {"notes.txt": b"mine"} == second
+    assert contents(tmp_path / "earlier-1") | {"notes.txt": b"mine"} == first
+
+
+def test_a_run_that_goes_on_from_elsewhere_puts_an_earlier_one_aside_too(tmp_path):
+    go(tmp_path / "a", f"{PLAIN} --epochs 1")
+    go(tmp_path / "b", f"{PLAIN} --epochs 1 --manualSeed 2")
+    source, old = contents(tmp_path / "a"), contents(tmp_path / "b")
+    resume(tmp_path / "b", f"{PLAIN} --epochs 2", path=str(tmp_path / "a" / LAST))
+    assert contents(tmp_path / "a") == source
+    assert contents(tmp_path / "b" / "earlier-1") == old
+    assert state_in(tmp_path / "b").epoch == 2
+
+
+def test_a_run_that_goes_on_in_its_folder_keeps_its_files(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    resume(tmp_path, f"{PLAIN} --epochs 2", path=str(tmp_path / LAST))
+    assert not list(tmp_path.glob("earlier-*"))
+    assert len(column(tmp_path, "Phase")) == 2
+
+
+def test_a_number_of_an_earlier_run_is_not_used_twice(tmp_path):
+    """The user has deleted earlier-1 and kept earlier-2."""
+    (tmp_path / "earlier-2").mkdir()
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    first = contents(tmp_path)
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    assert first in [contents(folder) for folder in tmp_path.glob("earlier-*")]
+
+
+@pytest.mark.parametrize("folder", ["file", "file/folder"])
+def test_a_checkpoint_folder_that_cannot_be_made_is_refused(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=f"^--checkpoint {tmp_path / folder}: "):
+        go(tmp_path / folder, PLAIN)
+
+
+def test_a_loss_that_is_not_finite_saves_nothing(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"not finite at epoch 2, batch \d, learning rate 1e\+29"):
+        resume(tmp_path, f"{PLAIN} --lr 1e30")
+    assert contents(tmp_path) == before
+
+
+# Giving up.
+
+
+def test_the_search_gives_up_with_status_3_and_one_line(epochs, tmp_path, capsys):
+    epochs.dead_after = None
+    assert go(tmp_path, "--nr-max-epochs 2") == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "after 2 epochs: utilization is 1.0000, the target 0.6" in line
+    assert "--nr-sparsity" in line and str(tmp_path) in line
+    assert state_in(tmp_path).phase == "search"
+    assert names(tmp_path) == [PREVIOUS, LAST, "log.txt", "run.json"]
+
+
+def test_the_search_gives_up_after_epochs_by_default():
+    assert cifar.parse(["--epochs", "7"])[0].nr_max_epochs == 7
+
+
+def test_a_search_that_gave_up_goes_on_with_more_epochs(epochs, tmp_path):
+    assert go(tmp_path / "a", "--nr-max-epochs 1") == 3
+    assert resume(tmp_path / "a", "--nr-max-epochs 1") == 3
+    assert len(epochs.rows) == 1
+    assert resume(tmp_path / "a") == 0
+    go(tmp_path / "b")
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_target_of_1_never_rejuvenates_a_search_that_gave_up(epochs, tmp_path):
+    """Section 5: at 0.999 or more no NR at all."""
+    go(tmp_path, "--nr-max-epochs 1")
+    with pytest.raises(InputError, match="--nr-target 1"):
+        resume(tmp_path, PLAIN)
+    assert not list(tmp_path.glob("NR_*"))
+
+
+def test_a_target_reached_in_the_last_epoch_is_reached(epochs, tmp_path):
+    assert go(tmp_path, "--nr-max-epochs 2 --nr-compress-only") == 0
+    assert (tmp_path / AFTER).exists()
+
+
+# Going on.
+
+
+def test_every_field_of_the_state_is_restored(tmp_path):
+    one = made(tmp_path)
+    one.state = RunState(
+        phase="train",
+        seed=1,
+        epoch=7,
+        search_epochs=5,
+        sparsity=0.125,
+        utilization=0.5,
+        acc=12.5,
+        best_acc=25.0,
+        rescaled=True,
+        seconds=3.5,
+        rows=[{"Phase": "search", "Params": 7, "Train Loss": 0.1}],
+        scales=[[3, 4]],
+        live=[{"features.stem.0": 0.5}, {}],
+        widths=[["features.stem.0", 4, 4, 5]],
+    )
+    fresh = RunState(phase="search", seed=0)
+    for field in dataclasses.fields(RunState):
+        assert getattr(one.state, field.name) != getattr(fresh, field.name), field.name
+    one.partial = torch.arange(8, dtype=torch.float64).reshape(2, 4)
+    one.save(LAST)
+    two = made(tmp_path, "--resume auto")
+    assert two.state == one.state
+    assert torch.equal(two.partial, one.partial)
+    assert same_tensors(two.network.state_dict(), one.network.state_dict())
+
+
+def test_momentum_is_restored_and_the_flags_rule_the_rest(epochs, tmp_path):
+    go(tmp_path, "--nr-max-epochs 1")
+    one = checkpoint.read(tmp_path / LAST)["optimizer"]
+    two = made(tmp_path, "--resume auto --momentum 0.5 --wd 0.25 --lr 0.75").optimizer
+    assert len(one["state"]) > 10
+    assert same(one["state"], two.state_dict()["state"])
+    group = two.param_groups[0]
+    assert (group["momentum"], group["weight_decay"], group["lr"]) == (0.5, 0.25, 0.75)
+
+
+@pytest.mark.parametrize("after", [1, 3, 4, 5, 7, 12, 15, 25])
+def test_a_run_interrupted_anywhere_ends_the_same(epochs, monkeypatch, tmp_path, after):
+    """In the first, a middle and the last batch of training and testing, in both phases."""
+    with monkeypatch.context() as patch:
+        interrupt(patch, after)
+        with pytest.raises(Stopped):
+            go(tmp_path / "a")
+    saved = checkpoint.read(tmp_path / "a" / LAST)
+    assert saved["epoch"] == (after - 1) // BATCHES
+    assert len(saved["partial"]) == min((after - 1) % BATCHES + 1, 3)
+    assert saved["run"]["seconds"] > 0
+    assert resume(tmp_path / "a") == 0
+    go(tmp_path / "b")
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert checkpoint.read(tmp_path / "a" / LAST)["partial"] is None
+
+
+def test_a_run_interrupted_twice_in_an_epoch_ends_the_same(epochs, monkeypatch, tmp_path):
+    for work in (go, resume):
+        with monkeypatch.context() as patch:
+            interrupt(patch, 1, signal.SIGINT)
+            with pytest.raises(Stopped):
+                work(tmp_path / "a")
+    assert len(checkpoint.read(tmp_path / "a" / LAST)["partial"]) == 2
+    resume(tmp_path / "a")
+    go(tmp_path / "b")
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+def test_dropout_goes_on_where_it_was(monkeypatch, tmp_path):
+    """The masks come from torch's generator, in the middle of its stream."""
+    flags = f"{PLAIN} -a densenet --depth 10 --growthRate 2 --width-mult 1 --drop 0.5"
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        with pytest.raises(Stopped):
+            go(tmp_path / "a", flags)
+    torch.manual_seed(123)
+    resume(tmp_path / "a", flags)
+    go(tmp_path / "b", flags)
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", [BEFORE, AFTER])
+def test_both_files_of_rejuvenation_lead_to_the_same_end(epochs, tmp_path, name):
+    go(tmp_path / "a")
+    resume(tmp_path / "b", path=str(tmp_path / "a" / name))
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_finished_run_has_nothing_left_to_do(tmp_path, epochs):
+    go(tmp_path, PLAIN)
+    before = contents(tmp_path)
+    assert resume(tmp_path, PLAIN) == 0
+    assert len(epochs.rows) == 3
+    assert contents(tmp_path) == before
+
+
+def test_auto_without_a_checkpoint_is_a_fresh_run(tmp_path, capsys):
+    assert resume(tmp_path, f"{PLAIN} --epochs 1") == 0
+    assert f"==> Nothing to resume in {tmp_path}: a fresh run" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--manualSeed 2", "was trained with manualSeed 1, but the flags say 2"),
+        ("-d cifar100", "was trained with dataset cifar10, but the flags say cifar100"),
+        ("--subset 100", "was trained with subset None, but the flags say 100"),
+        ("--depth 14", "but the flags say"),
+        ("--width-mult 0.5", "but the flags say"),
+        ("-a densenet --depth 10", "but the flags say"),
+    ],
+)
+def test_another_run_is_refused_in_one_line(tmp_path, flags, words):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    before = contents(tmp_path)
+    with pytest.raises(InputError) as error:
+        resume(tmp_path, f"{PLAIN} {flags}")
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{tmp_path / LAST}: ") and words in line
+    assert contents(tmp_path) == before
+
+
+def test_another_batch_size_is_refused_inside_an_epoch_only(monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        with pytest.raises(Stopped):
+            go(tmp_path, PLAIN)
+    with pytest.raises(InputError, match="stands inside an epoch, so --train-batch cannot change"):
+        resume(tmp_path, f"{PLAIN} --train-batch 12")
+    resume(tmp_path, f"{PLAIN} --epochs 1")
+    assert resume(tmp_path, f"{PLAIN} --epochs 2 --train-batch 12") == 0
+
+
+def without_seed(flags: str) -> list[str]:
+    words = [*FLAGS.split(), *flags.split()]
+    at = words.index("--manualSeed")
+    return words[:at] + words[at + 2 :]
+
+
+def test_a_run_goes_on_without_naming_its_seed(tmp_path):
+    go(tmp_path / "a", f"{PLAIN} --epochs 1")
+    assert cifar.main(without_seed(f"{PLAIN} -c {tmp_path / 'a'} --resume auto")) == 0
+    go(tmp_path / "b", PLAIN)
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_run_goes_on_when_its_drawn_seed_is_named(tmp_path):
+    """The screen has said `==> Seed: N (--manualSeed)`."""
+    cifar.main(without_seed(f"{PLAIN} -c {tmp_path} --epochs 1"))
+    seed = state_in(tmp_path).seed
+    assert resume(tmp_path, f"{PLAIN} --manualSeed {seed}") == 0
+
+
+def test_a_run_goes_on_when_its_seed_is_named_again_after_a_resume_without_it(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    cifar.main(without_seed(f"{PLAIN} -c {tmp_path} --resume auto --epochs 2"))
+    assert resume(tmp_path, PLAIN) == 0
+
+
+def test_another_seed_is_refused_after_a_resume_without_one(tmp_path):
+    """Now the flags of the checkpoint say None, but the run has the seed 1."""
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    cifar.main(without_seed(f"{PLAIN} -c {tmp_path} --resume auto --epochs 2"))
+    with pytest.raises(InputError, match="trained with manualSeed 1, but the flags say 2"):
+        resume(tmp_path, f"{PLAIN} --manualSeed 2")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("run", {"phase": "train", "seed": 1, "unknown": 1}),
+        ("run", {}),
+        ("run", None),
+        ("optimizer", None),
+        ("optimizer", {"state": None}),
+        ("rng", None),
+        ("rng", [None]),
+        ("rng", [{"python": 1}]),
+    ],
+)
+def test_a_state_that_cannot_be_restored_is_refused_in_one_line(tmp_path, key, value):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    checkpoint.save(tmp_path / LAST, checkpoint.read(tmp_path / LAST) | {key: value})
+    before = contents(tmp_path)
+    with pytest.raises(InputError) as error:
+        resume(tmp_path, PLAIN)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"{tmp_path / LAST}: its state cannot be restored: ")
+    assert contents(tmp_path) == before
+
+
+def test_a_damaged_checkpoint_is_refused_and_left_alone(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    data = bytearray((tmp_path / LAST).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / LAST).write_bytes(data)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="damaged"):
+        resume(tmp_path, PLAIN)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"rubbish"])
+def test_auto_goes_on_from_the_previous_one_when_the_last_is_damaged(damage, tmp_path, capsys):
+    go(tmp_path / "straight", f"{PLAIN} --epochs 3")
+    go(tmp_path, f"{PLAIN} --epochs 2")
+    (tmp_path / LAST).write_bytes(damage)
+    assert resume(tmp_path, f"{PLAIN} --epochs 3") == 0
+    assert "Warning" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint.damaged.pth.tar").read_bytes() == damage
+    one, two = (checkpoint.read(folder / LAST) for folder in (tmp_path, tmp_path / "straight"))
+    assert same_tensors(one["state_dict"], two["state_dict"])
+
+
+def test_auto_goes_on_from_the_previous_one_when_the_last_is_gone(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 2")
+    (tmp_path / LAST).unlink()
+    assert resume(tmp_path, f"{PLAIN} --epochs 2") == 0
+    assert state_in(tmp_path).epoch == 2
+
+
+def test_auto_without_any_that_can_be_read_is_refused(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 2")
+    for name in (LAST, PREVIOUS):
+        (tmp_path / name).write_bytes(b"rubbish")
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=PREVIOUS):
+        resume(tmp_path, PLAIN)
+    assert contents(tmp_path) == before
+
+
+def test_what_a_killed_process_was_writing_is_removed(tmp_path):
+    tmp_path.joinpath(f".{LAST}.tmp").write_bytes(b"half")
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    assert not list(tmp_path.glob(".*"))
+
+
+# Seeds.
+
+
+def initial(folder: Path, flags: str) -> dict:
+    return made(folder, flags).network.state_dict()
+
+
+def test_the_weights_are_a_function_of_the_seed(tmp_path):
+    one, two, other = (
+        initial(tmp_path / str(n), f"--manualSeed {seed}") for n, seed in enumerate((5, 5, 6))
+    )
+    assert same_tensors(one, two)
+    assert not same_tensors(one, other)
+
+
+def test_the_rejuvenated_weights_are_a_function_of_the_seed(epochs, monkeypatch, tmp_path):
+    """Whatever has drawn random numbers before."""
+    go(tmp_path / "a", "--nr-compress-only")
+    evaluate = run.evaluate
+    monkeypatch.setattr(run, "evaluate", lambda *rest: (torch.rand(7), evaluate(*rest))[1])
+    go(tmp_path / "b", "--nr-compress-only")
+    one, two = (checkpoint.read(tmp_path / name / AFTER)["state_dict"] for name in "ab")
+    assert same_tensors(one, two)
+    go(tmp_path / "c", "--nr-compress-only --manualSeed 2")
+    weight = "features.stage1.0.branch.0.convs.1.weight"  # of rejuvenated channels
+    other = checkpoint.read(tmp_path / "c" / AFTER)["state_dict"]
+    assert other[weight].shape != one[weight].shape or not torch.equal(other[weight], one[weight])
+
+
+def test_a_drawn_seed_is_shown_and_repeats_the_run(tmp_path, capsys):
+    cifar.main(without_seed(f"{PLAIN} -c {tmp_path / 'a'} --epochs 1"))
+    seed = state_in(tmp_path / "a").seed
+    assert f"==> Seed: {seed} (--manualSeed)" in capsys.readouterr().out.splitlines()
+    go(tmp_path / "b", f"{PLAIN} --epochs 1 --manualSeed {seed}")
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+def test_drawn_seeds_differ(tmp_path):
+    parsed = [cifar.parse(without_seed(f"-c {tmp_path / name}")) for name in "abc"]
+    spec = {"family": "cifar", "arch": "resnet", "options": parsed[0][1]}
+    runs = [Run(args, spec, [torch.device("cpu")], sparsity=0) for args, _ in parsed]
+    assert len({run.state.seed for run in runs}) == 3
+
+
+# Rescaling.
+
+
+def test_rescaling_in_the_run_that_rejuvenates(epochs, rescalings, tmp_path):
+    go(tmp_path, "--nr-bn-target 0.7")
+    assert rescalings == [0.7]
+    assert state_in(tmp_path, BEFORE).rescaled is False
+    assert state_in(tmp_path, AFTER).rescaled is True
+    scales = [
+        norm.weight.abs().min().item()
+        for layer in prunable(nr.load(tmp_path / AFTER)).values()
+        for norm in layer.unit.norms
+    ]
+    assert min(scales) >= 0.7 - 1e-6
+
+
+@pytest.mark.parametrize("name", [AFTER, LAST])
+def test_rescaling_when_going_on_from_a_checkpoint_that_has_not_had_it(
+    epochs, rescalings, tmp_path, name
+):
+    """The README's two steps, which must end as the one step does."""
+    go(tmp_path / "a", "--nr-compress-only")
+    assert rescalings == []
+    resume(tmp_path / "a", "--nr-bn-target 0.7", path=str(tmp_path / "a" / name))
+    assert rescalings == [0.7]
+    assert state_in(tmp_path / "a").rescaled is True
+    go(tmp_path / "b", "--nr-bn-target 0.7")
+    assert_same_end(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("name", [AFTER, LAST])
+def test_a_checkpoint_that_has_had_it_is_not_rescaled_again(epochs, rescalings, tmp_path, name):
+    go(tmp_path, "--nr-compress-only --nr-bn-target 0.7")
+    resume(tmp_path, "--nr-bn-target 0.7", path=str(tmp_path / name))
+    assert rescalings == [0.7]
+
+
+@pytest.mark.parametrize("after", [1, 4, 5, 7])
+def test_an_interrupted_run_is_not_rescaled_again(epochs, rescalings, monkeypatch, tmp_path, after):
+    go(tmp_path, "--nr-compress-only")
+    with monkeypatch.context() as patch:
+        interrupt(patch, after)
+        with pytest.raises(Stopped):
+            resume(tmp_path, "--nr-bn-target 0.7", path=str(tmp_path / AFTER))
+    resume(tmp_path, "--nr-bn-target 0.7")
+    assert rescalings == [0.7]
+
+
+def test_a_train_phase_that_has_begun_is_not_rescaled(epochs, rescalings, tmp_path, capsys):
+    go(tmp_path, "--epochs 1")
+    resume(tmp_path, "--epochs 2 --nr-bn-target 0.7")
+    assert rescalings == []
+    assert "--nr-bn-target: the train phase has begun without it" in capsys.readouterr().out
+    assert state_in(tmp_path).rescaled is False
+
+
+def test_not_even_in_its_first_epoch(epochs, rescalings, monkeypatch, tmp_path, capsys):
+    go(tmp_path, "--nr-compress-only")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2)
+        with pytest.raises(Stopped):
+            resume(tmp_path)
+    resume(tmp_path, "--nr-bn-target 0.7")
+    assert rescalings == []
+    assert "--nr-bn-target: the train phase has begun without it" in capsys.readouterr().out
+
+
+def test_nothing_is_rescaled_in_the_search(epochs, rescalings, tmp_path):
+    assert go(tmp_path, "--nr-bn-target 0.7 --nr-max-epochs 1") == 3
+    assert resume(tmp_path, "--nr-bn-target 0.7 --nr-max-epochs 1") == 3
+    assert rescalings == []
+
+
+# Evaluating.
+
+
+@pytest.mark.parametrize("name", [BEFORE, AFTER, LAST, "auto"])
+def test_evaluation_of_a_checkpoint_changes_no_file(epochs, data, tmp_path, capsys, name):
+    go(tmp_path)
+    before = contents(tmp_path)
+    path = name if name == "auto" else str(tmp_path / name)
+    assert resume(tmp_path, "-e", path=path) == 0
+    assert contents(tmp_path) == before
+    ((images, labels),) = batches.TestBatches(data[1], 10)
+    logits = nr.load(tmp_path / (LAST if name == "auto" else name))(images)
+    right = (logits.sum(dim=1).argmax(dim=1) == labels).float().mean().item()
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(
+        f"Valid Loss: {engine.stream_loss(logits, labels):.4f} | Valid Acc.: {100 * right:.2f} | "
+    )
+
+
+def test_evaluation_makes_no_folder_and_takes_another_seed(tmp_path):
+    go(tmp_path / "a", f"{PLAIN} --epochs 1")
+    path = tmp_path / "a" / LAST
+    assert resume(tmp_path / "none", "-e --manualSeed 9", path=str(path)) == 0
+    assert not (tmp_path / "none").exists()
+
+
+def test_evaluation_of_nothing_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"^-e --resume auto: there is no .*checkpoint\.pth\.tar"):
+        resume(tmp_path, "-e")

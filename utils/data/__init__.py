@@ -1,0 +1,1 @@
+"""Images and labels: made, listed, decoded, and cut in batches."""

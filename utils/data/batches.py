@@ -1,0 +1,156 @@
+"""Batches of a CIFAR-size set, augmented and normalised on the device that holds it."""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.data.images import IMAGE_SIZE, ImageSet
+from utils.errors import InputError
+from utils.machine.seeding import ORDER, mixed_seed
+
+MEAN = (0.4914, 0.4822, 0.4465)  # of pixels / 255, specification section 8
+STD = (0.2023, 0.1994, 0.2010)  # likewise
+PAD = 4  # black pixels put on each side before the random crop, section 8
+MIN_SHARE = 2  # images of a process in a batch cut short: batch norm needs more than one
+
+
+class Draws(NamedTuple):
+    """What is random in an epoch, in the order of training: each int64 or bool [N]."""
+
+    order: Tensor  # index of the image
+    top: Tensor  # first row of the crop in the padded image, 0..8
+    left: Tensor  # first column
+    flip: Tensor  # bool
+
+
+def draw_epoch(count: int, seed: int, epoch: int) -> Draws:
+    """The order and augmentation of ``count`` images: a pure function of its arguments."""
+    generator = torch.Generator().manual_seed(mixed_seed(seed, ORDER, epoch))
+    order = torch.randperm(count, generator=generator)
+    top, left = torch.randint(2 * PAD + 1, (2, count), generator=generator)
+    flip = torch.rand(count, generator=generator) < 0.5
+    return Draws(order, top, left, flip)
+
+
+class Share(NamedTuple):
+    """What one process takes of a batch."""
+
+    positions: slice  # in the order of the epoch
+    weight: float  # of its mean loss, so that the mean over processes is that over images
+
+
+def shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
+    """What process ``rank`` of ``world`` takes of each batch of ``batch_size``.
+
+    ``count`` images are cut in batches, and each batch in ``world`` nearly equal stretches.
+    """
+    taken = []
+    for start in range(0, count, batch_size):
+        size = min(batch_size, count - start)
+        begin, end = (start + size * part // world for part in (rank, rank + 1))
+        taken.append(Share(slice(begin, end), (end - begin) * world / size))
+    return taken
+
+
+def train_shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
+    """``shares`` without a last batch that has less than 2 images for each process.
+
+    InputError if nothing is left then, or if a batch is smaller than ``world``.
+    """
+    check_batch("--train-batch", batch_size, world)
+    last = count % batch_size
+    kept = count - last if last // world < MIN_SHARE else count
+    if kept == 0:
+        raise InputError(
+            f"{count} training images: a batch on {world} process(es) needs "
+            f"at least {min(batch_size, MIN_SHARE * world)}"
+        )
+    return shares(kept, batch_size, rank, world)
+
+
+def test_shares(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
+    """Positions in ``shares`` with an image; InputError if a batch is smaller than ``world``."""
+    check_batch("--test-batch", batch_size, world)
+    positions = [share.positions for share in shares(count, batch_size, rank, world)]
+    return [taken for taken in positions if taken.start < taken.stop]
+
+
+def check_batch(flag: str, batch_size: int, world: int) -> None:
+    """InputError where a batch does not have an image for each of ``world`` processes."""
+    if batch_size < world:
+        raise InputError(f"{flag} {batch_size}: must be at least {world}, one for each process")
+
+
+class Normaliser:
+    """Pixels uint8 [B, 3, H, W] to float32 (pixels / 255 - mean) / std, on ``device``."""
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ):
+        self.mean, self.std = (
+            torch.tensor(values, device=device)[:, None, None] for values in (mean, std)
+        )
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        copied = pixels.to(torch.float32, memory_format=torch.contiguous_format)
+        return copied.div_(255).sub_(self.mean).div_(self.std)
+
+
+class TrainBatches:
+    """Batches of ``images`` in random order: padded by 4, cropped to 32, flipped at random.
+
+    Order and augmentation depend on ``seed`` and the epoch alone. ``batch_size`` is the total
+    of ``world`` processes, of which this is ``rank``; each takes its stretch of the same batch.
+    A last batch that is smaller is left out if it has less than 2 images for each process.
+    InputError if nothing is left then, or if a batch is smaller than ``world``.
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, seed: int, rank: int = 0, world: int = 1):
+        self.shares = train_shares(len(images), batch_size, rank, world)
+        self.images, self.seed = images, seed
+        self.normalise = Normaliser(images.images.device)
+        padded = F.pad(images.images, (PAD,) * 4)  # [N, 3, 40, 40]
+        # Every crop of every image, as a view: [N, 3, top, left, 32, 32].
+        self.windows = padded.unfold(2, IMAGE_SIZE, 1).unfold(3, IMAGE_SIZE, 1)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.shares)
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches ``first_batch``, … of an epoch: float32 [B, 3, 32, 32] and int64 [B]."""
+        draws = draw_epoch(len(self.images), self.seed, epoch)
+        draws = Draws(*(draw.to(self.windows.device) for draw in draws))
+        for share in self.shares[first_batch:]:
+            order, top, left, flip = (draw[share.positions] for draw in draws)
+            crops = self.windows[order, :, top, left]  # [B, 3, 32, 32]
+            crops = torch.where(flip[:, None, None, None], crops.flip(-1), crops)
+            yield self.normalise(crops), self.images.labels[order]
+
+
+class TestBatches:
+    """Batches of ``images`` in order, not augmented: float32 [B, 3, 32, 32] and int64 [B].
+
+    ``batch_size`` is the total of ``world`` processes, of which this is ``rank``; each image goes
+    to one of them. Where the last batch has fewer images than there are processes, some make one
+    batch less. InputError if ``batch_size`` is smaller than ``world``.
+    """
+
+    def __init__(self, images: ImageSet, batch_size: int, rank: int = 0, world: int = 1):
+        self.shares = test_shares(len(images), batch_size, rank, world)
+        self.images = images
+        self.normalise = Normaliser(images.images.device)
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return len(self.shares)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for taken in self.shares:
+            yield self.normalise(self.images.images[taken]), self.images.labels[taken]

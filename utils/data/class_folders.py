@@ -1,0 +1,184 @@
+"""Class folders of images: listed, and those of CIFAR's size decoded and cached."""
+
+import hashlib
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+from utils.data.images import IMAGE_SIZE, ImageSet
+from utils.errors import InputError, one_line
+
+SPLITS = ("train", "test")  # of `folder`
+FOLDER_IMAGE = f"RGB {IMAGE_SIZE}x{IMAGE_SIZE}"  # PIL mode and size of an image of `folder`
+DECODE_CHUNK = 256  # images a decoding thread takes at a time; one by one costs half more
+
+
+class Listing(NamedTuple):
+    """The files of a split, class after class, and the label of each."""
+
+    files: list[str]
+    labels: list[int]
+
+
+def list_splits(root: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], list[Listing]]:
+    """The classes of ``root``/<split>/<class>/*, sorted, and the images of each split.
+
+    The first split decides the classes. InputError naming the folder that is missing, empty or
+    a class of another split only.
+    """
+    with system_errors_named(root):
+        classes = class_folders(root, splits[0], splits)
+        return classes, [list_images(root, split, classes, splits) for split in splits]
+
+
+@contextmanager
+def system_errors_named(root: Path) -> Iterator[None]:
+    """An OSError of the block as an InputError with the file it is about."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{error.filename or root}: {error.strerror or error}") from error
+
+
+def class_folders(root: Path, split: str, splits: Sequence[str]) -> tuple[str, ...]:
+    """Names of the class folders of a split, sorted; InputError where there are none."""
+    folder = root / split
+    rule = f"--data {root} must hold " + " and ".join(f"{name}/<class>/*" for name in splits)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; {rule}")
+    try:
+        names, _ = find_classes(folder)
+    except FileNotFoundError:
+        names = []
+    classes = tuple(name for name in names if not name.startswith("."))
+    if not classes:
+        raise InputError(f"{folder}: no class folders in it; {rule}")
+    return classes
+
+
+def list_images(root: Path, split: str, classes: Sequence[str], splits: Sequence[str]) -> Listing:
+    """The images of a split; InputError for a class folder that is empty or not in ``classes``."""
+    label_of = {name: label for label, name in enumerate(classes)}
+    labels_of = {}
+    for name in class_folders(root, split, splits):
+        if name not in label_of:
+            known = root / splits[0]
+            raise InputError(f"{root / split / name}: a class that {known} does not have")
+        labels_of[name] = label_of[name]
+    samples = make_dataset(root / split, labels_of, IMG_EXTENSIONS, allow_empty=True)
+    found = {label for _, label in samples}
+    for name, label in labels_of.items():
+        if label not in found:
+            types = " ".join(IMG_EXTENSIONS)
+            raise InputError(f"{root / split / name}: no images ({types}) in this class folder")
+    return Listing([file for file, _ in samples], [label for _, label in samples])
+
+
+@contextmanager
+def open_image(file: str) -> Iterator[Image.Image]:
+    """The image in ``file``, to be decoded inside the block; InputError where that fails."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except Exception as error:  # PIL has many kinds for a broken file, one for each format
+        reason = getattr(error, "strerror", None) or f"a broken image ({one_line(error)})"
+        raise InputError(f"{file}: {reason}") from error
+
+
+# --- images of CIFAR's size
+
+
+def load_folder(root: Path, workers: int) -> tuple[ImageSet, ImageSet]:
+    """``root``/train/<class>/* and ``root``/test/<class>/*, RGB 32x32; labels are train's.
+
+    InputError naming the folder or file that is missing, empty, broken or of another kind.
+    """
+    classes, listings = list_splits(root, SPLITS)
+    train, test = (
+        load_split(root, split, classes, listing, workers)
+        for split, listing in zip(SPLITS, listings, strict=True)
+    )
+    return train, test
+
+
+def load_split(
+    root: Path, split: str, classes: tuple[str, ...], listing: Listing, workers: int
+) -> ImageSet:
+    """One split, from its cache or decoded and then cached."""
+    with system_errors_named(root):
+        cache = root / f".nr-cache-{split}-{listing_key(root, listing.files)}.npz"
+    images = read_cache(cache, len(listing.files))
+    if images is None:
+        images = decode_all(listing.files, workers)
+        write_cache(cache, images, split)
+    return ImageSet(torch.from_numpy(images), torch.tensor(listing.labels), classes)
+
+
+def decode_all(files: Sequence[str], workers: int) -> np.ndarray:
+    """All ``files``, uint8 [N, 3, 32, 32]; InputError for the first that is no 32x32 RGB."""
+    images = np.empty((len(files), 3, IMAGE_SIZE, IMAGE_SIZE), np.uint8)
+
+    def fill(start: int) -> None:
+        for index, file in enumerate(files[start : start + DECODE_CHUNK], start):
+            images[index] = decode(file).transpose(2, 0, 1)
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        list(pool.map(fill, range(0, len(files), DECODE_CHUNK)))
+    return images
+
+
+def decode(file: str) -> np.ndarray:
+    """One image, uint8 [32, 32, 3]; InputError if it is broken, not RGB or of another size."""
+    with open_image(file) as image:
+        found = f"{image.mode} {image.width}x{image.height}"
+        if found == FOLDER_IMAGE:
+            return np.asarray(image)
+    raise InputError(f"{file}: the image is {found}, must be {FOLDER_IMAGE}")
+
+
+# --- the cache of a folder's decoded images
+
+
+def listing_key(root: Path, files: Sequence[str]) -> str:
+    """Changes with the path below ``root``, size or time of change of any of ``files``."""
+    digest = hashlib.sha256()
+    for file in files:
+        status = os.stat(file)
+        entry = f"{file.removeprefix(str(root))}\0{status.st_size}\0{status.st_mtime_ns}\n"
+        digest.update(os.fsencode(entry))
+    return digest.hexdigest()[:16]
+
+
+def read_cache(cache: Path, count: int) -> np.ndarray | None:
+    """The cached images, uint8 [count, 3, 32, 32], or None; npz keeps a checksum of them."""
+    try:
+        with np.load(cache) as content:
+            images = content["images"]
+    except Exception:  # not there, or damaged: zipfile and numpy have many kinds for that
+        return None
+    right = (count, 3, IMAGE_SIZE, IMAGE_SIZE)
+    return images if images.shape == right and images.dtype == np.uint8 else None
+
+
+def write_cache(cache: Path, images: np.ndarray, split: str) -> None:
+    """Write ``cache`` whole or, where the folder cannot be written, not at all; drop older ones."""
+    temporary = cache.with_name(f"{cache.name}.{uuid.uuid4().hex}")
+    with suppress(OSError):  # without a cache the next start decodes again
+        try:
+            with open(temporary, "xb") as file:
+                np.savez(file, images=images)
+            os.replace(temporary, cache)
+        finally:
+            temporary.unlink(missing_ok=True)
+        for other in cache.parent.glob(f".nr-cache-{split}-*.npz"):
+            if other != cache:
+                other.unlink(missing_ok=True)

@@ -1,0 +1,162 @@
+"""Worker processes that decode, crop and resize the images of batches.
+
+The batches are pure functions of the seed, the epoch and the indices asked for: which process
+makes one, and what its generators hold, does not matter.
+"""
+
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, default_collate
+
+from utils.data.batches import Normaliser
+from utils.errors import InputError, one_line
+from utils.machine.seeding import ORDER, mixed_seed
+
+# Forked workers share the list of files and start at once; the server that Python 3.14 forks from
+# would end, and the workers with it, at a SIGTERM meant to stop the run after its batch.
+START_METHOD = "fork" if sys.platform == "linux" else None
+
+
+@contextmanager
+def generator_kept() -> Iterator[None]:
+    """Put back the state of torch's CPU generator, which the transforms draw from."""
+    state = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Leave the other cores to the workers: threads of torch spin for a while after their work."""
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
+
+
+class Request(NamedTuple):
+    """What a worker is told: the images of a batch, int64 [B], and the epoch they are for."""
+
+    epoch: int
+    index: np.ndarray
+
+
+class Images(Protocol):
+    """A set of images to be decoded: their labels, int64 [N], and each as RGB of its own size."""
+
+    labels: Tensor
+
+    def image(self, index: int) -> Image.Image: ...
+
+
+class Decoder:
+    """Makes the batches that are asked for, wherever it runs: in this process or a worker."""
+
+    def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor], seed: int):
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __getitem__(self, request: Request) -> Tensor | str:
+        """Pixels uint8 [B, 3, s, s]; for a broken image the error's message.
+
+        As an exception it would reach the other process wrapped in a traceback.
+        """
+        try:
+            with generator_kept():
+                pixels = [self.decode(request.epoch, index) for index in request.index.tolist()]
+        except InputError as error:
+            return str(error)
+        return default_collate(pixels)
+
+    def decode(self, epoch: int, index: int) -> Tensor:
+        """One image, uint8 [3, s, s]: a function of the seed, the epoch and its index.
+
+        Seeds torch's CPU generator.
+        """
+        image = self.images.image(index)
+        # From 1: numpy's seeds ignore trailing zeros, and (seed, ORDER, epoch) is the order's.
+        torch.default_generator.manual_seed(mixed_seed(self.seed, ORDER, epoch, index + 1))
+        return self.transform(image)
+
+
+def start_worker(number: int) -> None:
+    """Leave the stop signals to the main process, and silence PIL, for example on odd EXIF.
+
+    A signal sent to all processes of a run must not take the workers from under its last batch.
+    """
+    warnings.filterwarnings("ignore", module="PIL")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # on Linux, not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=exit_with_parent, daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """End this process at a SIGTERM of the one that started it, not at anyone else's."""
+    parent = os.getppid()
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
+
+
+class Pipeline:
+    """Worker processes, which live as long as this, and the device that their batches go to."""
+
+    def __init__(
+        self, decoder: Decoder, workers: int, device: torch.device | str, normalise: Normaliser
+    ):
+        self.device, self.workers, self.normalise = torch.device(device), workers, normalise
+        self.labels = decoder.images.labels
+        self.requests: list[Request] = []
+        # torch's advice on the number of workers, which is the user's choice.
+        warnings.filterwarnings("ignore", "This DataLoader will create")
+        self.loader = DataLoader(
+            decoder,
+            batch_size=None,  # a request is a whole batch
+            sampler=self.requests,
+            num_workers=workers,
+            multiprocessing_context=START_METHOD if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda",
+            worker_init_fn=start_worker,
+            generator=torch.Generator(),  # or it would draw from the global one
+        )
+
+    def batches(self, requests: Sequence[Request]) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches asked for, in order, on the device: float32 [B, 3, s, s], int64 [B].
+
+        One series at a time: a second one takes the workers from the first. InputError for a
+        broken image, and for a worker that the system has ended, as for want of memory.
+        """
+        self.requests[:] = requests
+        try:
+            for request, pixels in zip(requests, self.loader, strict=True):
+                if isinstance(pixels, str):
+                    raise InputError(pixels)
+                labels = self.labels[request.index]
+                if self.device.type == "cuda":
+                    labels = labels.pin_memory()
+                pixels, labels = (
+                    part.to(self.device, non_blocking=True) for part in (pixels, labels)
+                )
+                with one_thread() if self.workers else nullcontext():
+                    images = self.normalise(pixels)
+                yield images, labels
+        except RuntimeError as error:
+            if str(error).startswith("DataLoader worker"):
+                raise InputError(f"--workers {self.workers}: {one_line(error)}") from error
+            raise

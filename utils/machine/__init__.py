@@ -1,0 +1,1 @@
+"""Devices and processes, batch norm over processes, compiling, memory, seeds."""

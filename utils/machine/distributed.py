@@ -1,0 +1,174 @@
+"""Devices and processes: one CPU, one GPU, DataParallel, or torchrun."""
+
+import hashlib
+import os
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+
+from utils.errors import InputError
+from utils.machine.syncbn import synchronise_batch_norm
+
+
+def launched() -> bool:
+    """Whether torchrun started this process."""
+    return "LOCAL_RANK" in os.environ
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the screen."""
+    return rank() == 0
+
+
+def warn(message: str) -> None:
+    """One line on the screen's error stream, however many processes there are."""
+    if is_main():
+        print(message, file=sys.stderr)
+
+
+def start(gpu_ids: list[int]) -> list[torch.device]:
+    """Choose this process's devices, the first of them its own; under torchrun join the group.
+
+    Raises InputError for a GPU that is not there beside others that are.
+    """
+    count = torch.cuda.device_count()
+    missing = [i for i in gpu_ids if i >= count]
+    if count and missing:
+        raise InputError(f"--gpu-id {missing[0]}: this machine has GPUs 0 to {count - 1}")
+    if not count:
+        devices = [torch.device("cpu")]
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
+            print("No GPU on this machine: running on the CPU.")
+    elif launched():
+        devices = [torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)]
+    else:
+        devices = [torch.device("cuda", i) for i in gpu_ids]
+    if devices[0].type == "cuda":
+        torch.cuda.set_device(devices[0])
+    if launched():
+        join("cpu:gloo,cuda:nccl" if devices[0].type == "cuda" else "gloo")
+        if not is_main():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+    return devices
+
+
+def join(backend: str) -> None:
+    """Join the process group that torchrun describes; host-side decisions never wait for a GPU."""
+    store, rank, world = next(rendezvous("env://"))
+    store = dist.PrefixStore(agreed_prefix(store, rank, world), store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+
+
+def agreed_prefix(store: dist.Store, rank: int, world: int) -> str:
+    """A name that the processes of one start agree on, new each time.
+
+    torchrun keeps its store over --max-restarts, and with it the addresses of processes that are
+    dead. So rank 0 makes a name up and the others sign up under it, until it answers them, which
+    a dead one cannot.
+    """
+    mine = uuid.uuid4().hex
+    if rank == 0:
+        store.set("newest", mine)
+        for other in range(1, world):
+            signature = store.get(f"{mine}/{other}").decode()  # waits for it
+            store.set(f"{mine}/answer to {signature}", "")
+        return mine
+    while True:
+        newest = store.get("newest").decode()
+        store.set(f"{newest}/{rank}", mine)
+        if store.check([f"{newest}/answer to {mine}"]):
+            return newest
+        time.sleep(0.02)
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let rank 0 go through the block before the others, which then find its files."""
+    if dist.is_initialized() and not is_main():
+        gathered(None)
+    try:
+        yield
+    finally:
+        if dist.is_initialized() and is_main():
+            gathered(None)
+
+
+def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
+    """The network as it is trained: wrapped for several processes or several devices."""
+    if dist.is_initialized():
+        synchronise_batch_norm(network, devices[0])
+        ids = [devices[0]] if devices[0].type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(network, ids)
+    if len(devices) > 1:
+        return nn.DataParallel(network, devices)
+    return network
+
+
+def local(model: nn.Module) -> nn.Module:
+    """For evaluation, where processes may have different numbers of batches: no wrapper."""
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def total(figures: Tensor) -> Tensor:
+    """The sum of ``figures`` over all processes."""
+    if dist.is_initialized():
+        figures = figures.clone()
+        dist.all_reduce(figures)
+    return figures
+
+
+def largest(number: int) -> int:
+    """The largest of one host-side number per process."""
+    if not dist.is_initialized():
+        return number
+    agreed = torch.tensor(number)
+    dist.all_reduce(agreed, dist.ReduceOp.MAX)
+    return int(agreed)
+
+
+def gathered(value: object) -> list:
+    """A plain value of every process, in the order of their ranks."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * world()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def copy_from_main(network: nn.Module) -> None:
+    """Give every process rank 0's parameters and buffers."""
+    if dist.is_initialized():
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def check_equal(network: nn.Module) -> None:
+    """Raise RuntimeError unless all processes hold the same network, by a hash of its tensors."""
+    if dist.is_initialized():
+        digest = hashlib.sha256()
+        for name, tensor in network.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        if len(set(gathered(digest.hexdigest()))) > 1:
+            raise RuntimeError("the processes hold different networks")
+
+
+def stop() -> None:
+    """Leave the process group."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

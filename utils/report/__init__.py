@@ -1,0 +1,1 @@
+"""Tables, pictures and exports of finished runs: python -m utils.report."""

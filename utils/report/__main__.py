@@ -1,0 +1,61 @@
+"""Tables, pictures and exports of runs: python -m utils.report checkpoints/*/*"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.report.export import export
+from utils.report.runs import read_run
+from utils.report.tables import cifar_table, csv_text, imagenet_table
+from utils.shown import plots
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a checkpoint folder")
+    parser.add_argument("--csv", action="store_true", help="a row a run instead of the tables")
+    parser.add_argument(
+        "--plot", type=Path, metavar="OUT.png", help="draw the runs over each other"
+    )
+    parser.add_argument(
+        "--export", type=Path, metavar="OUT.pt2", help="write the one RUN's network (torch.export)"
+    )
+    args = parser.parse_args(argv)
+    if args.export and len(args.runs) > 1:
+        parser.error("--export takes one RUN")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        if args.export:
+            deviation = export(args.runs[0], args.export)
+            print(f"{args.export}: logits within {deviation:.1e} of the largest")
+            return 0
+        runs, left_out = [], []
+        for folder in args.runs:
+            if folder.is_file():  # that a pattern such as checkpoints/*/* took along
+                continue
+            try:
+                runs.append(read_run(folder))
+            except InputError as error:
+                left_out.append(str(error))
+        if args.csv:
+            print(csv_text(runs), end="")
+        else:
+            print(cifar_table(runs), imagenet_table(runs), sep="\n\n")
+        for line in left_out:
+            print(f"not in the tables: {line}", file=sys.stderr)
+        if args.plot:
+            pairs = [(f"{run.model} {run.arm}", run.rows) for run in runs]
+            plots.comparison(pairs, args.plot)
+    except InputError as error:
+        print(f"utils.report: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,152 @@
+"""A finished run, read from the files that it leaves."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import models
+import nr
+from utils.errors import InputError, one_line
+from utils.shown.log import read_log
+from utils.training.options import NO_REJUVENATION
+
+DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG)"}
+# Flags that do not make two runs different ones.
+INCIDENTAL = ("manualSeed", "checkpoint", "resume", "gpu_id", "workers", "test_batch", "evaluate")
+SEARCH_FLAGS = ("nr_sparsity", "nr_max_epochs", "nr_compress_only", "start_epoch")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, from its run.json and log.txt. Errors in %, multiply-adds of one image."""
+
+    folder: str
+    command: str
+    family: str
+    model: str
+    arm: str
+    data: str
+    sparsity: str
+    search: int
+    train: int
+    params: int
+    params_with_cross: int
+    macs: int
+    last: float
+    best: float
+    last5: float | None
+    minutes: float
+    seed: int
+    setting: str  # equal for the seeds of one command
+    rows: list[dict]
+
+
+def read_run(folder: Path) -> Run:
+    """The run in ``folder``. Raises InputError naming the folder if it is broken or unfinished."""
+    try:
+        description = json.loads((folder / "run.json").read_text())
+        args, spec = description["args"], description["network"]
+        rows = read_log(folder / "log.txt")
+        structure = description["structure"]
+        counts = [count(spec, structure, args["image_size"], cross) for cross in (False, True)]
+        return summary(folder, description, rows, counts)
+    except InputError as error:
+        raise InputError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
+    except OSError as error:
+        raise InputError(f"{folder}: broken: {error.filename}: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{folder}: broken: {one_line(error)}") from error
+
+
+def summary(folder: Path, description: dict, rows: list[dict], counts: list[tuple]) -> Run:
+    """The figures of a finished run. Raises InputError for an unfinished one."""
+    args, spec = description["args"], description["network"]
+    train = [row for row in rows if row["Phase"] == "train"]
+    search = [row for row in rows if row["Phase"] == "search"]
+    if len(train) < args["epochs"]:
+        state = f"{len(train)} of {args['epochs']} epochs of the train phase"
+        if not train and search:
+            state = (
+                f"search at utilization {search[-1]['Utilization']:.3f} after {len(search)} epochs"
+            )
+        raise InputError(f"unfinished: {state}")
+    (params, macs), (params_with_cross, _) = counts
+    top5 = "Valid 5 Acc." in train[-1]
+    kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
+    sparsity = sparsity_text(search)
+    return Run(
+        folder=folder.as_posix(),
+        command=description["command"],
+        family=spec["family"],
+        model=model_name(spec),
+        arm=arm_name(args),
+        data=data_name(args),
+        sparsity=sparsity,
+        search=len(search),
+        train=len(train),
+        params=params,
+        params_with_cross=params_with_cross,
+        macs=macs,
+        last=100 - train[-1]["Valid Acc."],
+        best=100 - max(row["Valid Acc."] for row in train),
+        last5=100 - train[-1]["Valid 5 Acc."] if top5 else None,
+        minutes=sum(row["Seconds"] for row in rows) / 60,
+        seed=description["seed"],
+        setting=json.dumps([spec, kept, sparsity], sort_keys=True),
+        rows=rows,
+    )
+
+
+def count(spec: dict, structure: dict, image_size: int, cross: bool) -> tuple[int, int]:
+    """Parameters and multiply-adds of a network, with ``cross`` those with gated connections."""
+    if cross and structure["form"] == "removed":
+        structure = structure | {"form": "attention"}
+    with torch.device("meta"):
+        network = models.build(spec["family"], spec["arch"], **spec["options"])
+        nr.restore(network, structure)
+    return nr.count_params(network), nr.count_macs(network, image_size)
+
+
+def model_name(spec: dict) -> str:
+    """As in the published tables, with the width where it is not 1."""
+    arch, options = spec["arch"].removesuffix("_nr").removesuffix("_bn"), spec["options"]
+    if spec["family"] == "cifar" and arch == "resnet":
+        depth = options.get("depth", 110)
+        arch += str(depth if depth < 44 else (depth - 2) // 6 * 9 + 2)  # layers of bottlenecks
+    if spec["family"] == "cifar" and arch == "densenet":
+        arch += f"{options.get('depth', 100)}-{options.get('growth_rate', 12)}"
+    for name in ("VGG", "ResNet", "DenseNet"):
+        arch = arch.replace(name.lower(), f"{name}-")
+    width = options.get("width_mult", 1)
+    return arch if width == 1 else f"{arch} x{width:g}"
+
+
+def arm_name(args: dict) -> str:
+    """Which form of the method a run is."""
+    if args["nr_target"] >= NO_REJUVENATION:
+        return "baseline"
+    arm = {"removed": "NR-CR", "attention": "NR-CA", "full": "NR, full"}[args["nr_cross"]]
+    if args["nr_from_scratch"]:
+        arm = "NR-FS"
+    if args["nr_bn_target"] is not None:
+        arm += f" + NR-BR {args['nr_bn_target']:g}"
+    return arm + (", by FLOPs" if args["nr_flops"] else "")
+
+
+def data_name(args: dict) -> str:
+    """The data set, and how many images of it."""
+    name = args.get("dataset") or ("synthetic" if args.get("synthetic") else "ImageNet")
+    if name == "folder":
+        name = Path(args["data"]).name
+    name = DATA_NAMES.get(name, name)
+    return name if args["subset"] is None else f"{name}, {args['subset']:,} images"
+
+
+def sparsity_text(search: list[dict]) -> str:
+    """λ of the search, first and last where it grew."""
+    if not search:
+        return "-"
+    first, last = search[0]["Sparsity"], search[-1]["Sparsity"]
+    return f"{first:g}" if first == last else f"{first:g} to {last:g}"

@@ -1,0 +1,32 @@
+"""log.txt: tab separated, one row an epoch."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.files import write_atomically
+
+
+def write_log(path: Path, rows: Sequence[dict]) -> None:
+    """log.txt: a header line with the keys of the rows, then a line for each row."""
+    header = "\t".join(rows[0]) if rows else ""
+    lines = ["\t".join(_text(value) for value in row.values()) for row in rows]
+    write_atomically(path, "".join(f"{line}\n" for line in [header, *lines]).encode())
+
+
+def read_log(path: Path) -> list[dict]:
+    """The rows of a log.txt; every column but Phase is a number.
+
+    Raises InputError naming the file where it is not a log.
+    """
+    try:
+        header, *lines = path.read_text().splitlines()
+        keys = header.split("\t")
+        rows = [dict(zip(keys, line.split("\t"), strict=True)) for line in lines]
+        return [{k: v if k == "Phase" else float(v) for k, v in row.items()} for row in rows]
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a log.txt: {error}") from error
+
+
+def _text(value: float | int | str) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,274 @@
+"""The pictures in the checkpoint folder, drawn from plain data without pyplot or a display.
+
+Colours mean the same in every picture, the matplotlibrc of the user changes none of them, and
+equal input gives equal bytes.
+"""
+
+import io
+import math
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from utils.files import write_atomically
+
+SURVIVED, REJUVENATED, BEFORE = "#2f6fa8", "#f2962e", "#1f2933"
+TRAIN, VALID, USAGE, SEARCH = "#8d99a6", "#a3195b", "#2a9d6f", "#eef1f4"
+DROPPED = "#d3d9df"
+
+WIDTH = 11  # inches, at DPI dots each
+DPI = 100
+MAX_LABELS = 36  # layer names on an axis, the others stay unnamed
+LEVELS = 20  # colours of the heat map, 5 percentage points each: steps can be told, files are small
+LEAST_DECADE, SCALE_BINS = -4, 40  # of the histograms of log10 |γ| / largest of the layer
+FEW_EPOCHS = 10  # a phase this short gets a dot an epoch
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "figure.dpi": DPI,
+    "font.size": 10,
+    "grid.color": "#dfe4e8",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
+
+
+def curves(rows: list[dict], path: Path) -> None:
+    """Draw losses, errors and utilization over the epochs, rejuvenation marked, into ``path``.
+
+    ``rows``: the rows of log.txt in order, accuracies in percent. No rows, no picture.
+    """
+    if not rows:
+        return
+    search = sum(row["Phase"] == "search" for row in rows)
+    errors = [
+        ("train", "Train Acc.", TRAIN, "-"),
+        ("validation", "Valid Acc.", VALID, "-"),
+        ("validation, top 5", "Valid 5 Acc.", VALID, ":"),
+    ]
+    with _style():
+        figure = Figure((WIDTH, 4.6), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for label, key, colour, line in errors:
+            if key in rows[0]:
+                values = [100 - row[key] for row in rows]
+                _line(right, values, search, label=label, color=colour, linestyle=line)
+        for key, colour in (("Train Loss", TRAIN), ("Valid Loss", VALID)):
+            _line(left, [row[key] for row in rows], search, color=colour)
+        usage = right.twinx()
+        values = [row["Utilization"] for row in rows]
+        _line(usage, values, search, label="utilization", color=USAGE, linewidth=1)
+        usage.set(ylim=(0, 1.03))
+        usage.set_ylabel("utilization", color=USAGE)
+        usage.tick_params(axis="y", colors=USAGE)
+        _epochs(left, len(rows), search, label="search phase")
+        _epochs(right, len(rows), search)
+        left.set_title("Loss (sum over streams)", pad=22)
+        right.set_title(_error_title(rows, search), pad=22)
+        figure.legend(loc="outside lower center", ncols=len(errors) + 2)
+        _save(figure, path)
+
+
+def utilization(history: list[dict[str, float]], path: Path) -> None:
+    """Draw the live fraction of every layer over the search epochs as a heat map into ``path``.
+
+    ``history``: one dict an epoch, layer name -> live fraction of its output channels, in the
+    order of the network. No history, no picture.
+    """
+    if not history:
+        return
+    names = list(history[0])
+    with _style():
+        figure = Figure((WIDTH, _height(len(names))), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(
+            [[epoch[name] for epoch in history] for name in names],
+            cmap=matplotlib.colormaps["viridis"].resampled(LEVELS),
+            vmin=0,
+            vmax=1,
+            aspect="auto",
+            interpolation="nearest",
+            extent=(0.5, len(history) + 0.5, len(names) - 0.5, -0.5),
+        )
+        figure.colorbar(image, label="live fraction of the output channels", pad=0.01)
+        _name_layers(axes, names)
+        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.set(xlabel="search epoch", title="Live channels of each layer during the search")
+        _save(figure, path)
+
+
+def scales(history: list[list[int]], dead: float, path: Path) -> None:
+    """Draw how the batch-norm scales spread over the search epochs as a heat map into ``path``.
+
+    ``history``: one histogram an epoch, counts in SCALE_BINS bins of log10(|γ| / largest of its
+    layer) from LEAST_DECADE, which holds all smaller ones, to 0; ``dead``: the ratio below which
+    a channel is. No history, no picture.
+    """
+    if not history:
+        return
+    share = [[100 * count / sum(epoch) for count in epoch] for epoch in history]
+    with _style():
+        figure = Figure((WIDTH, 4), layout="constrained")
+        axes = figure.subplots()
+        image = axes.imshow(
+            list(zip(*share, strict=True)),
+            cmap=matplotlib.colormaps["viridis"].resampled(LEVELS),
+            norm=LogNorm(0.1, 100, clip=True),
+            aspect="auto",
+            interpolation="nearest",
+            origin="lower",
+            extent=(0.5, len(history) + 0.5, LEAST_DECADE, 0),
+        )
+        figure.colorbar(image, label="% of the channels", pad=0.01)
+        axes.axhline(math.log10(dead), color=REJUVENATED, linewidth=1.5)
+        axes.xaxis.set_major_locator(_whole_numbers())
+        decades = range(LEAST_DECADE, 1)
+        axes.set_yticks(decades, [f"{10.0**decade:g}" for decade in decades])
+        axes.set(
+            xlabel="search epoch",
+            ylabel="|γ| / largest of its layer",
+            title="Batch-norm scales during the search; channels below the line are dead",
+        )
+        _save(figure, path)
+
+
+def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
+    """Draw the validation errors of several runs over each other into ``path``.
+
+    ``runs``: (label, rows of log.txt); epoch 0 is the start of the train phase, the search lies
+    before it. Runs with equal labels share a colour.
+    """
+    labels = list(dict.fromkeys(label for label, _ in runs))
+    colours = matplotlib.colormaps["tab10"].colors
+    with _style():
+        figure = Figure((WIDTH, 5), layout="constrained")
+        axes = figure.subplots()
+        named = set()
+        for label, rows in runs:
+            search = sum(row["Phase"] == "search" for row in rows)
+            epochs = [epoch - search + 1 for epoch in range(len(rows))]
+            colour = colours[labels.index(label) % len(colours)]
+            for part, line in ((slice(0, search), ":"), (slice(search, None), "-")):
+                errors = [100 - row["Valid Acc."] for row in rows[part]]
+                text = label if line == "-" and label not in named else None
+                dots = "." if len(errors) <= FEW_EPOCHS else None
+                axes.plot(
+                    epochs[part], errors, line, marker=dots, color=colour, linewidth=1.2, label=text
+                )
+            named.add(label)
+        axes.axvline(0.5, color=REJUVENATED, linewidth=1.5, zorder=1)
+        axes.grid(axis="y")
+        axes.set(
+            xlabel="epoch of the train phase (dotted: search)",
+            ylabel="validation error (%)",
+            title="Validation error, aligned at the start of the train phase",
+        )
+        figure.legend(loc="outside right upper")
+        _save(figure, path)
+
+
+def widths(layers: list[tuple[str, int, int, int]], path: Path) -> None:
+    """Draw the output channels of every layer before and after rejuvenation into ``path``.
+
+    ``layers``: (name, before, survived, after) in the order of the network; a dropped layer has
+    survived = after = 0. No layers, no picture.
+    """
+    if not layers:
+        return
+    names, before, survived, after = zip(*layers, strict=True)
+    rejuvenated = [a - s for a, s in zip(after, survived, strict=True)]
+    lost = [0 if a else b for a, b in zip(after, before, strict=True)]
+    rows = range(len(names))
+    with _style():
+        figure = Figure((WIDTH, _height(len(names))), layout="constrained")
+        axes = figure.subplots()
+        bars = [("survived", survived, SURVIVED), ("rejuvenated", rejuvenated, REJUVENATED)]
+        left = [0] * len(names)
+        for label, channels, colour in [*bars, ("dropped", lost, DROPPED)]:
+            if any(channels):
+                axes.barh(rows, channels, 0.85, left, color=colour, label=label)
+            left = [x + c for x, c in zip(left, channels, strict=True)]
+        low, high = [row - 0.5 for row in rows], [row + 0.5 for row in rows]
+        axes.vlines(before, low, high, color=BEFORE, linewidth=2, label="before")
+        axes.set_xlim(0, 1.02 * max(*before, *after))
+        axes.grid(axis="x")
+        _name_layers(axes, names)
+        axes.set(
+            xlabel="output channels", title="Width of each layer before and after rejuvenation"
+        )
+        figure.legend(loc="outside lower center", ncols=4)
+        _save(figure, path)
+
+
+def _style() -> AbstractContextManager[None]:
+    """A context in which only STYLE differs from matplotlib's defaults.
+
+    The backend stays as it is: to set it, even to its default, would load pyplot.
+    """
+    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
+    return matplotlib.rc_context(defaults | STYLE)
+
+
+def _line(axes: Axes, values: list[float], search: int, **style) -> None:
+    """Plot one value an epoch, broken at the rejuvenation; a short phase gets dots as well."""
+    gap = search + 0.5
+    epochs = [*range(1, search + 1), gap, *range(search + 1, len(values) + 1)]
+    lengths = (search, len(values) - search)
+    dots = [i for i, epoch in enumerate(epochs) if lengths[epoch > gap] <= FEW_EPOCHS]
+    values = [*values[:search], float("nan"), *values[search:]]
+    axes.plot(epochs, values, marker=".", markersize=7, markevery=dots, **style)
+
+
+def _epochs(axes: Axes, epochs: int, search: int, label: str | None = None) -> None:
+    """The x axis of a curve: whole epochs, the search phase shaded, the rejuvenation marked."""
+    axes.set(xlim=(0.5, epochs + 0.5), xlabel="epoch")
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.xaxis.set_major_locator(_whole_numbers())
+    if search:
+        axes.axvspan(0.5, search + 0.5, color=SEARCH, zorder=0, label=label)
+    if 0 < search < epochs:
+        at = search + 0.5
+        axes.axvline(at, color=REJUVENATED, linewidth=1.5, zorder=1)
+        above = axes.get_xaxis_transform()
+        axes.text(at, 1.01, "rejuvenation", color=REJUVENATED, ha="center", transform=above)
+
+
+def _whole_numbers() -> MaxNLocator:
+    """Ticks for an axis of epochs."""
+    return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
+
+
+def _error_title(rows: list[dict], search: int) -> str:
+    """The best validation error of the train phase is the result, so the title states it."""
+    if search == len(rows):
+        return "Error (%)"
+    epoch = max(range(search, len(rows)), key=lambda i: rows[i]["Valid Acc."])
+    return f"Error (%), best {100 - rows[epoch]['Valid Acc.']:.2f} in epoch {epoch + 1}"
+
+
+def _height(layers: int) -> float:
+    """Inches for a picture with one row a layer."""
+    return min(max(1.8 + 0.2 * layers, 3.5), 9)
+
+
+def _name_layers(axes: Axes, names: list[str]) -> None:
+    """The y axis of layers, the first on top, every n-th one named."""
+    rows = range(0, len(names), -(-len(names) // MAX_LABELS))
+    axes.set_yticks(rows, [names[row].removeprefix("features.") for row in rows], fontsize=9)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Write a whole PNG or nothing."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
+    write_atomically(path, picture.getvalue())

@@ -1,0 +1,1 @@
+"""Flags, an epoch, where a run stands, its folder, its checkpoints."""

@@ -1,0 +1,181 @@
+"""Checkpoints: plain types and tensors in one file that rebuilds its own network.
+
+The file is torch.save's zip archive with a SHA-256 of all that precedes it in the archive's
+comment, so torch.load reads it, and a flipped bit anywhere is noticed.
+"""
+
+import hashlib
+import io
+import os
+import random
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import models
+import nr
+from nr.layers import Network
+from utils.errors import InputError
+from utils.files import write_atomically
+from utils.machine import distributed
+
+FORMAT = 1
+KEYS = ("format", "epoch", "arch", "state_dict", "network", "structure", "run", "args", "rng")
+LAST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
+DAMAGED = "checkpoint.damaged.pth.tar"  # where a last checkpoint that cannot be read is put
+SEAL = b"sha256:"
+SEAL_BYTES = len(SEAL) + 64
+
+
+class CheckpointError(InputError):
+    """A file that is no checkpoint, a damaged one, or one of another network."""
+
+
+def save(path: Path, payload: dict) -> None:
+    """Write a sealed checkpoint atomically."""
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    write_atomically(path, seal(buffer.getvalue()))
+
+
+def save_last(folder: Path, payload: dict, best: bool = False) -> None:
+    """Write checkpoint.pth.tar, keeping the one before it as checkpoint.prev.pth.tar.
+
+    ``best``: write model_best.pth.tar as well, and first: a run that is killed between the two
+    goes on before this epoch, and writes it again.
+    """
+    last = folder / LAST
+    if best:
+        save(folder / BEST, payload)
+    if last.exists():
+        keep_as(last, folder / PREVIOUS)
+    if best:
+        keep_as(folder / BEST, last)
+    else:
+        save(last, payload)
+
+
+def keep_as(path: Path, name: Path) -> None:
+    """Make ``name`` the same file as ``path``: a hard link, or a copy where there are none.
+
+    Raises InputError naming ``name``, which is then as it was.
+    """
+    link = name.with_name(f".{name.name}.tmp")
+    try:
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:
+            write_atomically(name, path.read_bytes())
+        else:
+            os.replace(link, name)
+            link.unlink(missing_ok=True)  # the rename does nothing where both are one file
+    except OSError as error:
+        with suppress(OSError):
+            link.unlink(missing_ok=True)
+        raise InputError(f"{name}: could not be written: {error.strerror}") from error
+
+
+def seal(archive: bytes) -> bytes:
+    """A zip archive with the SHA-256 of its other bytes as its comment."""
+    length = SEAL_BYTES.to_bytes(2, "little")  # the last field of a zip without a comment
+    body = archive[:-2] + length
+    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def read(path: str | Path) -> dict:
+    """The content of a checkpoint, on the CPU. Raises CheckpointError naming the file."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror}") from error
+    _check_seal(path, data)
+    try:
+        payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; none of them may reach the user
+        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one") from error
+    missing = [k for k in KEYS if not isinstance(payload, dict) or k not in payload]
+    if missing:
+        raise CheckpointError(f"{path}: not a checkpoint of this program: no {missing[0]!r} in it")
+    if payload["format"] != FORMAT:
+        raise CheckpointError(f"{path}: format {payload['format']!r}, expected {FORMAT}")
+    return payload
+
+
+def read_last(folder: Path) -> tuple[Path, dict] | None:
+    """The last checkpoint of a folder and its path; the one before it where that is damaged.
+
+    None where there is neither. Raises CheckpointError where none can be read.
+    """
+    last, previous = folder / LAST, folder / PREVIOUS
+    if not last.exists() and not previous.exists():
+        return None
+    try:
+        return last, read(last)
+    except CheckpointError as error:
+        if not previous.exists():
+            raise
+        payload = read(previous)
+        distributed.warn(f"Warning: {error}; going on from {previous}")
+        return previous, payload
+
+
+def put_damaged_aside(folder: Path) -> None:
+    """Let the previous checkpoint take the place of a damaged last one, which is kept."""
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / DAMAGED)
+    keep_as(folder / PREVIOUS, folder / LAST)
+
+
+def _check_seal(path: str | Path, data: bytes) -> None:
+    """Refuse damage. A file without any comment was saved again by torch.save, and may load."""
+    body, end = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
+    if end.startswith(SEAL) and end[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode():
+        return
+    if end.startswith(SEAL) or data[-2:] != b"\0\0":
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint: its checksum does not match")
+
+
+def network(payload: dict, path: str | Path) -> Network:
+    """Build the network of ``payload`` with its weights. Raises CheckpointError naming ``path``."""
+    try:
+        spec = payload["network"]
+        with torch.device("meta"):  # no memory before the shapes are known to match
+            model = models.build(spec["family"], spec["arch"], **spec["options"])
+            nr.restore(model, payload["structure"])
+        weights = {k.removeprefix("module."): v for k, v in payload["state_dict"].items()}
+        model.load_state_dict(weights, strict=True, assign=True)
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: its network cannot be rebuilt: {reason}") from error
+    return model
+
+
+def load_network(path: str | Path) -> Network:
+    """The network of a checkpoint file, on the CPU, in eval mode."""
+    return network(read(path), path).eval()
+
+
+def rng_state() -> dict:
+    """The random generators of Python, numpy and torch (CPU and every GPU) as plain data."""
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict) -> None:
+    """Put the random generators back; those of GPUs only where as many are there."""
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    cuda: list[Tensor] = state["cuda"]
+    if len(cuda) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(cuda)

@@ -1,0 +1,119 @@
+"""One pass over the data: training an epoch, evaluating, and the learning rate of an epoch."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nr import SGD
+from utils.errors import InputError
+from utils.machine import distributed
+from utils.shown.meters import COLUMNS, Display, Figures, batch_sums
+from utils.training.signals import Stopped, StopRequest
+
+
+def step_lr(base: float, epoch: int, milestones: Sequence[int], gamma: float) -> float:
+    """Learning rate of an epoch counted from the start of its phase (0, 1, ...)."""
+    return base * gamma ** sum(epoch >= milestone for milestone in milestones)
+
+
+def stream_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over the S streams of the mean cross-entropy: logits [B, S, classes], labels [B]."""
+    return sum(F.cross_entropy(stream.float(), labels) for stream in logits.unbind(1))
+
+
+def train_epoch(
+    model: nn.Module,
+    batches,
+    epoch: int,
+    optimizer: SGD,
+    amp: bool,
+    stop: StopRequest,
+    done: Tensor | None = None,
+) -> Tensor:
+    """Train on every batch of ``epoch`` once; return this process's sums [batches, 4].
+
+    ``done``: the sums [k, 4] of the k batches that an interrupted run had finished. Raises
+    Stopped with the sums so far after a signal, and InputError, naming the batch, for a loss that
+    is not finite.
+    """
+    model.train()
+    first = 0 if done is None else len(done)
+    sums = _allocate(model, len(batches), done)
+    display = Display("Training", len(batches), first)
+    coming = _timed(batches.epoch(epoch, first), display)
+    for count, (images, labels) in enumerate(coming, start=first + 1):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            logits = model(images)
+        loss = stream_loss(logits, labels)
+        optimizer.zero_grad(set_to_none=True)
+        (loss * batches.shares[count - 1].weight).backward()
+        optimizer.step()
+        sums[count - 1] = batch_sums(logits, labels, loss)
+        signum = stop.agreed()
+        if signum or display.due(count):
+            _refuse_non_finite(sums[:count], epoch, optimizer.param_groups[0]["lr"])
+            display.show(count, sums[:count].sum(dim=0))
+        if signum:
+            raise Stopped(signum, sums[:count])
+    return sums
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches, amp: bool, stop: StopRequest) -> Figures:
+    """Loss and accuracies over all of ``batches``, in eval mode.
+
+    Raises Stopped after a signal, and InputError for a loss that is not finite.
+    """
+    model = distributed.local(model).eval()
+    sums = _allocate(model, len(batches))
+    display = Display("Evaluating", len(batches))
+    for count, (images, labels) in enumerate(_timed(batches, display), start=1):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            logits = model(images)
+        sums[count - 1] = batch_sums(logits, labels, stream_loss(logits, labels))
+        if display.due(count):
+            display.show(count, sums[:count].sum(dim=0))
+        if stop.signum:
+            break
+    if signum := stop.agreed():
+        raise Stopped(signum)
+    figures = Figures.of(distributed.total(sums.sum(dim=0)))
+    if not math.isfinite(figures.loss):
+        raise InputError("the test loss is not finite: the network has diverged; not saved")
+    return figures
+
+
+def _allocate(model: nn.Module, batches: int, done: Tensor | None = None) -> Tensor:
+    """Sums [batches, 4] on the model's device, the first rows from an interrupted run."""
+    device = next(model.parameters()).device
+    sums = torch.zeros(batches, COLUMNS, dtype=torch.float64, device=device)
+    if done is not None:
+        sums[: len(done)] = done.to(device)
+    return sums
+
+
+def _timed(batches: Iterable, display: Display) -> Iterator:
+    """Pass the batches on, adding the seconds spent on making them to the display."""
+    iterator = iter(batches)
+    while True:
+        start = time.perf_counter()
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        display.data_seconds += time.perf_counter() - start
+        yield batch
+
+
+def _refuse_non_finite(sums: Tensor, epoch: int, lr: float) -> None:
+    """Raise InputError naming the first batch whose loss is not a finite number."""
+    bad = (~torch.isfinite(sums[:, 1])).nonzero()
+    if len(bad):
+        raise InputError(
+            f"the loss is not finite at epoch {epoch + 1}, batch {int(bad[0]) + 1}, learning rate"
+            f" {lr:g}; nothing of this epoch was saved"
+        )
