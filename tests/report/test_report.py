@@ -231,6 +231,6 @@ def test_the_readme_shows_the_tables_of_the_committed_logs(capsys, monkeypatch):
     folders = [str(path.relative_to(ROOT)) for path in COMMITTED]
     folders = [f for f in folders if f.split("/")[1] in ("cifar10-jpeg", "study")]
     assert main(folders) == 0
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "checkpoints" / "README.md").read_text()
     for table in capsys.readouterr().out.strip().split("\n\n"):
         assert table in readme
