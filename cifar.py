@@ -11,9 +11,8 @@ import nr
 from utils.data.batches import TestBatches, TrainBatches
 from utils.data.sets import load_cifar
 from utils.machine import distributed
-from utils.training import options
+from utils.training import options, script
 from utils.training.run import Run
-from utils.training.script import exit_status
 
 IMAGE_SIZE = 32  # pixels, H = W
 DATASETS = ("cifar10", "cifar100", "folder", "synthetic")
@@ -58,11 +57,11 @@ def main(argv: list[str] | None = None) -> int:
     share = (distributed.rank(), distributed.world())
     test_batches = TestBatches(test_set, args.test_batch, *share)
     if args.evaluate:
-        return run.print_evaluation(test_batches)
+        return script.evaluate(run, test_batches)
     train_batches = TrainBatches(train_set, args.train_batch, run.state.seed, *share)
 
     # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
-    while run.searching:
+    while run.state.searching:
         if run.state.utilization <= args.nr_target:
             run.before_rejuvenation()
             report = nr.rejuvenate(
@@ -74,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             run.after_rejuvenation(report)
         elif run.state.epoch >= args.nr_max_epochs:
-            return run.give_up("--nr-sparsity")
+            return script.give_up(run, "--nr-sparsity")
         else:
             run.state.sparsity = args.nr_sparsity
             run.epoch(train_batches, test_batches)
@@ -83,13 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # Train phase: the two streams together, on a schedule that starts again.
-    run.rescale_once()
-    while run.phase_epoch < args.epochs:
-        run.epoch(train_batches, test_batches)
-        run.save()
-    print(f"\nBest acc: {run.state.best_acc:.2f}")
-    return 0
+    return script.train(run, train_batches, test_batches)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(script.exit_status(main))

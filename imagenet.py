@@ -11,9 +11,8 @@ import nr
 from models.imagenet import ALIASES
 from utils.data.photographs import TestBatches, TrainBatches, load_imagenet, make_synthetic
 from utils.machine import distributed
-from utils.training import options
+from utils.training import options, script
 from utils.training.run import Run
-from utils.training.script import exit_status
 
 LEAST_BATCH = 2  # images: VGG's hidden layers have batch norm over 1x1 maps
 LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times
@@ -70,11 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     place = (args.workers, devices[0], distributed.rank(), distributed.world())
     val_batches = TestBatches(val_set, args.test_batch, *place)
     if args.evaluate:
-        return run.print_evaluation(val_batches)
+        return script.evaluate(run, val_batches)
     train_batches = TrainBatches(train_set, args.train_batch, run.state.seed, *place)
 
     # Search phase: penalise the scales, harder and harder, until enough of the network is dead.
-    while run.searching:
+    while run.state.searching:
         before = run.state.utilization
         if before <= args.nr_target:
             run.before_rejuvenation()
@@ -87,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             )
             run.after_rejuvenation(report)
         elif run.state.epoch >= args.nr_max_epochs:
-            return run.give_up("--nr-increase-step")
+            return script.give_up(run, "--nr-increase-step")
         else:
             run.epoch(train_batches, val_batches)
             run.state.sparsity = nr.grow_sparsity(
@@ -102,13 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # Train phase: both streams together, on a schedule that starts again.
-    run.rescale_once()
-    while run.phase_epoch < args.epochs:
-        run.epoch(train_batches, val_batches)
-        run.save()
-    print(f"\nBest acc: {run.state.best_acc:.2f}")
-    return 0
+    return script.train(run, train_batches, val_batches)
 
 
 if __name__ == "__main__":
-    sys.exit(exit_status(main))
+    sys.exit(script.exit_status(main))

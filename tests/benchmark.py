@@ -12,7 +12,6 @@ import statistics
 import tarfile
 import tempfile
 import time
-from argparse import Namespace
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
@@ -35,7 +34,7 @@ from utils.data.batches import TrainBatches
 from utils.data.images import ImageSet
 from utils.machine.allocator import keep_freed_memory
 from utils.training.engine import stream_loss
-from utils.training.run import Run
+from utils.training.trainer import Trainer
 
 THREADS = 2  # of a CPU
 BATCH = {"cpu": 16, "cuda": 64}
@@ -160,11 +159,11 @@ def phase_network(arch: str, keywords: dict, phase: str, device: torch.device) -
 
 def in_use(
     network: Network, device: torch.device, amp: bool = False, compiled: bool = False
-) -> Namespace:
+) -> Trainer:
     """A network and its optimizer as a run has them."""
-    run = Namespace(args=Namespace(amp=amp, compile=compiled, **OPTIMIZER), devices=[device])
-    Run.use(run, network)
-    return run
+    trainer = Trainer([device], amp=amp, compiled=compiled, **OPTIMIZER)
+    trainer.use(network)
+    return trainer
 
 
 def stepper(

@@ -38,7 +38,7 @@ from utils.data.images import ImageSet
 from utils.machine import compiler
 from utils.training import engine
 from utils.training.engine import evaluate, train_epoch
-from utils.training.run import Run
+from utils.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 FP32_TOLERANCE = 1e-5  # relative to the largest logit: the order of the sums differs
@@ -150,15 +150,14 @@ def counter(monkeypatch):
     torch._dynamo.reset()
 
 
-def in_use(model: nn.Module) -> Namespace:
+def in_use(model: nn.Module) -> Trainer:
     """As a run uses it with --compile."""
-    args = Namespace(amp=False, compile=True, **OPTIMIZER)
-    run = Namespace(args=args, devices=[CPU])
-    Run.use(run, model)
-    return run
+    trainer = Trainer([CPU], amp=False, compiled=True, **OPTIMIZER)
+    trainer.use(model)
+    return trainer
 
 
-def compiled_in(counter: CompileCounter, run: Namespace, *sizes: int) -> list[int]:
+def compiled_in(counter: CompileCounter, run: Trainer, *sizes: int) -> list[int]:
     """How many graphs are compiled by two epochs: in training and in evaluation of each."""
     counts = []
     for epoch in range(2):

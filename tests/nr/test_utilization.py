@@ -24,7 +24,7 @@ from tests.helpers import (
     tiny,
     worn,
 )
-from utils.training.folder import scale_histogram
+from utils.training.trainer import scale_histogram
 
 FIRST, SECOND = "features.first", "features.second"
 # One dense layer a block, growth 2. Weights: 3x3 3->4: 108; [4->8: 32; 3x3 8->2: 144];

@@ -22,7 +22,7 @@ from utils.errors import InputError
 from utils.shown import plots
 from utils.shown.log import read_log
 from utils.shown.meters import Figures
-from utils.training import checkpoint, engine, run
+from utils.training import checkpoint, engine, folder, trainer
 from utils.training.run import Run, RunState
 from utils.training.signals import Stopped
 
@@ -70,7 +70,7 @@ def data(monkeypatch):
 @pytest.fixture
 def epochs(monkeypatch):
     """What every training epoch was given; ``dead_after``: half of the channels die in it."""
-    seen, train_epoch = SimpleNamespace(dead_after=1, rows=[]), run.train_epoch
+    seen, train_epoch = SimpleNamespace(dead_after=1, rows=[]), trainer.train_epoch
 
     def train(model, batches, epoch, optimizer, *rest):
         seen.rows.append((epoch, optimizer.param_groups[0]["lr"], optimizer.sparsity))
@@ -80,7 +80,7 @@ def epochs(monkeypatch):
             kill(model, {name: slice(width // 2) for name, width in widths.items()})
         return sums
 
-    monkeypatch.setattr(run, "train_epoch", train)
+    monkeypatch.setattr(trainer, "train_epoch", train)
     return seen
 
 
@@ -103,7 +103,7 @@ def accuracies(monkeypatch):
 
     def script(*values: float) -> None:
         left = iter(values)
-        monkeypatch.setattr(run, "evaluate", lambda *_: Figures(1.0, next(left), 100.0))
+        monkeypatch.setattr(trainer, "evaluate", lambda *_: Figures(1.0, next(left), 100.0))
 
     return script
 
@@ -332,7 +332,7 @@ def test_short_epochs_are_not_slowed_by_pictures(
             path.touch()
 
         monkeypatch.setattr(plots, name, draw)
-    monkeypatch.setattr(run, "DRAWING_SHARE", share)
+    monkeypatch.setattr(folder, "DRAWING_SHARE", share)
     go(tmp_path, "--epochs 3")
     assert drawn == {"curves": curves, "utilization": usage}
     resume(tmp_path, "--epochs 4")  # all of them anew: the process before may have been killed
@@ -484,18 +484,18 @@ def test_every_field_of_the_state_is_restored(tmp_path):
     fresh = RunState(phase="search", seed=0)
     for field in dataclasses.fields(RunState):
         assert getattr(one.state, field.name) != getattr(fresh, field.name), field.name
-    one.partial = torch.arange(8, dtype=torch.float64).reshape(2, 4)
+    one.trainer.partial = torch.arange(8, dtype=torch.float64).reshape(2, 4)
     one.save(LAST)
     two = made(tmp_path, "--resume auto")
     assert two.state == one.state
-    assert torch.equal(two.partial, one.partial)
+    assert torch.equal(two.trainer.partial, one.trainer.partial)
     assert same_tensors(two.network.state_dict(), one.network.state_dict())
 
 
 def test_momentum_is_restored_and_the_flags_rule_the_rest(epochs, tmp_path):
     go(tmp_path, "--nr-max-epochs 1")
     one = checkpoint.read(tmp_path / LAST)["optimizer"]
-    two = made(tmp_path, "--resume auto --momentum 0.5 --wd 0.25 --lr 0.75").optimizer
+    two = made(tmp_path, "--resume auto --momentum 0.5 --wd 0.25 --lr 0.75").trainer.optimizer
     assert len(one["state"]) > 10
     assert same(one["state"], two.state_dict()["state"])
     group = two.param_groups[0]
@@ -718,8 +718,8 @@ def test_the_weights_are_a_function_of_the_seed(tmp_path):
 def test_the_rejuvenated_weights_are_a_function_of_the_seed(epochs, monkeypatch, tmp_path):
     """Whatever has drawn random numbers before."""
     go(tmp_path / "a", "--nr-compress-only")
-    evaluate = run.evaluate
-    monkeypatch.setattr(run, "evaluate", lambda *rest: (torch.rand(7), evaluate(*rest))[1])
+    evaluate = trainer.evaluate
+    monkeypatch.setattr(trainer, "evaluate", lambda *rest: (torch.rand(7), evaluate(*rest))[1])
     go(tmp_path / "b", "--nr-compress-only")
     one, two = (checkpoint.read(tmp_path / name / AFTER)["state_dict"] for name in "ab")
     assert same_tensors(one, two)

@@ -8,7 +8,8 @@ import hashlib
 import io
 import os
 import random
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -157,6 +158,15 @@ def network(payload: dict, path: str | Path) -> Network:
 def load_network(path: str | Path) -> Network:
     """The network of a checkpoint file, on the CPU, in eval mode."""
     return network(read(path), path).eval()
+
+
+@contextmanager
+def restoring(path: Path) -> Iterator[None]:
+    """What a payload of wrong types or sizes raises in the block, as an InputError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise InputError(f"{path}: its state cannot be restored: {error}") from error
 
 
 def rng_state() -> dict:

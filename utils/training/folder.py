@@ -1,75 +1,120 @@
-"""The folder of a run, and what a person reads there: log.txt, run.json and the pictures."""
+"""The folder of a run: its checkpoints, and what a person reads: log.txt, run.json, pictures."""
 
 import itertools
 import json
+import shlex
 import shutil
+import sys
+import time
 from pathlib import Path
 
-import torch
-
-from nr.layers import Network
-from nr.utilization import DEAD_RATIO, relative_scales
+from nr.utilization import DEAD_RATIO
 from utils.errors import InputError
 from utils.files import write_atomically
 from utils.shown import plots
 from utils.shown.log import write_log
+from utils.training import checkpoint
 from utils.training.state import RunState
 
 FILES = ("*.pth.tar", "log.txt", "run.json", "*.png")  # what a run leaves in its folder
+DRAWING_SHARE = 0.05  # of a run's time, at most
 
 
-def claim_folder(folder: Path, resumed: Path | None) -> None:
-    """Make the folder; put another run's files in it aside, since this one would overwrite them.
+class RunFolder:
+    """A folder of checkpoints, log and pictures; made by ``claim``, before any file is written."""
 
-    ``resumed``: the checkpoint that goes on; if it lies in the folder, the files are its own.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--checkpoint {folder}: {error.strerror}") from error
-    for temporary in folder.glob(".*.tmp"):  # of a process that was killed while it wrote
-        temporary.unlink()
-    if resumed is not None and resumed.parent.samefile(folder):
-        return
-    old = [path for pattern in FILES for path in folder.glob(pattern)]
-    if old:
-        names = (folder / f"earlier-{number}" for number in itertools.count(1))
-        aside = next(name for name in names if not name.exists())
-        aside.mkdir()
-        for path in old:
-            shutil.move(path, aside)
-        print(f"==> {folder} held another run: kept in {aside}")
+    def __init__(self, path: Path):
+        self.path = path
+        self.started, self.drawing = time.perf_counter(), 0.0  # seconds spent on pictures
 
+    def find(self, resume: str | None, needed: bool) -> tuple[Path, dict] | None:
+        """The checkpoint that --resume names and its content, or None for a fresh run.
 
-def scale_histogram(network: Network) -> list[int]:
-    """How many prunable scales lie in each of the bins of ``plots.scales``."""
-    decades = relative_scales(network).log10().clamp(min=plots.LEAST_DECADE)
-    return torch.histc(decades, plots.SCALE_BINS, plots.LEAST_DECADE, 0).int().tolist()
+        Raises InputError for one that cannot be read, and where one is ``needed`` and not there.
+        """
+        if resume is None:
+            return None
+        if resume != "auto":
+            return Path(resume), checkpoint.read(resume)
+        found = checkpoint.read_last(self.path)
+        if found is None and needed:
+            raise InputError(f"-e --resume auto: there is no {self.path / checkpoint.LAST}")
+        if found is None:
+            print(f"==> Nothing to resume in {self.path}: a fresh run")
+        return found
 
+    def claim(self, resumed: Path | None, auto: bool) -> None:
+        """Make the folder; put aside another run's files in it, which this one would overwrite.
 
-def write_description(folder: Path, description: dict) -> None:
-    """run.json, which utils.report reads: what the run is, as plain data, an entry a line."""
-    entries = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items())
-    write_atomically(folder / "run.json", ("{\n" + ",\n".join(entries) + "\n}\n").encode())
+        ``resumed``: the checkpoint that goes on; if it lies in the folder, the files are its own;
+        ``auto``: it was found here, and if it is not the last one, that one is damaged.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"--checkpoint {self.path}: {error.strerror}") from error
+        for temporary in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
+            temporary.unlink()
+        if resumed is None or not resumed.parent.samefile(self.path):
+            self._put_aside()
+        if auto and resumed is not None and resumed.name == checkpoint.PREVIOUS:
+            checkpoint.put_damaged_aside(self.path)
 
+    def _put_aside(self) -> None:
+        old = [path for pattern in FILES for path in self.path.glob(pattern)]
+        if old:
+            names = (self.path / f"earlier-{number}" for number in itertools.count(1))
+            aside = next(name for name in names if not name.exists())
+            aside.mkdir()
+            for path in old:
+                shutil.move(path, aside)
+            print(f"==> {self.path} held another run: kept in {aside}")
 
-def write_outputs(folder: Path, state: RunState, searched: bool, due: bool) -> None:
-    """log.txt and the pictures, from the state.
+    def save(self, name: str, payload: dict) -> None:
+        """Write the checkpoint ``name``."""
+        checkpoint.save(self.path / name, payload)
 
-    ``searched``: the search is over, and an earlier call has drawn it. Pictures that are there
-    are drawn again only where they are ``due`` and have changed.
-    """
+    def save_last(self, payload: dict, best: bool) -> None:
+        """Write the last checkpoint, keeping the one before it; the best if it is; run.json."""
+        checkpoint.save_last(self.path, payload, best=best)
+        description = {
+            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "seed": payload["run"]["seed"],
+            "network": payload["network"],
+            "structure": payload["structure"],
+            "args": payload["args"],
+        }
+        # What the run is, as plain data for utils.report, an entry a line.
+        entries = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items())
+        content = "{\n" + ",\n".join(entries) + "\n}\n"
+        write_atomically(self.path / "run.json", content.encode())
 
-    def outdated(path: Path, final: bool) -> bool:
-        return not path.exists() or (due and not final)
+    def show(self, state: RunState, due: bool) -> None:
+        """Write log.txt and the pictures from the state.
 
-    if state.rows:
-        write_log(folder / "log.txt", state.rows)
-    if state.rows and outdated(path := folder / "curves.png", False):
-        plots.curves(state.rows, path)
-    if state.live and outdated(path := folder / "utilization.png", searched):
-        plots.utilization(state.live, path)
-    if state.scales and outdated(path := folder / "scales.png", searched):
-        plots.scales(state.scales, DEAD_RATIO, path)
-    if state.widths and outdated(path := folder / "widths.png", searched):
-        plots.widths([tuple(row) for row in state.widths], path)
+        Pictures that are there are drawn again where they have changed and are ``due``, and else
+        as long as drawing does not slow the run.
+        """
+        start = time.perf_counter()
+        due = due or self.drawing / (start - self.started) < DRAWING_SHARE
+        # The search is over, and this process has drawn it.
+        searched = not state.searching and state.phase_epoch > 0 and self.drawing > 0
+        if state.rows:
+            write_log(self.path / "log.txt", state.rows)
+        self._draw(state, due, due and not searched)
+        self.drawing += time.perf_counter() - start
+
+    def _draw(self, state: RunState, due: bool, search_due: bool) -> None:
+        """The pictures that are due or not there yet; ``search_due``: those of the search."""
+
+        def wanted(path: Path, again: bool) -> bool:
+            return again or not path.exists()
+
+        if state.rows and wanted(path := self.path / "curves.png", due):
+            plots.curves(state.rows, path)
+        if state.live and wanted(path := self.path / "utilization.png", search_due):
+            plots.utilization(state.live, path)
+        if state.scales and wanted(path := self.path / "scales.png", search_due):
+            plots.scales(state.scales, DEAD_RATIO, path)
+        if state.widths and wanted(path := self.path / "widths.png", search_due):
+            plots.widths([tuple(row) for row in state.widths], path)

@@ -1,6 +1,10 @@
-"""Where a run stands, as plain data."""
+"""Where a run stands, as plain data, and how it moves from epoch to epoch and phase to phase."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from nr.rejuvenation import Report
+from utils.shown.meters import Figures
+from utils.training.options import NO_REJUVENATION
 
 
 @dataclass
@@ -10,7 +14,7 @@ class RunState:
     ``epoch``: the next one, from the start of the run; ``search_epochs``: 0 until rejuvenation;
     ``utilization``: the last measured, 1 before the first; ``seconds``: spent on the epoch in
     progress; ``rows``: of log.txt; ``live``: prunable layer -> live fraction of its outputs, a
-    dict for each search epoch; ``scales``: the histogram of folder.scale_histogram for each;
+    dict for each search epoch; ``scales``: the histogram of trainer.scale_histogram for each;
     ``widths``: (layer, before, survived, after) output channels.
     """
 
@@ -28,3 +32,97 @@ class RunState:
     live: list[dict] = field(default_factory=list)
     scales: list[list[int]] = field(default_factory=list)
     widths: list[list] = field(default_factory=list)
+
+    @property
+    def searching(self) -> bool:
+        return self.phase == "search"
+
+    @property
+    def phase_epoch(self) -> int:
+        """The next epoch, counted from the start of its phase."""
+        return self.epoch - self.search_epochs
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much of a network is in use; ``live`` and ``scales``: as in RunState, in a search only.
+
+    ``ratio``: its utilization; ``params``: all that it has.
+    """
+
+    ratio: float
+    params: int
+    live: dict[str, float] | None = None
+    scales: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch has shown, and the network's usage after it."""
+
+    lr: float
+    train: Figures
+    test: Figures
+    usage: Usage
+    seconds: float
+
+
+def begin(seed: int, target: float, sparsity: float, first_epoch: int = 0) -> RunState:
+    """A fresh run: in its search with λ = ``sparsity``, unless ``target`` means plain training."""
+    if target >= NO_REJUVENATION:
+        return RunState("train", seed, epoch=first_epoch)
+    return RunState("search", seed, epoch=first_epoch, sparsity=sparsity)
+
+
+def improves(state: RunState, top1: float) -> bool:
+    """Whether this accuracy, in percent, is the best of the train phase; a search has no best."""
+    return not state.searching and top1 > state.best_acc
+
+
+def after_epoch(state: RunState, epoch: Epoch, top5: bool) -> RunState:
+    """One epoch on; ``top5``: log that accuracy as well."""
+    return replace(
+        state,
+        epoch=state.epoch + 1,
+        utilization=epoch.usage.ratio,
+        acc=epoch.test.top1,
+        best_acc=epoch.test.top1 if improves(state, epoch.test.top1) else state.best_acc,
+        seconds=0.0,
+        rows=[*state.rows, row(state, epoch, top5)],
+        live=[*state.live, epoch.usage.live] if state.searching else state.live,
+        scales=[*state.scales, epoch.usage.scales] if state.searching else state.scales,
+    )
+
+
+def row(state: RunState, epoch: Epoch, top5: bool) -> dict:
+    """The line of log.txt for an epoch that began at ``state``."""
+    return (
+        {
+            "Learning Rate": epoch.lr,
+            "Train Loss": epoch.train.loss,
+            "Valid Loss": epoch.test.loss,
+            "Train Acc.": epoch.train.top1,
+            "Valid Acc.": epoch.test.top1,
+        }
+        | ({"Valid 5 Acc.": epoch.test.top5} if top5 else {})
+        | {
+            "Phase": state.phase,
+            "Utilization": epoch.usage.ratio,
+            "Sparsity": state.sparsity,
+            "Params": epoch.usage.params,
+            "Seconds": epoch.seconds,
+        }
+    )
+
+
+def after_rejuvenation(state: RunState, report: Report) -> RunState:
+    """From the search to the train phase: λ = 0, the clock at 0."""
+    widths = [[c.name, c.before[1], c.survived[1], c.after[1]] for c in report.layers]
+    return replace(state, phase="train", search_epochs=state.epoch, sparsity=0.0, widths=widths)
+
+
+def at_phase_end(state: RunState, target: float, max_epochs: int, epochs: int) -> bool:
+    """Whether a phase has just ended: the search, by success or giving up, or the training."""
+    if state.searching:
+        return state.utilization <= target or state.epoch >= max_epochs
+    return state.phase_epoch in (0, epochs)

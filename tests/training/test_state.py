@@ -1,0 +1,174 @@
+"""training.state and training.identity: moves between epochs and phases, and whose a file is."""
+
+from copy import deepcopy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from utils.shown.meters import Figures
+from utils.training.identity import mismatch
+from utils.training.state import (
+    Epoch,
+    RunState,
+    Usage,
+    after_epoch,
+    after_rejuvenation,
+    at_phase_end,
+    begin,
+    improves,
+)
+
+SEARCH = RunState("search", 1, epoch=4, sparsity=1e-4, utilization=0.75, seconds=2.5)
+TRAIN = RunState("train", 1, epoch=7, search_epochs=5, utilization=0.5, best_acc=40.0)
+SPEC = {"family": "cifar", "arch": "resnet", "options": {"depth": 8}}
+FLAGS = {
+    "evaluate": False,
+    "manualSeed": None,
+    "dataset": "cifar10",
+    "subset": None,
+    "image_size": 32,
+    "nr_target": 0.5,
+    "train_batch": 8,
+}
+
+
+def shown(top1: float, ratio: float = 0.625) -> Epoch:
+    """An epoch with this test accuracy and utilization."""
+    usage = Usage(ratio, 100, {"stem": 0.5}, [1, 2])
+    return Epoch(0.1, Figures(2.0, 30.0, 60.0), Figures(3.0, top1, 70.0), usage, 9.0)
+
+
+def payload(phase: str = "search", partial: object = None, **args: object) -> dict:
+    """Of a checkpoint of these flags and the seed 1."""
+    run = {"phase": phase, "seed": 1}
+    return {"network": SPEC, "args": FLAGS | args, "run": run, "partial": partial}
+
+
+# Where a run stands.
+
+
+@pytest.mark.parametrize(
+    ("target", "phase", "sparsity"),
+    [(0.998, "search", 0.25), (0.999, "train", 0), (1, "train", 0)],
+)
+def test_a_run_begins_in_its_search_unless_it_is_plain_training(target, phase, sparsity):
+    expected = RunState(phase, 7, epoch=3, sparsity=sparsity)
+    assert begin(7, target, 0.25, first_epoch=3) == expected
+
+
+def test_an_epoch_of_the_search():
+    after = after_epoch(SEARCH, shown(50.0), top5=False)
+    row = {
+        "Learning Rate": 0.1,
+        "Train Loss": 2.0,
+        "Valid Loss": 3.0,
+        "Train Acc.": 30.0,
+        "Valid Acc.": 50.0,
+        "Phase": "search",
+        "Utilization": 0.625,
+        "Sparsity": 1e-4,
+        "Params": 100,
+        "Seconds": 9.0,
+    }
+    assert list(after.rows[0]) == list(row)  # the order of the columns
+    assert after == replace(
+        SEARCH,
+        epoch=5,
+        utilization=0.625,
+        acc=50.0,
+        seconds=0.0,
+        rows=[row],
+        live=[{"stem": 0.5}],
+        scales=[[1, 2]],
+    )
+
+
+@pytest.mark.parametrize(("top1", "best"), [(41.0, 41.0), (40.0, 40.0), (39.0, 40.0)])
+def test_an_epoch_of_the_train_phase(top1, best):
+    """Its network's usage is not kept for the pictures of the search."""
+    after = after_epoch(TRAIN, shown(top1), top5=True)
+    assert (after.epoch, after.phase_epoch, after.acc, after.best_acc) == (8, 3, top1, best)
+    assert (after.live, after.scales) == ([], [])
+    assert list(after.rows[0])[4:7] == ["Valid Acc.", "Valid 5 Acc.", "Phase"]
+    assert after.rows[0]["Valid 5 Acc."] == 70.0
+
+
+def test_the_state_before_an_epoch_is_left_as_it_was():
+    before = deepcopy(SEARCH)
+    after_epoch(after_epoch(SEARCH, shown(50.0), top5=False), shown(51.0), top5=False)
+    assert before == SEARCH
+
+
+def test_only_a_better_epoch_of_the_train_phase_improves():
+    assert [improves(TRAIN, top1) for top1 in (39.9, 40.0, 40.1)] == [False, False, True]
+    assert not improves(SEARCH, 100.0)
+
+
+def test_rejuvenation_ends_the_search_and_starts_the_clock_again():
+    stem = SimpleNamespace(name="stem", before=(3, 16), survived=(3, 8), after=(3, 11))
+    after = after_rejuvenation(SEARCH, SimpleNamespace(layers=[stem]))
+    assert (SEARCH.searching, SEARCH.phase_epoch) == (True, 4)
+    assert (after.searching, after.phase_epoch) == (False, 0)
+    assert after == replace(
+        SEARCH, phase="train", search_epochs=4, sparsity=0.0, widths=[["stem", 16, 8, 11]]
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "ends"),
+    [
+        (SEARCH, False),
+        (replace(SEARCH, utilization=0.5), True),
+        (replace(SEARCH, epoch=6), True),
+        (replace(TRAIN, epoch=5), True),
+        (TRAIN, False),
+        (replace(TRAIN, epoch=8), True),
+    ],
+)
+def test_where_a_phase_ends(state, ends):
+    assert at_phase_end(state, target=0.5, max_epochs=6, epochs=3) == ends
+
+
+# Whose a checkpoint is.
+
+
+@pytest.mark.parametrize("phase", ["search", "train"])
+def test_a_checkpoint_of_the_same_run_fits(phase):
+    other = {"checkpoint": "elsewhere", "lr": 0.2, "train_batch": 16, "manualSeed": 1}
+    assert mismatch(payload(phase), SPEC, FLAGS) is None
+    assert mismatch(payload(phase), SPEC, FLAGS | other) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"dataset": "cifar100"}, "was trained with dataset cifar10, but the flags say cifar100"),
+        ({"subset": 50}, "was trained with subset None, but the flags say 50"),
+        ({"image_size": 64}, "was trained with image_size 32, but the flags say 64"),
+        ({"manualSeed": 2}, "was trained with manualSeed 1, but the flags say 2"),
+        ({"nr_target": 1.0}, "stands in its search, which --nr-target 1 never ends"),
+    ],
+)
+def test_what_is_wrong_is_named_and_evaluation_does_not_mind(flags, words):
+    assert mismatch(payload(), SPEC, FLAGS | flags) == words
+    assert mismatch(payload(), SPEC, FLAGS | flags | {"evaluate": True}) is None
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_another_network_is_always_wrong(evaluate):
+    other = SPEC | {"arch": "densenet"}
+    words = f"holds {SPEC}, but the flags say {other}"
+    assert mismatch(payload(), other, FLAGS | {"evaluate": evaluate}) == words
+
+
+def test_a_target_of_1_fits_the_train_phase():
+    assert mismatch(payload("train"), SPEC, FLAGS | {"nr_target": 1.0}) is None
+
+
+def test_the_batch_size_counts_inside_an_epoch_only():
+    flags = FLAGS | {"train_batch": 16}
+    words = "stands inside an epoch, so --train-batch cannot change here"
+    assert mismatch(payload(partial=[]), SPEC, flags) == words
+    assert mismatch(payload(partial=[]), SPEC, FLAGS) is None
+    assert mismatch(payload(partial=None), SPEC, flags) is None

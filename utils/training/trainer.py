@@ -1,0 +1,133 @@
+"""The network in training on its devices: an epoch of it, and what a checkpoint keeps of it."""
+
+import torch
+from torch import Tensor
+
+import nr
+from nr.layers import Network
+from nr.utilization import relative_scales
+from utils.machine import distributed
+from utils.machine.compiler import compile_network
+from utils.machine.seeding import EPOCH, seed_generators
+from utils.shown import plots
+from utils.shown.meters import Figures
+from utils.training import checkpoint
+from utils.training.engine import evaluate, train_epoch
+from utils.training.signals import Stopped, StopRequest
+from utils.training.state import RunState, Usage
+
+
+class Trainer:
+    """A network on ``devices``, given by ``use``: as it is parallelised, with its optimizer.
+
+    ``lr``, ``momentum``, ``weight_decay``: of SGD; ``amp``: bfloat16 autocast; ``compiled``: by
+    torch.compile; ``partial``: this process's figures [batches, 4] of the finished batches of the
+    epoch in progress, if in one.
+    """
+
+    def __init__(
+        self,
+        devices: list[torch.device],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        amp: bool,
+        compiled: bool,
+    ):
+        self.devices, self.amp, self.compiled = devices, amp, compiled
+        self.sgd = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self.partial: Tensor | None = None
+
+    def use(self, network: Network) -> None:
+        """Train ``network`` from here on, with a fresh optimizer."""
+        # Convolutions of a CPU, and those of a GPU in bfloat16, are faster in this order.
+        channels_last = self.amp or self.devices[0].type == "cpu"
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        self.network = network.to(self.devices[0], memory_format=order)
+        if self.compiled:
+            compile_network(self.network, self.devices[0])
+        self.model = distributed.parallel(self.network, self.devices)
+        self.optimizer = nr.SGD(self.network, **self.sgd, fused=True)
+
+    def epoch(
+        self, state: RunState, lr: float, train_batches, test_batches, stop: StopRequest
+    ) -> tuple[Figures, Figures]:
+        """Train on every batch of the next epoch once and evaluate: the figures of both.
+
+        Goes on where ``partial`` ends, else seeds the generators for the epoch. Raises Stopped
+        after a signal, with ``partial`` as a checkpoint keeps it.
+        """
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.sparsity = state.sparsity
+        if self.partial is None:
+            seed_generators(state.seed, EPOCH, state.epoch, distributed.rank())
+        try:
+            self.partial = train_epoch(
+                self.model,
+                train_batches,
+                state.epoch,
+                self.optimizer,
+                self.amp,
+                stop,
+                self.partial,
+            )
+            train = Figures.of(distributed.total(self.partial.sum(dim=0)))
+            test = self.evaluate(test_batches, stop)
+        except Stopped as stopped:
+            sums = self.partial if stopped.sums is None else stopped.sums
+            self.partial = distributed.total(sums).cpu()
+            raise
+        self.partial = None
+        return train, test
+
+    def evaluate(self, batches, stop: StopRequest) -> Figures:
+        """Loss and accuracies over all of ``batches``."""
+        return evaluate(self.model, batches, self.amp, stop)
+
+    def measure(self, flops: bool, image_size: int, searching: bool) -> Usage:
+        """The network's usage, in multiply-adds if ``flops``; its ratio is the same everywhere."""
+        usage, params = (
+            nr.utilization(self.network, flops, image_size),
+            nr.count_params(self.network),
+        )
+        ratio = distributed.gathered(usage.ratio)[0]
+        if not searching:
+            return Usage(ratio, params)
+        live = {r.name: r.live_out / r.out_channels for r in usage.layers if not r.fixed}
+        return Usage(ratio, params, live, scale_histogram(self.network))
+
+    def payload(self) -> dict:
+        """What a checkpoint keeps: every process has to call this, rank 0 saves it."""
+        return {
+            "state_dict": self.network.state_dict(),
+            "structure": nr.structure(self.network),
+            "optimizer": self.optimizer.state_dict(),
+            "partial": self.partial,
+            "rng": distributed.gathered(checkpoint.rng_state()),
+        }
+
+    def restore(self, payload: dict, state: RunState) -> None:
+        """Take the momentum, figures and generators of ``payload``; its network is in use.
+
+        A process whose generators the payload has not seeds them from where the run stands.
+        """
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict(payload["optimizer"] | {"param_groups": groups})
+        for parameter, entry in self.optimizer.state.items():
+            # In the order of its parameter, which the fused step needs.
+            momentum = torch.empty_like(parameter, requires_grad=False)
+            entry["momentum_buffer"] = momentum.copy_(entry["momentum_buffer"])
+        self.partial, rank = payload["partial"], distributed.rank()
+        if self.partial is not None and rank > 0:  # rank 0 keeps the figures of all processes
+            self.partial = torch.zeros_like(self.partial)
+        if rank < len(payload["rng"]):
+            checkpoint.set_rng_state(payload["rng"][rank])
+        elif self.partial is not None:
+            seed_generators(state.seed, EPOCH, state.epoch, rank, len(self.partial))
+
+
+def scale_histogram(network: Network) -> list[int]:
+    """How many prunable scales lie in each of the bins of ``plots.scales``."""
+    decades = relative_scales(network).log10().clamp(min=plots.LEAST_DECADE)
+    return torch.histc(decades, plots.SCALE_BINS, plots.LEAST_DECADE, 0).int().tolist()
