@@ -3,7 +3,7 @@
 from nr.layers import Network
 from nr.rejuvenation import rejuvenate
 from nr.rescaling import rescale
-from nr.sparsity import SGD, grow_sparsity
+from nr.sparsity import SGD, grow_sparsity, penalise
 from nr.structure import count_macs, count_params, restore, structure
 from nr.utilization import utilization
 
@@ -13,6 +13,7 @@ __all__ = [
     "count_params",
     "grow_sparsity",
     "load",
+    "penalise",
     "rejuvenate",
     "rescale",
     "restore",

@@ -33,7 +33,7 @@ def test_penalty_by_hand():
     first.weight.data.copy_(torch.tensor([3.0, -0.001, 0.0, -2.0]))
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 0.25)
-    nr.SGD(model, lr=0.1, sparsity=0.5).penalise()
+    nr.penalise(model, 0.5)
     assert first.weight.grad.tolist() == [0.75, -0.25, 0.25, -0.25]
     assert model.features.second.norms[0].weight.grad.tolist() == [0.75] * 4
     hit = {id(gamma) for gamma in gammas(model)}
@@ -45,7 +45,7 @@ def test_only_prunable_scales_are_hit(family):
     model = vary(build(family))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    nr.SGD(model, lr=0.1, sparsity=SPARSITY).penalise()
+    nr.penalise(model, SPARSITY)
     hit = {n for n, p in model.named_parameters() if p.grad.any()}
     assert hit == {f"{name}.norms.0.weight" for name in prunable(model)}
     fixed = {"vgg": 0, "basic": 9, "bottleneck": 10, "dense": 0}  # stem, block ends, shortcuts
@@ -60,9 +60,74 @@ def test_both_streams_are_hit_after_rejuvenation(mode):
     nr.rejuvenate(model, cross=mode)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    nr.SGD(model, lr=0.1, sparsity=SPARSITY).penalise()
+    nr.penalise(model, SPARSITY)
     hit = {n for n, p in model.named_parameters() if p.grad.any()}
     assert hit == {f"{name}.norms.{stream}.weight" for name in prunable(model) for stream in (0, 1)}
+
+
+def test_adam_moves_only_the_prunable_scales():
+    """Without a loss, Adam's first step is lr·sign(gradient): 0.125 towards 0, or nothing."""
+    model = vary(build("basic"))
+    before = copy.deepcopy(dict(model.named_parameters()))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.125, eps=1e-12)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    nr.penalise(model, SPARSITY)
+    optimizer.step()
+    hit = {f"{name}.norms.0.weight" for name in prunable(model)}
+    for name, value in model.named_parameters():
+        expected = before[name] - 0.125 * before[name].sign() * (name in hit)
+        torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_adam_sees_the_gradient_of_the_loss_and_the_penalty():
+    """γ = 2, gradients 0.25 + 0.5, then -0.5 + 0.5 = 0: means 0.375 and 0.1875 with β 1/2."""
+    model = tiny()
+    gamma = model.features.first.norms[0].weight
+    gamma.data.fill_(2)
+    optimizer = torch.optim.Adam([gamma], lr=0.125, betas=(0.5, 0.75), eps=0)
+    for gradient in (0.25, -0.5):
+        gamma.grad = torch.full_like(gamma, gradient)
+        nr.penalise(model, 0.5)
+        optimizer.step()
+    # m/(1 - β1²) = 0.1875/0.75 = 0.25; v = 0.75·(0.25·0.75²), v/(1 - β2²) = 0.10546875/0.4375
+    expected = 2 - 0.125 - 0.125 * 0.25 / (0.10546875 / 0.4375) ** 0.5
+    assert gamma.tolist() == pytest.approx([expected] * 4, rel=1e-6)
+
+
+def test_a_rebuilt_network_is_penalised_as_it_is_now():
+    model = worn("basic")
+    optimizer = nr.SGD(model, lr=0.1, sparsity=SPARSITY)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    nr.rejuvenate(model)
+    for network_penalty in (lambda: nr.penalise(model, SPARSITY), optimizer.step):
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        network_penalty()
+        assert all(torch.equal(gamma.grad, SPARSITY * gamma.sign()) for gamma in gammas(model))
+
+
+def test_a_scale_falls_as_the_docstring_says():
+    """lr·λ/(1 - momentum) a step, once the momentum has built up."""
+    model = tiny()
+    gamma = model.features.first.norms[0].weight
+    optimizer = nr.SGD(model, lr=0.125, momentum=0.75, sparsity=SPARSITY)
+    fell = []
+    for _ in range(40):
+        before = gamma.tolist()
+        gamma.grad = torch.zeros_like(gamma)
+        optimizer.step()
+        fell.append(before[0] - gamma[0].item())
+    assert fell[:2] == pytest.approx([0.125 * SPARSITY, 0.125 * SPARSITY * 1.75])
+    assert fell[-1] == pytest.approx(0.125 * SPARSITY / (1 - 0.75), rel=1e-4)
+
+
+@pytest.mark.parametrize("sparsity", [-1e-4, float("nan"), float("inf")])
+def test_senseless_penalties_are_refused(sparsity):
+    with pytest.raises(ValueError, match=r"sparsity: .* not a finite number from 0"):
+        nr.penalise(tiny(), sparsity)
 
 
 def test_penalty_precedes_weight_decay_and_momentum():
