@@ -26,6 +26,27 @@ CROSS = ("removed", "attention", "full")  # the forms of a rejuvenated network
 REJUVENATED_GAMMA = 0.5  # γ of a rejuvenated channel at birth
 
 
+class BatchNorm(nn.BatchNorm2d):
+    """torch's batch norm without its count of batches, which is one small operation a pass.
+
+    Only ``momentum=None`` would read the count. Files that hold it load.
+    """
+
+    def __init__(self, num_features: int, **options):
+        super().__init__(num_features, **options)
+        self.num_batches_tracked = None
+        self.register_load_state_dict_pre_hook(_drop_count)
+
+    def reset_running_stats(self) -> None:
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+
+
+def _drop_count(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+    """Take the count of batches, which torch's loading adds where it misses it, out again."""
+    state_dict.pop(f"{prefix}num_batches_tracked", None)
+
+
 class ConvBN(nn.Module):
     """A convolution without bias and its batch norm: the unit that is measured and rebuilt.
 
@@ -69,7 +90,7 @@ class ConvBN(nn.Module):
             )
             for reads, writes in FORMS[form]
         )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in out_channels)
+        self.norms = nn.ModuleList(BatchNorm(width) for width in out_channels)
         self.reset_parameters()
 
     @torch.no_grad()
@@ -96,7 +117,8 @@ class ConvBN(nn.Module):
 
     def forward(self, x: Streams) -> Streams:
         if self.step > 1:
-            x = tuple(stream[..., :: self.step, :: self.step] for stream in x)
+            # A pooling of single pixels: one operation each way, where slices take four.
+            x = tuple(F.avg_pool2d(stream, 1, self.step) for stream in x)
         if self.form == "attention":
             survived, to_rejuvenated = self.convs[0](x[0]).split(self.out_channels, dim=1)
             to_survived, rejuvenated = self.convs[1](x[1]).split(self.out_channels, dim=1)
@@ -176,12 +198,11 @@ class Classifier(nn.Module):
         nn.init.zeros_(self.linears[0].bias)
 
     def forward(self, x: Streams) -> Tensor:
-        bias = self.linears[0].bias
         logits = [
-            F.linear(stream.flatten(1), linear.weight, bias)
+            F.linear(stream.flatten(1), linear.weight)
             for linear, stream in zip(self.linears, x, strict=True)
         ]
-        return torch.stack(logits, dim=1)  # [B, S, classes]
+        return torch.stack(logits, dim=1).add_(self.linears[0].bias)  # [B, S, classes]
 
 
 class Network(nn.Module):

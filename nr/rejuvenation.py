@@ -105,7 +105,7 @@ def _transplant(layer: Layer, conv: nn.Conv2d, norm: nn.BatchNorm2d, masks: Mask
     for i, o, block in layer.unit.blocks():
         if (i, o) == (0, 0):
             block.copy_(conv.weight[live_out][:, live_in])  # [o, i, k, k]
-    kept = {n: t[live_out] if t.ndim else t for n, t in norm.state_dict().items()}
+    kept = {n: t[live_out] for n, t in norm.state_dict().items()}
     layer.unit.norms[0].load_state_dict(kept)
 
 

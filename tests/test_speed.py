@@ -17,6 +17,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nr
+from models.cifar import resnet
 from tests import benchmark
 from tests.helpers import (
     CLASSES,
@@ -28,6 +29,7 @@ from tests.helpers import (
     logits_of,
     loss_of,
     open_cross_blocks,
+    prunable,
     relative_difference,
     tiny,
     vary,
@@ -339,3 +341,38 @@ def test_an_epoch_never_waits_for_the_gpu(monkeypatch, mode, amp):
         train_epoch(run.model, Watched(images, 16, seed=0), 0, run.optimizer, amp, Never())
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+# Launches: what a GPU is asked to do in a step; their number does not depend on widths or images.
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations, without views and allocations."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += not (function.is_view or "empty" in function.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("mode", "most"),
+    [(None, (560, 560)), ("removed", (1115, 1115)), ("attention", (1780, 3430))],
+)
+def test_launches_of_a_step_of_resnet_164(mode, most):
+    model = vary(resnet(depth=110, width_mult=1 / 8))
+    if mode is not None:
+        for name, layer in prunable(model).items():
+            kill(model, {name: slice(layer.unit.out_channels[0] // 2)})
+        assert nr.rejuvenate(model, mode).dropped == ()
+    model.train()
+    images, labels = batch(count=2)
+    with Launches() as forward:
+        loss = loss_of(model, images, labels)
+    with Launches() as backward:
+        loss.backward()
+    assert most[0] - 10 < forward.count <= most[0]  # the whole network is in it
+    assert most[1] - 10 < backward.count <= most[1]

@@ -11,9 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.helpers import same_tensors
+from tests.helpers import batch, logits_of, relative_difference, same_tensors, worn
 from utils.errors import InputError
 from utils.machine import distributed
+from utils.machine.syncbn import HostBatchNorm2d, synchronise_batch_norm
 
 NO_GPU = "No GPU on this machine: running on the CPU.\n"
 
@@ -245,3 +246,21 @@ def test_other_processes_write_nothing_on_the_screen(monkeypatch, capsys, gpus):
     assert sys.stdout.name == os.devnull
     print("nothing")
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_network_with_one_batch_norm_over_all_processes_trains(group, device):
+    """torch's own class counts batches, which no file shows; a group of one needs no GPU here."""
+    distributed.start([0])
+    twin, network = worn("basic"), worn("basic")
+    names, images = network.state_dict().keys(), batch()[0]
+    synchronise_batch_norm(network, torch.device(device))
+    kinds = {type(module) for module in network.modules() if "Norm" in type(module).__name__}
+    assert kinds == {nn.SyncBatchNorm if device == "cuda" else HostBatchNorm2d}
+    if device == "cuda":
+        distributed.stop()  # torch's own refuses images on a CPU in a group
+    found, expected = (logits_of(model, images, training=True) for model in (network, twin))
+    assert relative_difference(found, expected) < 1e-4
+    assert network.state_dict().keys() == names
+    for name, value in twin.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-4, atol=1e-5)

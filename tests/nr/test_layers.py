@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import nr
-from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual, gate
+from nr.layers import BatchNorm, Chain, Classifier, Concat, ConvBN, Network, Residual, gate
 from tests.helpers import (
     CLASSES,
     FAMILIES,
@@ -17,6 +17,7 @@ from tests.helpers import (
     layers,
     loss_of,
     norms,
+    same_tensors,
     worn,
 )
 
@@ -255,3 +256,58 @@ def test_rejuvenated_network_exports_as_one_graph(mode):
     images, _ = batch(count=2)
     program = torch.export.export(model.eval(), (images,))
     assert torch.equal(program.module()(images), model(images))
+
+
+# The count of batches.
+
+
+def with_counts(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights as torch's own batch norm would have saved them."""
+    state = dict(model.state_dict())
+    places = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    return state | {f"{name}.num_batches_tracked": torch.tensor(7) for name in places}
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_no_network_holds_a_count_of_batches(mode):
+    model = worn("basic")
+    if mode is not None:
+        nr.rejuvenate(model, mode)
+    model.train()(batch()[0])
+    assert not [name for name in model.state_dict() if "num_batches" in name]
+    assert not [name for name, _ in model.named_buffers() if "num_batches" in name]
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_weights_saved_with_a_count_load(mode, assign):
+    model = worn("dense")
+    if mode is not None:
+        nr.rejuvenate(model, mode)
+    fresh = nr.restore(build("dense", seed=9), nr.structure(model))
+    old = with_counts(model)
+    assert len(old) > len(model.state_dict())
+    fresh.load_state_dict(old, strict=True, assign=assign)
+    assert same_tensors(fresh.state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("versioned", [False, True])
+def test_a_norm_loads_what_torchs_own_saves(versioned):
+    old, new = nn.BatchNorm2d(4), BatchNorm(4)
+    old(torch.randn(8, 4, 2, 2))
+    state = old.state_dict() if versioned else dict(old.state_dict())
+    new.load_state_dict(state)
+    assert torch.equal(new.running_mean, old.running_mean) and old.running_mean.any()
+    copy.deepcopy(new).load_state_dict(state)
+    with pytest.raises(RuntimeError, match="number_of_batches"):
+        new.load_state_dict(state | {"number_of_batches": torch.tensor(1)})
+
+
+def test_a_norm_does_what_torchs_own_does():
+    old, new, x = nn.BatchNorm2d(4), BatchNorm(4), torch.randn(8, 4, 2, 2)
+    for _ in range(3):
+        assert torch.equal(new(x), old(x))
+    assert torch.equal(new.running_var, old.running_var)
+    assert torch.equal(new.eval()(x), old.eval()(x))
+    new.reset_parameters()
+    assert not new.running_mean.any() and (new.running_var == 1).all()

@@ -67,6 +67,14 @@ def small(seed: int = 0, **changes) -> dict:
     return payload_of(models.build("cifar", arch, **options), arch, options, **changes)
 
 
+def rebuilt(family: str, how: str):
+    """A network with dead channels and a dead branch, or what rejuvenation made of it."""
+    model = worn(family)
+    if how != "before":
+        nr.rejuvenate(model, **({"from_scratch": True} if how == "scratch" else {"cross": how}))
+    return model
+
+
 def refusal(path: Path, read=checkpoint.read) -> str:
     """The message of the error that ``read`` must raise: one line that begins with the file."""
     with pytest.raises(CheckpointError) as error:
@@ -130,10 +138,7 @@ def test_upstreams_keys_are_in_it(path):
 @pytest.mark.parametrize(("family", "how"), CASES)
 def test_a_loaded_network_has_the_same_logits(path, family, how):
     """Networks with dead channels and a dead branch, before and after rejuvenation."""
-    model = worn(family)
-    if how != "before":
-        options = {"from_scratch": True} if how == "scratch" else {"cross": how}
-        nr.rejuvenate(model, **options)
+    model = rebuilt(family, how)
     checkpoint.save(path, payload_of(model, *SPECS[family]))
     images, _ = batch(count=4, size=32)
     loaded = nr.load(path)
@@ -164,6 +169,17 @@ def test_a_module_prefix_is_accepted(path, family):
     torch.save(payload_of(model, *SPECS[family], state_dict=weights), path)
     images, _ = batch(count=2, size=32)
     assert torch.equal(nr.load(path)(images), logits_of(model, images))
+
+
+@pytest.mark.parametrize(("family", "how"), CASES)
+def test_a_file_with_counts_of_batches_loads(path, family, how):
+    """Earlier versions saved torch's count beside the running statistics."""
+    model = rebuilt(family, how)
+    state = dict(model.state_dict())
+    for name in [name for name in state if name.endswith("running_var")]:
+        state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(5)
+    checkpoint.save(path, payload_of(model, *SPECS[family], state_dict=state))
+    assert same_tensors(nr.load(path).state_dict(), model.state_dict())
 
 
 def test_a_sealed_file_with_a_prefix_loads_too(path):

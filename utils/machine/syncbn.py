@@ -4,6 +4,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from nr.layers import BatchNorm
+
 
 class SumOverProcesses(torch.autograd.Function):
     """The sum of a tensor over all processes; its gradient is the sum of theirs."""
@@ -19,7 +21,7 @@ class SumOverProcesses(torch.autograd.Function):
         return SumOverProcesses.apply(gradient)
 
 
-class HostBatchNorm2d(nn.BatchNorm2d):
+class HostBatchNorm2d(BatchNorm):
     """nn.SyncBatchNorm for processes without GPUs, which it does not support."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -32,7 +34,6 @@ class HostBatchNorm2d(nn.BatchNorm2d):
         mean = (sums[:-1] / count)[:, None, None]
         variance = SumOverProcesses.apply((values - mean).square().sum((0, 2, 3))) / count
         with torch.no_grad():
-            self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         scale = (self.weight * (variance + self.eps).rsqrt())[:, None, None]
@@ -43,7 +44,12 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
     """Make every batch norm of ``network``, in place, one over all processes."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        for module in network.modules():
+            if isinstance(module, nn.SyncBatchNorm):
+                # It refuses to train without a count of batches; no file holds it.
+                count = torch.zeros((), dtype=torch.long, device=module.running_mean.device)
+                module.register_buffer("num_batches_tracked", count, persistent=False)
         return
     for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
+        if type(module) is BatchNorm:
             module.__class__ = HostBatchNorm2d
