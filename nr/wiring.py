@@ -35,7 +35,7 @@ class Layer:
 class Wiring(NamedTuple):
     """The layers in order of computation, the sources of the classifier, and the residual sums.
 
-    ``sums``: name of a Residual -> sources of its branch and of its shortcut.
+    ``sums``: name of a Residual that has its branch -> sources of it and of its shortcut.
     """
 
     layers: list[Layer]
@@ -59,12 +59,13 @@ def wiring(model: Network, image_size: int | None = None) -> Wiring:
                     at = walk(child, f"{name}.{child_name}", at, branch)
                 return at
             case Residual():
-                end = at
+                end = None
                 if module.branch is not None:
                     end = walk(module.branch, f"{name}.branch", at, name)
                 if module.shortcut is not None:
                     at = walk(module.shortcut, f"{name}.shortcut", at, None)
-                sums[name] = (end[0], at[0])
+                if end is not None:
+                    sums[name] = (end[0], at[0])
                 return at
             case Concat():
                 if module.branch is not None:
