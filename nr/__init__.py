@@ -1,6 +1,7 @@
 """Neural Rejuvenation: measure utilization, penalise scales, rebuild at the same budget."""
 
 from nr.layers import Network
+from nr.merging import merge
 from nr.rejuvenation import rejuvenate
 from nr.rescaling import rescale
 from nr.sparsity import SGD, grow_sparsity, penalise
@@ -13,6 +14,7 @@ __all__ = [
     "count_params",
     "grow_sparsity",
     "load",
+    "merge",
     "penalise",
     "rejuvenate",
     "rescale",
