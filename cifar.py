@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
                 flops=args.nr_flops,
                 image_size=IMAGE_SIZE,
                 from_scratch=args.nr_from_scratch,
+                round_to=args.nr_round_to,
             )
             run.after_rejuvenation(report)
         elif run.state.epoch >= args.nr_max_epochs:

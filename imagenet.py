@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> int:
                 flops=args.nr_flops,
                 image_size=args.image_size,
                 from_scratch=args.nr_from_scratch,
+                round_to=args.nr_round_to,
             )
             run.after_rejuvenation(report)
         elif run.state.epoch >= args.nr_max_epochs:

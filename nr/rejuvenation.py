@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from nr.layers import CROSS, Network
-from nr.structure import restore
+from nr.rounding import new_widths, round_up
+from nr.structure import count_params, restore
 from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
 from nr.wiring import IMAGE, Layer, gather, wiring
 
@@ -27,12 +28,19 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Report:
-    """What rejuvenation did: the utilization before it, the expansion r, and every layer."""
+    """What rejuvenation did: the utilization before it, the expansion r, and every layer.
+
+    ``utilization``: live is what survives. ``params``: of the whole network, before and after.
+    ``budget``: Σ in·out·k² of the new widths (multiply-adds with ``flops``) over that of the old
+    ones, with every connection between the streams, whether it exists or not.
+    """
 
     utilization: Utilization
     expansion: float
     layers: tuple[LayerChange, ...]
     dropped: tuple[str, ...]
+    params: tuple[int, int]
+    budget: float
 
 
 def rejuvenate(
@@ -41,6 +49,7 @@ def rejuvenate(
     flops: bool = False,
     image_size: int | None = None,
     from_scratch: bool = False,
+    round_to: int = 1,
 ) -> Report:
     """Rebuild ``model`` in place at its present budget and return what changed.
 
@@ -48,18 +57,23 @@ def rejuvenate(
     channels, the extra ones fresh (spec section 5). ``cross``: the connections between the two
     streams, "removed", "attention" or "full" (section 6). ``flops``, ``image_size``: the budget
     is multiply-adds for images of that size instead of parameters. ``from_scratch``: a fresh
-    single-stream network of the new widths instead (NR-FS). A network without a dead channel
-    stays as it is (r = 1). Raises ValueError for an unknown mode or a network that was
-    rejuvenated before.
+    single-stream network of the new widths instead (NR-FS). ``round_to``: N > 1 rounds the
+    survivors of prunable layers up to multiples of N, by dead channels of the largest |γ|, and
+    each width to the multiple nearest to live·r, at least N more than survives. A network without
+    a dead channel stays as it is (r = 1). Raises ValueError for an unknown mode, a senseless
+    ``round_to``, or a network that was rejuvenated before.
     """
     if cross not in CROSS:
         raise ValueError(f"cross: {cross!r} is unknown, expected one of {CROSS}")
+    if type(round_to) is not int or round_to < 1:
+        raise ValueError(f"round_to: {round_to!r} is not a whole number of at least 1")
     if model.streams != 1:
         raise ValueError("this network was rejuvenated before: it has two streams")
     layers, head, _ = wiring(model, image_size)
-    masks = live_masks(layers)
+    masks = round_up(layers, live_masks(layers), round_to)
     usage = measure(layers, masks, flops)
-    plan = _plan(layers, masks, usage, "plain" if from_scratch else cross)
+    plan = _plan(layers, masks, usage, "plain" if from_scratch else cross, round_to)
+    params, cost = count_params(model), _full_cost(layers, flops)
     if usage.live < usage.total:
         old = {layer.name: (layer.unit.convs[0], layer.unit.norms[0]) for layer in layers}
         old_classifier = model.classifier.linears[0]
@@ -70,31 +84,45 @@ def rejuvenate(
                     _transplant(layer, *old[layer.name], masks)
             _transplant_classifier(model, old_classifier, gather(masks, head)[0])
     expansion = math.sqrt(usage.total / usage.live)
-    return Report(usage, expansion, _changes(model, usage), tuple(plan["dropped"]))
+    return Report(
+        usage,
+        expansion,
+        _changes(model, usage),
+        tuple(plan["dropped"]),
+        params=(params, count_params(model)),
+        budget=_full_cost(wiring(model, image_size).layers, flops) / cost,
+    )
 
 
-def _plan(layers: list[Layer], masks: Masks, usage: Utilization, form: str) -> dict:
+def _full_cost(layers: list[Layer], flops: bool) -> int:
+    """Σ in·out·k² (times H·W with ``flops``) as if all streams were connected."""
+    costs = (
+        _inputs(layer)
+        * sum(layer.unit.out_channels)
+        * layer.unit.kernel_size**2
+        * (layer.size**2 if flops else 1)
+        for layer in layers
+    )
+    return sum(costs)
+
+
+def _inputs(layer: Layer) -> int:
+    """Input channels of all streams; those of the stem read one image, which counts once."""
+    channels = layer.unit.in_channels
+    return channels[0] if IMAGE in layer.sources else sum(channels)
+
+
+def _plan(layers: list[Layer], masks: Masks, usage: Utilization, form: str, round_to: int) -> dict:
     """The structure of the rebuilt network, as nr.structure writes it."""
     dropped = list(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
     widths = {
-        layer.name: new_widths(int(masks[layer.name][0].sum()), usage.live, usage.total)
+        layer.name: new_widths(int(masks[layer.name][0].sum()), usage.live, usage.total, round_to)
         for layer in layers
         if layer.branch not in dropped
     }
     one_stream = form == "plain"
     widths = {name: [sum(pair)] if one_stream else list(pair) for name, pair in widths.items()}
     return {"form": form, "widths": widths, "dropped": dropped}
-
-
-def new_widths(live: int, total_live: int, total: int) -> tuple[int, int]:
-    """(survived, rejuvenated) channels of a layer: int(live·√(total / total_live)), exactly.
-
-    At least one channel is rejuvenated when anything in the network is dead.
-    """
-    width = math.isqrt(live * live * total // total_live)
-    if total > total_live:
-        width = max(width, live + 1)
-    return live, width - live
 
 
 @torch.no_grad()
@@ -126,10 +154,9 @@ def _changes(model: Network, usage: Utilization) -> tuple[LayerChange, ...]:
         if row.name not in after:
             return LayerChange(row.name, before, (0, 0), (0, 0))
         layer = after[row.name]
-        unit = layer.unit
-        # Both streams of the stem read the same image, whose channels stay as they are.
-        inputs = row.in_channels if IMAGE in layer.sources else sum(unit.in_channels)
         survived = (row.live_in, row.live_out)
-        return LayerChange(row.name, before, survived, (inputs, sum(unit.out_channels)))
+        return LayerChange(
+            row.name, before, survived, (_inputs(layer), sum(layer.unit.out_channels))
+        )
 
     return tuple(change(row) for row in usage.layers)

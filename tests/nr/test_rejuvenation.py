@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import nr
 from models.cifar import vgg19_bn
-from nr.rejuvenation import LayerChange, new_widths
+from nr.rejuvenation import LayerChange
+from nr.rounding import new_widths
 from nr.utilization import live_masks
 from nr.wiring import wiring
 from tests.helpers import (

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import cifar
+import imagenet
 import nr
 from tests.helpers import kill, prunable, same_tensors
 from utils.data import batches
@@ -263,6 +264,23 @@ def test_from_scratch_has_one_stream_of_the_new_widths(epochs, tmp_path):
     sums = {name: [sum(width)] for name, width in rebuilt["structure"]["widths"].items()}
     assert fresh["structure"]["widths"] == sums
     assert nr.load(tmp_path / "fs" / AFTER).streams == 1
+
+
+def test_widths_are_rounded_where_the_flag_asks_for_it(epochs, tmp_path):
+    """Survivors of 4, 8 and 16 channels, half of them dead: 4, 4 and 8 in multiples of 4."""
+    go(tmp_path, "--nr-round-to 4 --nr-compress-only")
+    widths = {name: row for name, *row in state_in(tmp_path).widths}
+    survived = [widths[f"features.stage{stage}.0.branch.0"][1] for stage in (1, 2, 3)]
+    assert survived == [4, 4, 8]
+    assert all(after % 4 == 0 for *_, after in widths.values())
+
+
+def test_imagenet_rounds_widths_too(epochs, tmp_path):
+    network = "-a resnet18_nr --width-mult 0.125 --synthetic --subset 20 --image-size 32 -j 0"
+    search = "--nr-target 0.8 --train-batch 10 --manualSeed 1 --nr-round-to 4 --nr-compress-only"
+    assert imagenet.main([*f"{network} {search}".split(), "-c", str(tmp_path)]) == 0
+    rows = state_in(tmp_path).widths
+    assert len(rows) == 20 and all(after % 4 == 0 for *_, after in rows)
 
 
 # The best accuracy.

@@ -6,7 +6,7 @@ import math
 import torch
 
 import models
-from nr.layers import CROSS
+from nr.layers import CROSS, ConvBN
 
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 
@@ -157,6 +157,13 @@ def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
         help="train the new widths from a fresh start (NR-FS)",
     )
     add(
+        "--nr-round-to",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="survivors and new widths in multiples of N",
+    )
+    add(
         "--nr-max-epochs",
         type=positive_int,
         metavar="N",
@@ -202,9 +209,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
         parser.error(f"--schedule {' '.join(map(str, args.schedule))}: epochs must increase")
     if args.evaluate and not args.resume:
         parser.error("-e evaluates the checkpoint named by --resume, and none is named")
-    needing = ("nr_compress_only", "nr_from_scratch", "nr_bn_target")
+    needing = ("nr_compress_only", "nr_from_scratch", "nr_bn_target", "nr_round_to")
     for name in needing if args.nr_target >= NO_REJUVENATION else ():
-        if getattr(args, name):
+        if getattr(args, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             parser.error(f"--{flag}: --nr-target {args.nr_target:g} never rejuvenates")
     if args.nr_max_epochs is None:
@@ -223,10 +230,13 @@ def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.N
     keywords = {name: value for name, value in keywords.items() if value is not None}
     try:
         with torch.device("meta"):
-            models.build(family, args.arch, **keywords)
+            network = models.build(family, args.arch, **keywords)
     except ValueError as error:
         flag = str(error).replace("_rate", "Rate", 1)
         parser.error(f"--{flag}")
     except RuntimeError as error:
         parser.error(f"--width-mult, --growthRate: no such network: {str(error).splitlines()[0]}")
+    widest = max(max(m.out_channels) for m in network.modules() if isinstance(m, ConvBN))
+    if args.nr_round_to > widest:
+        parser.error(f"--nr-round-to {args.nr_round_to}: the widest layer has {widest} channels")
     return keywords
