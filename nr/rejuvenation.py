@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nr.layers import CROSS, Network
+from nr.layers import CROSS, PRUNED, Network
 from nr.structure import restore
 from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
 from nr.wiring import IMAGE, Layer, gather, wiring
@@ -46,20 +46,23 @@ def rejuvenate(
 
     Live channels survive with their weights; r = √(total / live) gives each layer int(live·r)
     channels, the extra ones fresh (spec section 5). ``cross``: the connections between the two
-    streams, "removed", "attention" or "full" (section 6). ``flops``, ``image_size``: the budget
+    streams, "removed", "attention" or "full" (section 6); "none": only what survives, in a single
+    stream of the live widths (r = 1, the pruned network). ``flops``, ``image_size``: the budget
     is multiply-adds for images of that size instead of parameters. ``from_scratch``: a fresh
     single-stream network of the new widths instead (NR-FS). A network without a dead channel
     stays as it is (r = 1). Raises ValueError for an unknown mode or a network that was
     rejuvenated before.
     """
-    if cross not in CROSS:
-        raise ValueError(f"cross: {cross!r} is unknown, expected one of {CROSS}")
+    if cross not in (*CROSS, PRUNED):
+        raise ValueError(f"cross: {cross!r} is unknown, expected one of {(*CROSS, PRUNED)}")
     if model.streams != 1:
         raise ValueError("this network was rejuvenated before: it has two streams")
     layers, head, _ = wiring(model, image_size)
     masks = live_masks(layers)
     usage = measure(layers, masks, flops)
-    plan = _plan(layers, masks, usage, "plain" if from_scratch else cross)
+    budget = usage.live if cross == PRUNED else usage.total
+    one_stream = from_scratch or cross == PRUNED
+    plan = _plan(layers, masks, usage.live, budget, "plain" if one_stream else cross)
     if usage.live < usage.total:
         old = {layer.name: (layer.unit.convs[0], layer.unit.norms[0]) for layer in layers}
         old_classifier = model.classifier.linears[0]
@@ -69,15 +72,15 @@ def rejuvenate(
                 if layer.name in plan["widths"]:
                     _transplant(layer, *old[layer.name], masks)
             _transplant_classifier(model, old_classifier, gather(masks, head)[0])
-    expansion = math.sqrt(usage.total / usage.live)
+    expansion = math.sqrt(budget / usage.live)
     return Report(usage, expansion, _changes(model, usage), tuple(plan["dropped"]))
 
 
-def _plan(layers: list[Layer], masks: Masks, usage: Utilization, form: str) -> dict:
-    """The structure of the rebuilt network, as nr.structure writes it."""
+def _plan(layers: list[Layer], masks: Masks, live: int, budget: int, form: str) -> dict:
+    """The structure of the network rebuilt from ``live`` to ``budget``, as nr.structure has it."""
     dropped = list(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
     widths = {
-        layer.name: new_widths(int(masks[layer.name][0].sum()), usage.live, usage.total)
+        layer.name: new_widths(int(masks[layer.name][0].sum()), live, budget)
         for layer in layers
         if layer.branch not in dropped
     }
