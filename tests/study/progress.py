@@ -88,7 +88,7 @@ def cost(job: Job, stands: Progress, places: Places) -> Cost:
     """What ``job`` has cost and will; a search counts as long as it may be."""
     shaped = stands.shaped or Shape(job.setting.epochs, job.setting.schedule, job.setting.width)
     plain, train = _macs_of_phases(job, stands, places, shaped)
-    images = job.setting.images or 0
+    images = job.setting.train_images
     searching = [row for row in stands.rows if row["Phase"] == "search"]
     training = len(stands.rows) - len(searching)
     own = searching if job.arm.searches else []

@@ -60,12 +60,13 @@ class Running:
             return not locked(self.folder)
         return self.process.poll() is not None
 
-    def terminate(self) -> None:
-        """Ask it to save and stop."""
+    def terminate(self) -> bool:
+        """Ask it to save and stop; False if its number is not known, so that it goes on."""
         pid = self.process.pid if self.process else int((self.folder / LOCK).read_text() or 0)
-        if pid:
-            with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
+            if pid:
                 os.kill(pid, signal.SIGTERM)
+        return pid != 0
 
 
 def start(job: Job, folder: Path, step: str, line: list[str]) -> Running | None:
@@ -76,6 +77,7 @@ def start(job: Job, folder: Path, step: str, line: list[str]) -> Running | None:
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     if job.setting.threads is not None:
         environment["OMP_NUM_THREADS"] = str(job.setting.threads)
+    os.truncate(lock, 0)
     name, mode = (EVALUATED, "w") if step == TRAINED else (SCREEN, "a")
     try:
         with open(folder / name, mode) as screen:
@@ -89,7 +91,6 @@ def start(job: Job, folder: Path, step: str, line: list[str]) -> Running | None:
                 start_new_session=True,  # ctrl-C reaches the study alone, which tells its runs
                 pass_fds=(lock,),  # the process keeps the lock, whatever becomes of the study
             )
-        os.truncate(lock, 0)
         os.write(lock, str(process.pid).encode())
     finally:
         os.close(lock)
@@ -197,11 +198,9 @@ class Scheduler:
 
     def _end(self) -> None:
         """Ask what still runs to save and stop, and wait for it."""
-        for running in self.running:
-            running.terminate()
-        for running in self.running:
-            while not running.ended():
-                time.sleep(POLL)
+        stopping = [running for running in self.running if running.terminate()]
+        while not all(running.ended() for running in stopping):
+            time.sleep(POLL)
 
 
 def refuse_second(runs: Path) -> int:
