@@ -83,6 +83,7 @@ def test_compare_prints_the_differences_of_a_study(tmp_path, capsys):
     assert row["n"] == "3"
     assert row["epochs (search + train)"] == "1 + 2"
     assert table_row(rows, "| plain-long")["minus plain-long"] == "-"
+    assert "Not converged, least train accuracy below 95 %: nr-cr (90.0)" in output
 
 
 def test_a_run_without_an_evaluation_is_not_compared(tmp_path, capsys):

@@ -24,7 +24,7 @@ from tests.study.jobs import (
 )
 from tests.study.progress import TRAINED, begun, progress, report
 from tests.study.scheduler import EVALUATED, Scheduler, refuse_second
-from tests.study.settings import GROUPS, HELD_OUT, JPEG, SEARCH, Setting
+from tests.study.settings import ARMS, GROUPS, HELD_OUT, JPEG, SEARCH, Setting
 from utils.errors import InputError
 from utils.training.checkpoint import LAST
 
@@ -46,6 +46,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--pilot", nargs="+", choices=named("pilot"), help="λ on held-out training images instead")
     add("--paper", nargs="+", choices=named("paper"), help="the published settings instead")
     add("--quick", action="store_true", help="made images and tiny networks instead")
+    add("--arms", nargs="+", choices=ARMS, help="only these of each setting")
     add("--seeds", nargs="+", type=int, help="instead of those of each setting")
     add("--cores", type=int, default=os.cpu_count(), help="runs at once, each on one thread")
     add("--runs", type=Path, default=ROOT / "../nr-study", help="folder of the run folders")
@@ -100,7 +101,9 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.reconfigure(line_buffering=True)
     args = parse(argv)
     settings = chosen(args)
-    jobs = all_jobs(settings, args.seeds)
+    jobs = [
+        job for job in all_jobs(settings, args.seeds) if not args.arms or job.arm.name in args.arms
+    ]
     places = Places(*map(for_scripts, (args.runs, args.data, args.imagenet)), args.extra)
     os.chdir(ROOT)
     try:

@@ -17,6 +17,7 @@ FOLDER = re.compile(r"(?P<setting>[^-]+)-(?P<arm>.+)-seed\d+")
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 T975 += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
 BILLION = 1e9
+CONVERGED = 95.0  # %, of the training images: below this a network could have learnt on
 COLUMNS = "arm|n|parameters|epochs (search + train)|training, 10⁹ multiply-adds an image"
 COLUMNS += "|train accuracy, %|error, %"
 
@@ -119,5 +120,16 @@ def comparisons(runs: list[Run], bases: list[str]) -> str:
         widest = max((run for group in by_arm.values() for run in group), key=lambda r: r.params)
         head = f"Setting {setting}: {widest.model}, {first.data}; {images} test images."
         head += " Differences in points, paired by seed: mean ± sd [95 % interval]."
-        texts.append(f"{head}\n\n{comparison_table(by_arm, bases)}")
+        texts += [head, comparison_table(by_arm, bases), *unconverged(by_arm)]
     return "\n\n".join(texts)
+
+
+def unconverged(by_arm: dict[str, list[Run]]) -> list[str]:
+    """A line naming the arms with a run that has not converged, if there are any."""
+    short = {
+        arm: least
+        for arm, runs in by_arm.items()
+        if (least := min(run.train_accuracy for run in runs)) < CONVERGED
+    }
+    named = ", ".join(f"{arm} ({least:.1f})" for arm, least in short.items())
+    return [f"Not converged, least train accuracy below {CONVERGED:g} %: {named}."] if short else []
