@@ -10,6 +10,7 @@ from nr.utilization import utilization
 
 __all__ = [
     "SGD",
+    "Network",
     "count_macs",
     "count_params",
     "grow_sparsity",

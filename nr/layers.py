@@ -23,6 +23,7 @@ FORMS: dict[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = {
     "full": (((0, 1), (0, 1)),),
 }
 CROSS = ("removed", "attention", "full")  # the forms of a rejuvenated network
+PRUNED = "none"  # in the place of one of CROSS: no rejuvenated channels, so no second stream
 REJUVENATED_GAMMA = 0.5  # γ of a rejuvenated channel at birth
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from nr.layers import CROSS, Network
+from nr.layers import CROSS, PRUNED, Network
 from nr.rounding import new_widths, round_up
 from nr.structure import count_params, restore
 from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
@@ -55,7 +55,8 @@ def rejuvenate(
 
     Live channels survive with their weights; r = √(total / live) gives each layer int(live·r)
     channels, the extra ones fresh (spec section 5). ``cross``: the connections between the two
-    streams, "removed", "attention" or "full" (section 6). ``flops``, ``image_size``: the budget
+    streams, "removed", "attention" or "full" (section 6); "none": only what survives, in a single
+    stream of the live widths (r = 1, the pruned network). ``flops``, ``image_size``: the budget
     is multiply-adds for images of that size instead of parameters. ``from_scratch``: a fresh
     single-stream network of the new widths instead (NR-FS). ``round_to``: N > 1 rounds the
     survivors of prunable layers up to multiples of N, by dead channels of the largest |γ|, and
@@ -63,8 +64,8 @@ def rejuvenate(
     a dead channel stays as it is (r = 1). Raises ValueError for an unknown mode, a senseless
     ``round_to``, or a network that was rejuvenated before.
     """
-    if cross not in CROSS:
-        raise ValueError(f"cross: {cross!r} is unknown, expected one of {CROSS}")
+    if cross not in (*CROSS, PRUNED):
+        raise ValueError(f"cross: {cross!r} is unknown, expected one of {(*CROSS, PRUNED)}")
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to: {round_to!r} is not a whole number of at least 1")
     if model.streams != 1:
@@ -72,7 +73,9 @@ def rejuvenate(
     layers, head, _ = wiring(model, image_size)
     masks = round_up(layers, live_masks(layers), round_to)
     usage = measure(layers, masks, flops)
-    plan = _plan(layers, masks, usage, "plain" if from_scratch else cross, round_to)
+    total = usage.live if cross == PRUNED else usage.total
+    form = "plain" if from_scratch or cross == PRUNED else cross
+    plan = _plan(layers, masks, usage.live, total, form, round_to)
     params, cost = count_params(model), _full_cost(layers, flops)
     if usage.live < usage.total:
         old = {layer.name: (layer.unit.convs[0], layer.unit.norms[0]) for layer in layers}
@@ -83,7 +86,7 @@ def rejuvenate(
                 if layer.name in plan["widths"]:
                     _transplant(layer, *old[layer.name], masks)
             _transplant_classifier(model, old_classifier, gather(masks, head)[0])
-    expansion = math.sqrt(usage.total / usage.live)
+    expansion = math.sqrt(total / usage.live)
     return Report(
         usage,
         expansion,
@@ -112,11 +115,13 @@ def _inputs(layer: Layer) -> int:
     return channels[0] if IMAGE in layer.sources else sum(channels)
 
 
-def _plan(layers: list[Layer], masks: Masks, usage: Utilization, form: str, round_to: int) -> dict:
-    """The structure of the rebuilt network, as nr.structure writes it."""
+def _plan(
+    layers: list[Layer], masks: Masks, live: int, total: int, form: str, round_to: int
+) -> dict:
+    """The structure of the network rebuilt from ``live`` to ``total``, as nr.structure has it."""
     dropped = list(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
     widths = {
-        layer.name: new_widths(int(masks[layer.name][0].sum()), usage.live, usage.total, round_to)
+        layer.name: new_widths(int(masks[layer.name][0].sum()), live, total, round_to)
         for layer in layers
         if layer.branch not in dropped
     }

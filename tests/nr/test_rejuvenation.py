@@ -150,6 +150,27 @@ def test_survived_logits_are_unchanged(family, seed, mode):
     assert not torch.allclose(after[:, 0], after[:, 1], rtol=0.01)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_pruned_is_one_stream_of_the_live_channels(family):
+    """cross="none": the same logits from the live widths alone, and no channel more."""
+    model = worn(family)
+    silence(model)
+    images, _ = batch()
+    before, masks = logits_of(model, images), live_masks(wiring(model).layers)
+    report = nr.rejuvenate(model, cross="none")
+    assert report.expansion == 1
+    assert bool(report.dropped) == (family != "vgg")
+    for name, layer in layers(model).items():
+        assert layer.unit.form == "plain"
+        assert layer.unit.out_channels == (int(masks[name][0].sum()),)
+    assert report.utilization.live < report.utilization.total
+    usage = nr.utilization(model)
+    assert usage.total == report.utilization.live
+    after = logits_of(model, images)
+    assert after.shape == (8, 1, CLASSES)
+    assert relative_difference(after, before) < 1e-5
+
+
 @pytest.mark.parametrize("family", ["basic", "bottleneck"])
 def test_residual_sums_stay_aligned(family):
     model = worn(family)
@@ -336,7 +357,7 @@ def test_from_scratch_is_one_fresh_stream_of_the_new_widths(family):
     assert widths == {name: layer.unit.out_channels[0] for name, layer in new.items()}
 
 
-@pytest.mark.parametrize("mode", [*MODES, "scratch"])
+@pytest.mark.parametrize("mode", [*MODES, "none", "scratch"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nothing_dead_changes_nothing(family, mode):
     model = vary(build(family))
@@ -350,7 +371,7 @@ def test_nothing_dead_changes_nothing(family, mode):
     assert same_tensors(before, model.state_dict())
 
 
-@pytest.mark.parametrize("mode", ["", "none", "Removed", "plain", None])
+@pytest.mark.parametrize("mode", ["", "None", "Removed", "plain", None])
 def test_unknown_mode_is_refused_before_any_work(mode):
     model = half_live()
     before = copy.deepcopy(model.state_dict())

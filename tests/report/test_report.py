@@ -55,6 +55,7 @@ def write_run(folder, accuracies=(70.0, 80.0), search=1, seed=1, form="removed",
     rows = [
         {
             "Train Loss": 1.0,
+            "Train Acc.": 90.0,
             "Valid Acc.": accuracy,
             "Phase": "search" if epoch < search else "train",
             "Utilization": 0.5,

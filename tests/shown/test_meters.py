@@ -61,7 +61,7 @@ def sums_of(scores: list, labels: list[int], loss: float = 0.0) -> list[float]:
 )
 def test_figures_are_means(sums, loss, top1, top5):
     found = Figures.of(torch.tensor(sums, dtype=torch.float64))
-    assert found == Figures(loss=loss, top1=top1, top5=top5)
+    assert found == Figures(loss=loss, top1=top1, top5=top5, images=int(sums[0]))
 
 
 def test_figures_keep_a_loss_that_is_not_finite():

@@ -29,7 +29,7 @@ REFUSED = {
     "--nr-max-epochs": ["0", "-1", "x"],
     "--nr-round-to": ["0", "-8", "1.5", "x"],
     "--nr-sparsity": ["-1e-4", "nan", "inf", "x"],
-    "--nr-cross": ["none", "", "Removed"],
+    "--nr-cross": ["some", "", "Removed"],
     "--growthRate": ["0", "-12", "1.5"],
     "--compressionRate": ["0.5", "0", "nan", "inf"],
     "--gpu-id": ["x", "0,0", "", "0,", "0,x", "-1", "1.5", "0 1", "0,00"],

@@ -5,6 +5,7 @@ is 3 training and 2 test batches.
 """
 
 import dataclasses
+import json
 import os
 import signal
 from pathlib import Path
@@ -104,7 +105,7 @@ def accuracies(monkeypatch):
 
     def script(*values: float) -> None:
         left = iter(values)
-        monkeypatch.setattr(trainer, "evaluate", lambda *_: Figures(1.0, next(left), 100.0))
+        monkeypatch.setattr(trainer, "evaluate", lambda *_: Figures(1.0, next(left), 100.0, 10))
 
     return script
 
@@ -864,3 +865,15 @@ def test_evaluation_makes_no_folder_and_takes_another_seed(tmp_path):
 def test_evaluation_of_nothing_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"^-e --resume auto: there is no .*checkpoint\.pth\.tar"):
         resume(tmp_path, "-e")
+
+
+def test_a_run_killed_between_checkpoint_and_log_is_whole_again(tmp_path, epochs):
+    """log.txt and run.json follow the checkpoint: behind it, they are written again on resume."""
+    go(tmp_path)
+    log, description = (tmp_path / "log.txt").read_bytes(), (tmp_path / "run.json").read_text()
+    (tmp_path / "log.txt").write_bytes(b"".join(log.splitlines(keepends=True)[:-1]))
+    (tmp_path / "run.json").write_text("{}")
+    resume(tmp_path)
+    assert (tmp_path / "log.txt").read_bytes() == log
+    structure = json.loads(description)["structure"]
+    assert json.loads((tmp_path / "run.json").read_text())["structure"] == structure

@@ -36,7 +36,7 @@ FLAGS = {
 def shown(top1: float, ratio: float = 0.625) -> Epoch:
     """An epoch with this test accuracy and utilization."""
     usage = Usage(ratio, 100, {"stem": 0.5}, [1, 2])
-    return Epoch(0.1, Figures(2.0, 30.0, 60.0), Figures(3.0, top1, 70.0), usage, 9.0)
+    return Epoch(0.1, Figures(2.0, 30.0, 60.0, 24), Figures(3.0, top1, 70.0, 10), usage, 9.0)
 
 
 def payload(phase: str = "search", partial: object = None, **args: object) -> dict:

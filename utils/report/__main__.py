@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.report.comparison import comparisons
 from utils.report.export import export
 from utils.report.runs import read_run
 from utils.report.tables import cifar_table, csv_text, imagenet_table
@@ -20,6 +21,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--export", type=Path, metavar="OUT.pt2", help="write the one RUN's network (torch.export)"
+    )
+    parser.add_argument(
+        "--compare",
+        action="append",
+        metavar="ARM",
+        help="of a study's runs, folders SETTING-ARM-seedN, the difference to this arm of each,"
+        " paired by seed; can be given several times",
     )
     args = parser.parse_args(argv)
     if args.export and len(args.runs) > 1:
@@ -42,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
                 runs.append(read_run(folder))
             except InputError as error:
                 left_out.append(str(error))
-        if args.csv:
+        if args.compare:
+            print(comparisons(runs, args.compare))
+        elif args.csv:
             print(csv_text(runs), end="")
         else:
             print(cifar_table(runs), imagenet_table(runs), sep="\n\n")

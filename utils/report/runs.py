@@ -12,7 +12,13 @@ from utils.errors import InputError, one_line
 from utils.shown.log import read_log
 from utils.training.options import NO_REJUVENATION
 
-DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG)"}
+DATA_NAMES = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "cifar10-jpeg": "CIFAR-10 (JPEG)",
+    "cifar10-jpeg-heldout": "CIFAR-10 (JPEG), held-out training images",
+}
+EVALUATION = "evaluation.json"  # what -e printed about the last network, where it was asked
 # Flags that do not make two runs different ones.
 INCIDENTAL = ("manualSeed", "checkpoint", "resume", "gpu_id", "workers", "test_batch", "evaluate")
 SEARCH_FLAGS = ("nr_sparsity", "nr_max_epochs", "nr_compress_only", "start_epoch")
@@ -37,6 +43,10 @@ class Run:
     last: float
     best: float
     last5: float | None
+    train_accuracy: float  # %, of the last epoch
+    tested: float | None  # error of the last network on tested_images, from evaluation.json
+    tested_images: int | None
+    training_macs: int  # forward passes of search and train phase, of one image an epoch
     minutes: float
     seed: int
     setting: str  # equal for the seeds of one command
@@ -49,9 +59,10 @@ def read_run(folder: Path) -> Run:
         description = json.loads((folder / "run.json").read_text())
         args, spec = description["args"], description["network"]
         rows = read_log(folder / "log.txt")
-        structure = description["structure"]
-        counts = [count(spec, structure, args["image_size"], cross) for cross in (False, True)]
-        return summary(folder, description, rows, counts)
+        structure, size = description["structure"], args["image_size"]
+        counts = [count(spec, structure, size, cross) for cross in (False, True)]
+        searched = count(spec, None, size, False)[1]
+        return summary(folder, description, rows, counts, searched)
     except InputError as error:
         raise InputError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
     except OSError as error:
@@ -60,8 +71,14 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: broken: {one_line(error)}") from error
 
 
-def summary(folder: Path, description: dict, rows: list[dict], counts: list[tuple]) -> Run:
-    """The figures of a finished run. Raises InputError for an unfinished one."""
+def summary(
+    folder: Path, description: dict, rows: list[dict], counts: list[tuple], searched: int
+) -> Run:
+    """The figures of a finished run. Raises InputError for an unfinished one.
+
+    ``counts``: parameters and multiply-adds without and with cross-connections; ``searched``:
+    multiply-adds of the network that was searched.
+    """
     args, spec = description["args"], description["network"]
     train = [row for row in rows if row["Phase"] == "train"]
     search = [row for row in rows if row["Phase"] == "search"]
@@ -76,6 +93,7 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: list[tupl
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
     sparsity = sparsity_text(search)
+    evaluation = read_evaluation(folder)
     return Run(
         folder=folder.as_posix(),
         command=description["command"],
@@ -92,6 +110,10 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: list[tupl
         last=100 - train[-1]["Valid Acc."],
         best=100 - max(row["Valid Acc."] for row in train),
         last5=100 - train[-1]["Valid 5 Acc."] if top5 else None,
+        train_accuracy=train[-1]["Train Acc."],
+        tested=100 - evaluation["accuracy"] if evaluation else None,
+        tested_images=evaluation["images"] if evaluation else None,
+        training_macs=searched * len(search) + macs * len(train),
         minutes=sum(row["Seconds"] for row in rows) / 60,
         seed=description["seed"],
         setting=json.dumps([spec, kept, sparsity], sort_keys=True),
@@ -99,14 +121,28 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: list[tupl
     )
 
 
-def count(spec: dict, structure: dict, image_size: int, cross: bool) -> tuple[int, int]:
-    """Parameters and multiply-adds of a network, with ``cross`` those with gated connections."""
-    if cross and structure["form"] == "removed":
+def read_evaluation(folder: Path) -> dict | None:
+    """What evaluation.json says, or None where the run was not evaluated."""
+    path = folder / EVALUATION
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def count(spec: dict, structure: dict | None, image_size: int, cross: bool) -> tuple[int, int]:
+    """Parameters and multiply-adds of a network, with ``cross`` those with gated connections.
+
+    ``structure``: None for the network as it was built.
+    """
+    if structure is not None and cross and structure["form"] == "removed":
         structure = structure | {"form": "attention"}
+    network = described(spec, structure)
+    return nr.count_params(network), nr.count_macs(network, image_size)
+
+
+def described(spec: dict, structure: dict | None = None) -> nr.Network:
+    """The network of a run.json without memory; as it was built where there is no structure."""
     with torch.device("meta"):
         network = models.build(spec["family"], spec["arch"], **spec["options"])
-        nr.restore(network, structure)
-    return nr.count_params(network), nr.count_macs(network, image_size)
+        return network if structure is None else nr.restore(network, structure)
 
 
 def model_name(spec: dict) -> str:
@@ -127,7 +163,9 @@ def arm_name(args: dict) -> str:
     """Which form of the method a run is."""
     if args["nr_target"] >= NO_REJUVENATION:
         return "baseline"
-    arm = {"removed": "NR-CR", "attention": "NR-CA", "full": "NR, full"}[args["nr_cross"]]
+    arm = {"removed": "NR-CR", "attention": "NR-CA", "full": "NR, full", "none": "pruned only"}[
+        args["nr_cross"]
+    ]
     if args["nr_from_scratch"]:
         arm = "NR-FS"
     if args["nr_bn_target"] is not None:

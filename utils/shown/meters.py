@@ -15,17 +15,18 @@ COLUMNS = 4  # images, summed loss, top-1 hits, top-5 hits
 
 @dataclass(frozen=True)
 class Figures:
-    """Means over the images of a pass: the loss, and top-1 and top-5 accuracy in percent."""
+    """Means over the images of a pass: the loss, top-1 and top-5 accuracy in percent."""
 
     loss: float
     top1: float
     top5: float
+    images: int
 
     @classmethod
     def of(cls, sums: Tensor) -> "Figures":
         """From sums [4] over images: count, loss, top-1 hits, top-5 hits."""
         images, loss, top1, top5 = sums.tolist()
-        return cls(loss / images, 100 * top1 / images, 100 * top5 / images)
+        return cls(loss / images, 100 * top1 / images, 100 * top5 / images, int(images))
 
 
 def batch_sums(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ def curves(rows: list[dict], path: Path) -> None:
         ("validation", "Valid Acc.", VALID, "-"),
         ("validation, top 5", "Valid 5 Acc.", VALID, ":"),
     ]
-    with _style():
+    with style():
         figure = Figure((WIDTH, 4.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         for label, key, colour, line in errors:
@@ -74,7 +74,7 @@ def curves(rows: list[dict], path: Path) -> None:
         left.set_title("Loss (sum over streams)", pad=22)
         right.set_title(_error_title(rows, search), pad=22)
         figure.legend(loc="outside lower center", ncols=len(errors) + 2)
-        _save(figure, path)
+        save(figure, path)
 
 
 def utilization(history: list[dict[str, float]], path: Path) -> None:
@@ -86,7 +86,7 @@ def utilization(history: list[dict[str, float]], path: Path) -> None:
     if not history:
         return
     names = list(history[0])
-    with _style():
+    with style():
         figure = Figure((WIDTH, _height(len(names))), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(
@@ -102,7 +102,7 @@ def utilization(history: list[dict[str, float]], path: Path) -> None:
         _name_layers(axes, names)
         axes.xaxis.set_major_locator(_whole_numbers())
         axes.set(xlabel="search epoch", title="Live channels of each layer during the search")
-        _save(figure, path)
+        save(figure, path)
 
 
 def scales(history: list[list[int]], dead: float, path: Path) -> None:
@@ -115,7 +115,7 @@ def scales(history: list[list[int]], dead: float, path: Path) -> None:
     if not history:
         return
     share = [[100 * count / sum(epoch) for count in epoch] for epoch in history]
-    with _style():
+    with style():
         figure = Figure((WIDTH, 4), layout="constrained")
         axes = figure.subplots()
         image = axes.imshow(
@@ -137,7 +137,7 @@ def scales(history: list[list[int]], dead: float, path: Path) -> None:
             ylabel="|γ| / largest of its layer",
             title="Batch-norm scales during the search; channels below the line are dead",
         )
-        _save(figure, path)
+        save(figure, path)
 
 
 def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
@@ -148,7 +148,7 @@ def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
     """
     labels = list(dict.fromkeys(label for label, _ in runs))
     colours = matplotlib.colormaps["tab10"].colors
-    with _style():
+    with style():
         figure = Figure((WIDTH, 5), layout="constrained")
         axes = figure.subplots()
         named = set()
@@ -172,7 +172,7 @@ def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
             title="Validation error, aligned at the start of the train phase",
         )
         figure.legend(loc="outside right upper")
-        _save(figure, path)
+        save(figure, path)
 
 
 def widths(layers: list[tuple[str, int, int, int]], path: Path) -> None:
@@ -187,7 +187,7 @@ def widths(layers: list[tuple[str, int, int, int]], path: Path) -> None:
     rejuvenated = [a - s for a, s in zip(after, survived, strict=True)]
     lost = [0 if a else b for a, b in zip(after, before, strict=True)]
     rows = range(len(names))
-    with _style():
+    with style():
         figure = Figure((WIDTH, _height(len(names))), layout="constrained")
         axes = figure.subplots()
         bars = [("survived", survived, SURVIVED), ("rejuvenated", rejuvenated, REJUVENATED)]
@@ -205,10 +205,10 @@ def widths(layers: list[tuple[str, int, int, int]], path: Path) -> None:
             xlabel="output channels", title="Width of each layer before and after rejuvenation"
         )
         figure.legend(loc="outside lower center", ncols=4)
-        _save(figure, path)
+        save(figure, path)
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
     """A context in which only STYLE differs from matplotlib's defaults.
 
     The backend stays as it is: to set it, even to its default, would load pyplot.
@@ -267,7 +267,7 @@ def _name_layers(axes: Axes, names: list[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
     """Write a whole PNG or nothing."""
     picture = io.BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})

@@ -12,7 +12,7 @@ from nr.utilization import DEAD_RATIO
 from utils.errors import InputError
 from utils.files import write_atomically
 from utils.shown import plots
-from utils.shown.log import write_log
+from utils.shown.log import read_log, write_log
 from utils.training import checkpoint
 from utils.training.state import RunState
 
@@ -77,6 +77,21 @@ class RunFolder:
     def save_last(self, payload: dict, best: bool) -> None:
         """Write the last checkpoint, keeping the one before it; the best if it is; run.json."""
         checkpoint.save_last(self.path, payload, best=best)
+        self._describe(payload)
+
+    def catch_up(self, payload: dict, state: RunState) -> None:
+        """Write run.json and log.txt again where a kill came between the checkpoint and them."""
+        try:
+            described = json.loads((self.path / "run.json").read_text())["structure"]
+            logged = len(read_log(self.path / "log.txt"))
+        except (KeyError, TypeError, ValueError, OSError, InputError):
+            described, logged = None, 0
+        if (described, logged) != (payload["structure"], len(state.rows)):
+            self._describe(payload)
+            self.show(state, due=False)
+
+    def _describe(self, payload: dict) -> None:
+        """run.json: what the run is, as plain data for utils.report, an entry a line."""
         description = {
             "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "seed": payload["run"]["seed"],
@@ -84,7 +99,6 @@ class RunFolder:
             "structure": payload["structure"],
             "args": payload["args"],
         }
-        # What the run is, as plain data for utils.report, an entry a line.
         entries = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items())
         content = "{\n" + ",\n".join(entries) + "\n}\n"
         write_atomically(self.path / "run.json", content.encode())

@@ -6,7 +6,7 @@ import math
 import torch
 
 import models
-from nr.layers import CROSS, ConvBN
+from nr.layers import CROSS, PRUNED, ConvBN
 
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 
@@ -137,8 +137,8 @@ def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--nr-cross",
-        choices=CROSS,
-        help="cross-connections between survived and rejuvenated channels",
+        choices=(*CROSS, PRUNED),
+        help="cross-connections between survived and rejuvenated channels; none: only prune",
     )
     add(
         "--nr-bn-target",

@@ -46,6 +46,8 @@ class Run:
             self._resume(*found)
         if distributed.is_main() and not args.evaluate:
             self.folder.claim(found and found[0], auto=args.resume == "auto")
+            if found and args.resume == "auto":
+                self.folder.catch_up(found[1], self.state)
 
     @property
     def network(self) -> Network:

@@ -33,7 +33,7 @@ def evaluate(run: Run, test_batches) -> int:
     figures = run.trainer.evaluate(test_batches, run.stop)
     print(
         f"Valid Loss: {figures.loss:.4f} | Valid Acc.: {figures.top1:.2f}"
-        f" | Valid 5 Acc.: {figures.top5:.2f}"
+        f" | Valid 5 Acc.: {figures.top5:.2f} | Images: {figures.images}"
     )
     return 0
 

@@ -1,0 +1,119 @@
+"""What the study ends with: tables, tests and pictures; and its logs copied to be committed."""
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from tests.study.jobs import Job
+from tests.study.settings import PLAIN_ARMS, SEARCH
+from utils.errors import InputError
+from utils.files import write_atomically
+from utils.report.comparison import arms, comparisons, differences
+from utils.report.runs import EVALUATION, Run, read_evaluation, read_run
+from utils.report.tables import markdown
+from utils.shown import comparisons as pictures
+from utils.shown import plots
+from utils.shown.log import read_log
+
+COLLECTED = ("log.txt", "run.json", EVALUATION)
+LIVE_COLUMNS = "run|λ|epochs|live fraction|error before rejuvenation, %|error of NR-CR after, %"
+
+
+def summarise(jobs: list[Job], runs: Path, out: Path) -> str:
+    """Tables of what is finished in ``runs``; pictures and the text itself go to ``out``."""
+    finished, open_lines = [], []
+    for job in jobs:
+        try:
+            finished.append(read_run(runs / job.name))
+        except InputError as error:
+            if job.arm.name != SEARCH:
+                open_lines.append(f"not in the tables: {error}")
+    parts = [comparisons(finished, list(PLAIN_ARMS)), live_table(jobs, runs), *open_lines]
+    text = "\n\n".join(part for part in parts if part)
+    out.mkdir(parents=True, exist_ok=True)
+    draw(jobs, finished, runs, out)
+    write_atomically(out / "summary.md", (text + "\n").encode())
+    return text
+
+
+def draw(jobs: list[Job], finished: list[Run], runs: Path, out: Path) -> None:
+    """Error curves and differences of every setting, and the live channels of the searches."""
+    for setting, by_arm in arms(finished).items():
+        curves = [(arm, run.rows) for arm, group in by_arm.items() for run in group]
+        plots.comparison(curves, out / f"{setting}-errors.png")
+        found = {base: differences(by_arm, base) for base in PLAIN_ARMS}
+        intervals = {
+            base: {arm: (value.mean, value.half) for arm, value in rows.items()}
+            for base, rows in found.items()
+        }
+        pictures.differences(intervals, out / f"{setting}-differences.png")
+    measured = [job for job in unrejuvenated(jobs) if (runs / job.name / "log.txt").exists()]
+    if not measured:
+        return
+    logs = [(label(job), read_log(runs / job.name / "log.txt")) for job in measured]
+    searches = [
+        (text, rows if job.arm.name != SEARCH else rows[: search_epochs(rows)])
+        for job, (text, rows) in zip(measured, logs, strict=True)
+    ]
+    pictures.live_over_sparsity(searches, out / "live-epochs.png")
+    evaluated = [(label(job), read_evaluation(runs / job.name)) for job in measured]
+    layers = [(text, found["live"]) for text, found in evaluated if found]
+    if layers:
+        pictures.live_by_layer(layers, out / "live-layers.png")
+
+
+def unrejuvenated(jobs: list[Job]) -> list[Job]:
+    """Plain runs and searches: those whose utilization says what the penalty does."""
+    return sorted(
+        (job for job in jobs if job.arm.name in (SEARCH, "plain")),
+        key=lambda job: (job.setting.name.split("_")[0], sparsity(job), job.seed),
+    )
+
+
+def sparsity(job: Job) -> float:
+    """λ of a run that is one of ``unrejuvenated``."""
+    return job.setting.sparsity or 0.0 if job.arm.name == SEARCH else 0.0
+
+
+def label(job: Job) -> str:
+    group = job.setting.name.split("_")[0]
+    return f"{group} {job.arm.name}, λ {sparsity(job):g}, seed {job.seed}"
+
+
+def search_epochs(rows: list[dict]) -> int:
+    return sum(row["Phase"] == "search" for row in rows)
+
+
+def live_table(jobs: Iterable[Job], runs: Path) -> str:
+    """How much lives without and with a penalty, and the error before rejuvenation and after."""
+    rows = []
+    for job in unrejuvenated(list(jobs)):
+        path = runs / job.name / "log.txt"
+        if not path.exists():
+            continue
+        log = read_log(path)
+        log = log[: search_epochs(log)] if job.arm.name == SEARCH else log
+        evaluated = read_evaluation(runs / job.name)
+        after = read_evaluation(runs / job.name.replace("-search-", "-nr-cr-"))
+        rows.append(
+            [
+                job.name,
+                f"{sparsity(job):g}",
+                str(len(log)),
+                f"{log[-1]['Utilization']:.3f}",
+                f"{100 - evaluated['accuracy']:.2f}" if evaluated else "-",
+                f"{100 - after['accuracy']:.2f}" if after and job.arm.name == SEARCH else "-",
+            ]
+        )
+    return markdown(LIVE_COLUMNS.split("|"), rows) if rows else ""
+
+
+def collect(runs: Path, target: Path) -> int:
+    """Copy log, description and evaluation of every run in ``runs``; how many runs there were."""
+    folders = sorted(path.parent for path in runs.glob("*/log.txt"))
+    for folder in folders:
+        (target / folder.name).mkdir(parents=True, exist_ok=True)
+        for name in COLLECTED:
+            if (folder / name).exists():
+                shutil.copyfile(folder / name, target / folder.name / name)
+    return len(folders)

@@ -1,0 +1,167 @@
+"""The study's lengths, schedules, widths and command lines."""
+
+import json
+
+import pytest
+
+import models
+import nr
+from tests.study import jobs
+from tests.study.jobs import Job, Places, Searched, shape, start_words, stretched, words
+from tests.study.settings import ALL_ARMS, ARMS, COMPUTE, GROUPS, Setting
+from tests.study.settings import A as SETTING_A
+from utils.training.options import NO_REJUVENATION
+
+SPEC = {"family": "cifar", "arch": "vgg19_bn", "options": {"width_mult": 0.25, "num_classes": 10}}
+RUNS = "runs"
+
+
+@pytest.fixture
+def places(tmp_path) -> Places:
+    return Places(tmp_path / RUNS, tmp_path / "images", tmp_path / "imagenet")
+
+
+def searched(epochs: int = 25, share: float = 0.5) -> Searched:
+    """A search of VGG-19 x0.25 at whose end this share of every layer was live."""
+    network = models.build("cifar", "vgg19_bn", **SPEC["options"])
+    widths = nr.structure(network)["widths"]
+    streams = {name: [int(w * share), w - int(w * share)] for name, (w,) in widths.items()}
+    structure = {"form": "removed", "widths": streams, "dropped": []}
+    return Searched(epochs, json.dumps(SPEC), json.dumps(structure))
+
+
+def job(arm: str, seed: int = 1, setting: Setting = SETTING_A) -> Job:
+    return Job(setting, ARMS[arm], seed)
+
+
+def test_a_first_seed_comes_whole_before_the_second():
+    names = [found.name for found in jobs.all_jobs((SETTING_A,), None)]
+    count = len(ALL_ARMS)
+    assert names[0] == "a-search-seed1"
+    assert all(name.endswith("-seed1") for name in names[:count])
+    assert all(name.endswith("-seed3") for name in names[2 * count :]) and len(names) == 3 * count
+    assert [found.seed for found in jobs.all_jobs((SETTING_A,), [7])] == [7] * count
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "longer", "expected"),
+    [
+        ((20, 30), 40, 40, (20, 30)),
+        ((20, 30), 40, 65, (33, 49)),  # 32.5 and 48.75
+        ((150, 225), 300, 380, (190, 285)),
+        ((2,), 3, 7, (5,)),  # 4.67
+    ],
+)
+def test_schedules_fall_at_the_same_fractions(schedule, epochs, longer, expected):
+    assert stretched(schedule, epochs, longer) == expected
+
+
+def test_lengths_of_the_arms():
+    # Half of each layer live and removed connections: half the multiply-adds but for the stem.
+    found = searched(epochs=25)
+    shapes = {arm: shape(job(arm), found) for arm in ALL_ARMS}
+    assert shapes["search"].schedule == (40,)  # the learning rate does not fall
+    for arm in ("plain", "nr-cr", "nr-ca", "full", "nr-fs", "pruned"):
+        assert (shapes[arm].epochs, shapes[arm].schedule) == (40, (20, 30))
+    assert (shapes["plain-long"].epochs, shapes["plain-long"].schedule) == (65, (33, 49))
+    plain, rejuvenated = (jobs.macs(found.spec, s) for s in (None, found.structure))
+    assert shapes["plain-compute"].epochs == round(25 + 40 * rejuvenated / plain) == 45
+    assert shapes["plain-narrow"].epochs == 65
+    assert {shapes[arm].width for arm in ALL_ARMS if arm != "plain-narrow"} == {0.25}
+
+
+def test_no_plain_run_of_nearly_the_same_length():
+    """With nothing removed NR-CR costs what the plain network costs: plain-long is the answer."""
+    found = searched(epochs=25)
+    whole = json.loads(found.structure) | {"form": "full"}
+    assert shape(job("plain-compute"), Searched(25, found.spec, json.dumps(whole))) is None
+    assert ARMS["plain-compute"].length == COMPUTE
+
+
+def test_the_narrow_network_has_the_parameters_nearest_to_those_of_nr_cr():
+    found = searched()
+    width = shape(job("plain-narrow"), found).width
+
+    def off(width: float) -> int:
+        options = SPEC["options"] | {"width_mult": width}
+        network = models.build("cifar", "vgg19_bn", **options)
+        wanted = nr.count_params(jobs.network(found.spec, found.structure))
+        return abs(nr.count_params(network) - wanted)
+
+    assert 0.1 < width < 0.25
+    assert off(width) <= min(off(width + 0.001), off(width - 0.001))
+    assert off(width) <= min(off(0.001 * step) for step in range(150, 200, 5))
+
+
+def test_an_arm_of_a_search_starts_from_its_last_network(places):
+    shaped = shape(job("nr-ca", seed=2), searched())
+    first = start_words(job("nr-ca", seed=2), places, shaped, begun=False)
+    before = places.runs / "a-search-seed2" / "NR_vgg19_bn_before_0.25.pth.tar"
+    assert first[first.index("--resume") + 1] == str(before)
+    again = start_words(job("nr-ca", seed=2), places, shaped, begun=True)
+    assert again == [*first[:-1], "auto"]
+
+
+def test_command_lines_of_setting_a(places):
+    shared = (
+        f"cifar.py -a vgg19_bn -d folder --data {places.data} --amp --subset 5000"
+        " --width-mult 0.25 --epochs {} --schedule {} {} --manualSeed 1"
+    )
+    expected = {
+        "search": (
+            "40",
+            "40",
+            "--nr-target 0.25 --nr-sparsity 0.0014 --nr-max-epochs 45 --nr-compress-only",
+        ),
+        "plain": ("40", "20 30", "--nr-target 1"),
+        "nr-cr": ("40", "20 30", "--nr-target 0.25 --nr-cross removed"),
+        "pruned": ("40", "20 30", "--nr-target 0.25 --nr-cross none"),
+        "plain-long": ("65", "33 49", "--nr-target 1"),
+    }
+    for arm, parts in expected.items():
+        line = words(job(arm), places, shape(job(arm), searched()))
+        folder = places.runs / f"a-{arm}-seed1"
+        assert " ".join(line) == f"{shared.format(*parts)} -c {folder}"
+
+
+def test_evaluation_is_on_every_test_image_with_the_last_network(places):
+    shaped = shape(job("plain"), None)
+    line = jobs.evaluation_words(job("plain"), places, shaped, "checkpoint.pth.tar")
+    assert "--subset" not in line and "5000" not in line
+    assert line[-3:] == ["--resume", str(places.runs / "a-plain-seed1/checkpoint.pth.tar"), "-e"]
+    trained = words(job("plain"), places, shaped)
+    assert [word for word in trained if word not in line] == ["--subset", "5000"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_command_line_is_one_that_its_script_takes(group, places):
+    for found in jobs.all_jobs(GROUPS[group], None):
+        width = found.setting.width
+        known = searched() if found.setting.network == SETTING_A.network else None
+        if found.arm.needs_search and (known is None or width != 0.25):
+            continue  # widths of another network
+        line = words(found, places, shape(found, known))
+        spec = json.loads(jobs.parsed_spec(line))
+        assert spec["options"].get("width_mult", 1) == (0.177 if found.arm.narrow else width)
+        script = jobs.cifar if line[0] == "cifar.py" else jobs.imagenet
+        args, _ = script.parse(line[1:])
+        assert (args.nr_target >= NO_REJUVENATION) == found.arm.name.startswith("plain")
+        assert args.checkpoint == str(places.runs / found.name)
+        assert "-" not in found.setting.name
+
+
+def test_the_published_settings_are_those_of_the_specification(places):
+    from utils.report.tables import PUBLISHED_CIFAR, PUBLISHED_IMAGENET
+
+    lines = [
+        " ".join(words(found, places, shape(found, None)))
+        for found in jobs.all_jobs(GROUPS["paper cifar"], None)
+        if found.arm.name == "nr"
+    ]
+    assert len(lines) == len(PUBLISHED_CIFAR)
+    for line, (_, _, data, sparsity, _) in zip(lines, PUBLISHED_CIFAR, strict=True):
+        args, _ = jobs.cifar.parse(line.split()[1:])
+        assert (args.epochs, args.schedule, args.nr_target) == (300, [150, 225], 0.25)
+        assert args.nr_sparsity == float(sparsity)
+        assert args.dataset == data.lower().replace("-", "")
+    assert len(GROUPS["paper imagenet"]) == len(PUBLISHED_IMAGENET)

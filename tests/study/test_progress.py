@@ -1,0 +1,113 @@
+"""What the study takes for done, and how it estimates what is left."""
+
+import json
+
+import pytest
+
+from tests.study import progress as states
+from tests.study.jobs import Job, Places, Shape
+from tests.study.progress import Cost, cost, progress, seconds_left
+from tests.study.settings import ARMS, QUICK
+from utils.shown.log import write_log
+
+SPEC = {
+    "family": "cifar",
+    "arch": "resnet",
+    "options": {"depth": 8, "width_mult": 0.25, "num_classes": 10},
+}
+
+
+def job(arm: str, seed: int = 1) -> Job:
+    return Job(QUICK, ARMS[arm], seed)
+
+
+def rows(search: int, train: int, utilization: float = 0.95) -> list[dict]:
+    return [
+        {"Phase": "search" if i < search else "train", "Utilization": utilization, "Seconds": 2.0}
+        for i in range(search + train)
+    ]
+
+
+def leave(runs, arm: str, *, rejuvenated: bool = False, evaluated: bool = False, **how) -> None:
+    """A run folder of seed 1 as a run leaves it."""
+    folder = runs / job(arm).name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_log(folder / "log.txt", rows(**how))
+    if rejuvenated:
+        import models
+        import nr
+
+        network = models.build("cifar", "resnet", **SPEC["options"])
+        widths = {
+            name: [w // 2, w - w // 2] for name, (w,) in nr.structure(network)["widths"].items()
+        }
+        structure = {"form": "removed", "widths": widths, "dropped": []}
+    else:
+        structure = {"form": "plain", "widths": {}, "dropped": []}
+    (folder / "run.json").write_text(json.dumps({"network": SPEC, "structure": structure}))
+    if evaluated:
+        (folder / "evaluation.json").write_text("{}")
+
+
+def state(runs, arm: str) -> str:
+    return progress(job(arm), runs).state
+
+
+def test_nothing_done(tmp_path):
+    assert {arm: state(tmp_path, arm) for arm in QUICK.arms} == {
+        "search": states.READY,
+        "plain": states.READY,
+        "nr-cr": states.WAITING,
+        "plain-long": states.WAITING,
+    }
+
+
+def test_a_search_lets_the_others_start(tmp_path):
+    leave(tmp_path, "search", search=4, train=0, utilization=0.85)
+    assert state(tmp_path, "search") == states.READY  # it has not been rebuilt yet
+    assert state(tmp_path, "nr-cr") == states.WAITING
+    leave(tmp_path, "search", search=4, train=0, utilization=0.85, rejuvenated=True)
+    assert state(tmp_path, "search") == states.TRAINED
+    assert state(tmp_path, "nr-cr") == state(tmp_path, "plain-long") == states.READY
+    assert progress(job("plain-long"), tmp_path).shaped == Shape(7, (5,), 0.25)
+    assert state(tmp_path, "plain") == states.READY
+    assert progress(Job(QUICK, ARMS["nr-cr"], 2), tmp_path).state == states.WAITING  # another seed
+
+
+def test_a_search_that_gave_up_blocks_the_others(tmp_path):
+    leave(tmp_path, "search", search=QUICK.max_epochs, train=0)
+    assert state(tmp_path, "search") == states.GAVE_UP
+    assert state(tmp_path, "nr-cr") == state(tmp_path, "plain-long") == states.BLOCKED
+
+
+@pytest.mark.parametrize("train, evaluated, expected", [(2, 0, 0), (3, 0, 1), (3, 1, 2)])
+def test_a_run_is_done_when_it_is_trained_and_evaluated(train, evaluated, expected, tmp_path):
+    leave(tmp_path, "plain", search=0, train=train, evaluated=bool(evaluated))
+    assert state(tmp_path, "plain") == (states.READY, states.TRAINED, states.DONE)[expected]
+
+
+def test_a_search_is_in_the_log_of_those_that_start_from_it(tmp_path):
+    leave(tmp_path, "search", search=4, train=0, rejuvenated=True)
+    leave(tmp_path, "nr-cr", search=4, train=2, rejuvenated=True)
+    assert state(tmp_path, "nr-cr") == states.READY
+
+
+def test_what_is_left_of_a_run(tmp_path):
+    places = Places(tmp_path, tmp_path, tmp_path)
+    leave(tmp_path, "plain", search=0, train=2)
+    found = cost(job("plain"), progress(job("plain"), tmp_path), places)
+    assert found.done == 2 * found.left and found.seconds == 4
+    leave(tmp_path, "plain", search=0, train=3)
+    assert cost(job("plain"), progress(job("plain"), tmp_path), places).left == 0
+    leave(tmp_path, "search", search=4, train=0, rejuvenated=True)
+    leave(tmp_path, "nr-cr", search=4, train=1, rejuvenated=True)
+    nr = cost(job("nr-cr"), progress(job("nr-cr"), tmp_path), places)
+    assert nr.left == 2 * nr.done < found.done  # its search is another run's; it is smaller
+    assert nr.seconds == 2
+
+
+def test_seconds_left_by_the_speed_of_the_same_network():
+    costs = [Cost("slow", 10, 10, 100), Cost("fast", 100, 300, 10), Cost("new", 0, 22, 0)]
+    # 10 at 10 s, 300 at 0.1 s, 22 at all's 110 s / 110: 100 + 30 + 22, on two cores.
+    assert seconds_left(costs, 2) == pytest.approx(76)
+    assert seconds_left([Cost("new", 0, 22, 0)], 2) is None

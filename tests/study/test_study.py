@@ -1,0 +1,91 @@
+"""The study's command as a user starts it: printed, and whole on made images."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.running import ENVIRONMENT, ROOT
+from tests.study.__main__ import main
+from tests.study.scheduler import locked
+from tests.study.settings import QUICK
+from utils.shown.log import read_log
+
+LIMIT = 1200  # seconds, on a machine that does much else; alone it takes two minutes
+
+
+def study(*flags: str) -> list[str]:
+    return [sys.executable, "-m", "tests.study", *flags]
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.chdir(Path.cwd())  # main goes to the checkout; this puts it back
+
+
+@pytest.mark.parametrize(
+    "flags, count",
+    [
+        ("", 30 + 30 + 10),
+        ("--pilot a b", 14),
+        ("--paper cifar imagenet jpeg", 18 + 15),
+        ("--quick", 8),
+    ],
+)
+def test_every_setting_is_printed(flags, count, tmp_path, capsys, here):
+    assert main([*flags.split(), "--print", "--runs", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    commands = [line for line in lines if line.startswith("python ")]
+    assert len(commands) == count
+    assert all(line.startswith(("python ", "# ")) for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_status_of_nothing(tmp_path, capsys, here):
+    assert main(["--quick", "--status", "--runs", str(tmp_path / "runs")]) == 0
+    output = capsys.readouterr().out
+    assert "quick: 0 of 8 runs done" in output and "Left: unknown" in output
+
+
+@pytest.mark.slow
+def test_quick_study_killed_and_started_again(tmp_path):
+    """Killed while a run trains, twice: its run is waited for; in the end all is there, once."""
+    runs, target = tmp_path / "runs", tmp_path / "collected"
+    line = study("--quick", "--cores", "1", "--runs", str(runs))
+    for place in ("quick-search-seed1", "quick-nr-cr-seed1"):
+        process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT)
+        deadline = time.monotonic() + LIMIT
+        while not (runs / place / "log.txt").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(60)
+    result = subprocess.run(
+        line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "FAILED" not in result.stdout
+    for seed in QUICK.seeds:
+        for arm in QUICK.arms:
+            folder = runs / f"quick-{arm}-seed{seed}"
+            assert not locked(folder)
+            assert json.loads((folder / "evaluation.json").read_text())["images"] == 1000
+            rows = read_log(folder / "log.txt")
+            if arm in ("plain", "nr-cr"):
+                assert sum(row["Phase"] == "train" for row in rows) == QUICK.epochs
+        search = len(read_log(runs / f"quick-search-seed{seed}" / "log.txt"))
+        assert len(read_log(runs / f"quick-plain-long-seed{seed}" / "log.txt")) == search + 3
+    assert not list(runs.glob("*/earlier-*"))
+    assert "minus plain-long" in result.stdout
+    for name in ("quick-errors", "quick-differences", "live-epochs", "live-layers"):
+        assert (runs / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    check = {"cwd": ROOT, "env": ENVIRONMENT, "timeout": LIMIT, "text": True, "check": True}
+    subprocess.run(study("--quick", "--runs", str(runs), "--collect", str(target)), **check)
+    collected = study("--quick", "--runs", str(target), "--summary")
+    printed = subprocess.run(collected, capture_output=True, **check).stdout
+    assert printed.strip() == (runs / "summary.md").read_text().strip()

@@ -1,0 +1,135 @@
+"""Arms of a study against each other, paired by seed: differences with their intervals.
+
+A study's run folders are named SETTING-ARM-seedN, SETTING without a hyphen.
+"""
+
+import math
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.report.runs import Run
+from utils.report.tables import exact, markdown, spread
+
+FOLDER = re.compile(r"(?P<setting>[^-]+)-(?P<arm>.+)-seed\d+")
+# 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom.
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+T975 += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+BILLION = 1e9
+CONVERGED = 95.0  # %, of the training images: below this a network could have learnt on
+COLUMNS = "arm|n|parameters|epochs (search + train)|training, 10⁹ multiply-adds an image"
+COLUMNS += "|train accuracy, %|error, %"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean and standard deviation of n paired differences; half their 95 % interval's width.
+
+    One pair has no deviation and no interval: both are NaN.
+    """
+
+    n: int
+    mean: float
+    deviation: float
+    half: float
+
+    @property
+    def open(self) -> bool:
+        """Whether the sign is not settled: the 95 % interval holds 0, or there is none."""
+        return not abs(self.mean) > self.half
+
+    def __str__(self) -> str:
+        if self.n == 1:
+            return f"{self.mean:+.2f} (n = 1, open)"
+        low, high = self.mean - self.half, self.mean + self.half
+        verdict = ", open" if self.open else ""
+        return f"{self.mean:+.2f} ± {self.deviation:.2f} [{low:+.2f}, {high:+.2f}]{verdict}"
+
+
+def difference(ours: dict[int, float], base: dict[int, float]) -> Difference | None:
+    """``ours`` - ``base``, seed -> value, over the seeds of both; None where they share none.
+
+    The interval is mean ± t · deviation / √n, t of n - 1 degrees of freedom (for n > 21 that of
+    20, which is a little too wide).
+    """
+    pairs = [value - base[seed] for seed, value in ours.items() if seed in base]
+    if not pairs:
+        return None
+    n, mean = len(pairs), statistics.mean(pairs)
+    if n == 1:
+        return Difference(n, mean, math.nan, math.nan)
+    deviation = statistics.stdev(pairs)
+    t = T975[min(n - 1, len(T975)) - 1]
+    return Difference(n, mean, deviation, t * deviation / math.sqrt(n))
+
+
+def arms(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
+    """Setting -> arm -> runs by seed, of the runs whose folder is named as the study names it."""
+    found: dict[str, dict[str, list[Run]]] = {}
+    for run in sorted(runs, key=lambda run: run.seed):
+        if name := FOLDER.fullmatch(Path(run.folder).name):
+            found.setdefault(name["setting"], {}).setdefault(name["arm"], []).append(run)
+    return found
+
+
+def errors(runs: list[Run]) -> dict[int, float]:
+    """Seed -> error in % of the last network, on the whole test set."""
+    return {run.seed: run.tested for run in runs if run.tested is not None}
+
+
+def differences(by_arm: dict[str, list[Run]], base: str) -> dict[str, Difference]:
+    """Arm -> difference of its error to arm ``base``'s, in points, of those that share a seed."""
+    compared = {
+        arm: difference(errors(runs), errors(by_arm.get(base, [])))
+        for arm, runs in by_arm.items()
+        if arm != base
+    }
+    return {arm: value for arm, value in compared.items() if value is not None}
+
+
+def comparison_table(by_arm: dict[str, list[Run]], bases: list[str]) -> str:
+    """A row an arm: what it cost, its error on all test images, its difference to each base."""
+    against = {base: differences(by_arm, base) for base in bases if base in by_arm}
+    header = [*COLUMNS.split("|"), *(f"minus {base}" for base in against)]
+    rows = []
+    for arm, runs in by_arm.items():
+        tested = list(errors(runs).values())
+        rows.append(
+            [
+                arm,
+                str(len(tested)),
+                exact([run.params for run in runs]),
+                f"{exact([run.search for run in runs])} + {exact([run.train for run in runs])}",
+                spread(run.training_macs / BILLION for run in runs),
+                spread(run.train_accuracy for run in runs),
+                spread(tested) if tested else "not evaluated",
+                *(str(found.get(arm, "-")) for found in against.values()),
+            ]
+        )
+    return markdown(header, rows)
+
+
+def comparisons(runs: list[Run], bases: list[str]) -> str:
+    """The table of every setting, headed by network and data."""
+    texts = []
+    for setting, by_arm in arms(runs).items():
+        tested = [run.tested_images for group in by_arm.values() for run in group]
+        images = exact([count for count in tested if count is not None] or [0])
+        first = next(iter(by_arm.values()))[0]
+        widest = max((run for group in by_arm.values() for run in group), key=lambda r: r.params)
+        head = f"Setting {setting}: {widest.model}, {first.data}; {images} test images."
+        head += " Differences in points, paired by seed: mean ± sd [95 % interval]."
+        texts += [head, comparison_table(by_arm, bases), *unconverged(by_arm)]
+    return "\n\n".join(texts)
+
+
+def unconverged(by_arm: dict[str, list[Run]]) -> list[str]:
+    """A line naming the arms with a run that has not converged, if there are any."""
+    short = {
+        arm: least
+        for arm, runs in by_arm.items()
+        if (least := min(run.train_accuracy for run in runs)) < CONVERGED
+    }
+    named = ", ".join(f"{arm} ({least:.1f})" for arm, least in short.items())
+    return [f"Not converged, least train accuracy below {CONVERGED:g} %: {named}."] if short else []
