@@ -1,15 +1,28 @@
-"""Running the scripts as a user does, and comparing the runs."""
+"""Running the scripts, as a user does or in this process, and comparing the runs."""
 
+import contextlib
+import importlib
+import io
 import os
+import re
 import shlex
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import torch
+from matplotlib.figure import Figure
+
+from utils.training.script import exit_status
+from utils.training.signals import SIGNALS
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+LIMIT = 600  # seconds for a start of a script: one that hangs fails its test
 
 
 def command(flags: str, folder: Path, script: str = "cifar.py", processes: int = 0) -> list[str]:
@@ -22,10 +35,95 @@ def command(flags: str, folder: Path, script: str = "cifar.py", processes: int =
 def run(flags: str, folder: Path, status: int = 0, **how) -> subprocess.CompletedProcess:
     """Run a script to its end and check its exit status; ``how``: as in ``command``."""
     words = command(flags, folder, **how)
-    result = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    result = subprocess.run(
+        words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT
+    )
+    return checked(result, status)
+
+
+def drive(
+    flags: str, folder: Path, status: int = 0, script: str = "cifar.py"
+) -> subprocess.CompletedProcess:
+    """As ``run``, in this process, which saves the start of another one, mostly imports.
+
+    Pictures are laid out but not rendered, which takes longer than such a run trains.
+    """
+    words = [script, *shlex.split(flags), "-c", str(folder)]
+    main = importlib.import_module(Path(script).stem).main
+    # As real streams are, with a buffer below: the script reconfigures it.
+    out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(sys, "argv", words))
+        stack.enter_context(handlers_put_back())
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        stack.enter_context(mock.patch.object(Figure, "savefig", save_unrendered))
+        try:
+            code = exit_status(lambda: main(words[1:]))
+        except SystemExit as leaving:  # argparse
+            code = leaving.code
+    texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
+    return checked(subprocess.CompletedProcess(words, code, *texts), status)
+
+
+def save_unrendered(figure: Figure, file: io.BytesIO, **how) -> None:
+    """In the place of ``Figure.savefig``."""
+    file.write(b"a picture")
+
+
+def checked(result: subprocess.CompletedProcess, status: int) -> subprocess.CompletedProcess:
     assert result.returncode == status, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     return result
+
+
+@contextlib.contextmanager
+def handlers_put_back() -> Iterator[None]:
+    """Every run replaces the signal handlers of its process."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+@contextlib.contextmanager
+def started(words: list[str]) -> Iterator[subprocess.Popen]:
+    """A command that runs beside the test, which reads its lines; killed after LIMIT."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, **pipes) as process:
+        alarm = threading.Timer(LIMIT, kill_all, [process])
+        alarm.start()
+        try:
+            yield process
+        finally:
+            alarm.cancel()
+            kill_all(process)
+
+
+def wait_for(moment: str, process: subprocess.Popen) -> None:
+    """Read the lines of a started command up to one that matches ``moment``."""
+    assert any(re.search(moment, line) for line in process.stdout), process.stderr.read()
+
+
+def children(pid: int) -> list[int]:
+    """The processes that this one has started and that still run."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True)
+    return [int(number) for number in found.stdout.split()]
+
+
+def descendants(pid: int) -> list[int]:
+    below = children(pid)
+    return below + [number for child in below for number in descendants(child)]
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL to a started command and all its processes; torchrun gives each its own session."""
+    if process.poll() is None:
+        for number in [process.pid, *descendants(process.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
 
 
 def load(path: Path) -> dict:

@@ -1,15 +1,24 @@
-"""cifar.py as a user runs it: whole commands in processes of their own."""
+"""cifar.py as a user runs it: whole commands, in processes of their own where that counts."""
 
 import re
+import shutil
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
 import torch
 
 import nr
-from tests.running import ENVIRONMENT, ROOT, assert_same_run, command, load, run
+from tests.running import (
+    ROOT,
+    assert_same_run,
+    command,
+    drive,
+    load,
+    run,
+    started,
+    wait_for,
+)
 from utils.shown.log import read_log
 
 SMALL = (
@@ -25,6 +34,14 @@ def straight(tmp_path_factory) -> tuple[Path, str]:
     """A run through both phases that nothing interrupts: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("straight")
     return folder, run(SMALL, folder).stdout
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory) -> Path:
+    """The folder of a run that stopped after its rejuvenation; not to be written to."""
+    folder = tmp_path_factory.mktemp("compressed")
+    drive(SMALL + " --nr-compress-only", folder)
+    return folder
 
 
 def test_files(straight):
@@ -95,7 +112,7 @@ def test_checkpoints(straight):
 
 
 def test_evaluate_prints_the_last_row(straight):
-    result = run(SMALL + " -e --resume auto", straight[0])
+    result = drive(SMALL + " -e --resume auto", straight[0])
     row = read_log(straight[0] / "log.txt")[-1]
     assert f"Valid Acc.: {row['Valid Acc.']:.2f}" in result.stdout
     loss = float(re.search(r"^Valid Loss: ([\d.]+)", result.stdout, re.MULTILINE).group(1))
@@ -117,47 +134,42 @@ SEARCH, EXPANSION, TRAIN = r"Epoch: \[2 .*search", r"\| Expansion", r"Epoch: \[2
 )
 def test_interrupted_and_resumed_equals_straight(signum, moment, straight, tmp_path):
     """A signal at some moment of either phase, then --resume auto: the same run in the end."""
-    process = subprocess.Popen(
-        command(SMALL, tmp_path), cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if re.search(moment, line):
-            process.send_signal(signum)
-            break
-    process.communicate()
+    with started(command(SMALL, tmp_path)) as process:
+        wait_for(moment, process)
+        process.send_signal(signum)
+        process.communicate()
     assert process.returncode == (-9 if signum == signal.SIGKILL else 128 + signum)
-    run(SMALL + " --resume auto", tmp_path)
+    drive(SMALL + " --resume auto", tmp_path)
     assert_same_run(tmp_path, straight[0])
     assert not list(tmp_path.glob("earlier-*"))
 
 
-def test_compress_only_then_resume_equals_one_step(straight, tmp_path):
-    run(SMALL + " --nr-compress-only", tmp_path)
-    assert not (tmp_path / "model_best.pth.tar").exists()
-    run(SMALL + f" --resume {tmp_path / 'NR_resnet_0.9.pth.tar'}", tmp_path)
+def test_compress_only_then_resume_equals_one_step(straight, compressed, tmp_path):
+    assert not (compressed / "model_best.pth.tar").exists()
+    drive(SMALL + f" --resume {compressed / 'NR_resnet_0.9.pth.tar'}", tmp_path)
     assert_same_run(tmp_path, straight[0])
 
 
-def test_rescaling_in_one_step_and_in_two(tmp_path):
+def test_rescaling_in_one_step_and_in_two(compressed, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
-    run(SMALL + " --nr-bn-target 0.4", one)
-    run(SMALL + " --nr-compress-only", two)
+    drive(SMALL + " --nr-bn-target 0.4", one)
+    shutil.copytree(compressed, two)
     resumed = SMALL + f" --nr-bn-target 0.4 --resume {two / 'NR_resnet_0.9.pth.tar'}"
-    assert "Rescaled" in run(resumed, two).stdout
+    assert "Rescaled" in drive(resumed, two).stdout
     assert_same_run(one, two)
     again = SMALL + f" --nr-bn-target 0.4 --resume {one / 'NR_resnet_0.9.pth.tar'}"
-    assert "Rescaled" not in run(again, tmp_path / "three").stdout
+    assert "Rescaled" not in drive(again, tmp_path / "three").stdout
     assert_same_run(one, tmp_path / "three")
 
 
 @pytest.mark.parametrize("cross", ["attention", "full"])
 def test_cross_connections(cross, tmp_path):
-    run(SMALL + f" --nr-cross {cross} --nr-flops", tmp_path)
+    drive(SMALL + f" --nr-cross {cross} --nr-flops --epochs 1", tmp_path)
     assert load(tmp_path / "checkpoint.pth.tar")["structure"]["form"] == cross
 
 
 def test_from_scratch(straight, tmp_path):
-    run(SMALL + " --nr-from-scratch", tmp_path)
+    drive(SMALL + " --nr-from-scratch --epochs 1", tmp_path)
     structure = load(tmp_path / "checkpoint.pth.tar")["structure"]
     streams = load(straight[0] / "checkpoint.pth.tar")["structure"]["widths"]
     assert structure["form"] == "plain"
@@ -165,7 +177,7 @@ def test_from_scratch(straight, tmp_path):
 
 
 def test_plain_training(tmp_path):
-    result = run(SMALL + " --nr-target 1", tmp_path)
+    result = drive(SMALL + " --nr-target 1", tmp_path)
     rows = read_log(tmp_path / "log.txt")
     assert [row["Phase"] for row in rows] == ["train"] * 3
     assert {row["Sparsity"] for row in rows} == {0}
@@ -190,7 +202,7 @@ def test_the_search_gives_up(tmp_path):
     ],
 )
 def test_refusals_are_one_line(flags, status, words, tmp_path):
-    result = run(f"{SMALL} {flags}", tmp_path, status)
+    result = drive(f"{SMALL} {flags}", tmp_path, status)
     assert words in result.stderr.splitlines()[-1]
     if status == 1:
         assert len(result.stderr.splitlines()) == 1
@@ -213,7 +225,7 @@ def test_readme_commands(flags, tmp_path):
         " --nr-max-epochs 1 --manualSeed 0"
     )
     status = 0 if re.search(r"--nr-target 1( |$)", flags) else 3
-    run(flags + small, tmp_path, status)
+    drive(flags + small, tmp_path, status)
     assert len(read_log(tmp_path / "log.txt")) == 1
 
 
@@ -232,18 +244,10 @@ def test_quick_start(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_run_is_interrupted_and_goes_on(tmp_path):
-    process = subprocess.Popen(
-        command(SMALL + " --amp", tmp_path),
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    for line in process.stdout:
-        if re.search(SEARCH, line):
-            process.send_signal(signal.SIGTERM)
-            break
-    process.communicate()
+    with started(command(SMALL + " --amp", tmp_path)) as process:
+        wait_for(SEARCH, process)
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
     assert process.returncode == 143
     run(SMALL + " --amp --nr-sparsity 0.1 --resume auto", tmp_path)
     assert read_log(tmp_path / "log.txt")[-1]["Phase"] == "train"

@@ -2,15 +2,13 @@
 
 import itertools
 import re
-import signal
 import tarfile
 from pathlib import Path
 
 import pytest
 
-import imagenet
 import models
-from tests.running import ROOT, assert_same_run, load, run
+from tests.running import ROOT, assert_same_run, drive, load, run
 from utils.shown.log import read_log
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
@@ -22,14 +20,14 @@ SMALL = (
 
 
 def train(flags: str, folder: Path, status: int = 0):
-    return run(flags, folder, status, script="imagenet.py")
+    return drive(flags, folder, status, script="imagenet.py")
 
 
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory) -> Path:
-    """A run that searches, rejuvenates, rescales and trains in one command."""
+    """A run that searches, rejuvenates, rescales and trains in one command, as a user runs it."""
     folder = tmp_path_factory.mktemp("one-step")
-    train(SMALL + " --nr-bn-target 0.5", folder)
+    run(SMALL + " --nr-bn-target 0.5", folder, script="imagenet.py")
     return folder
 
 
@@ -113,14 +111,12 @@ def test_the_readme_commands_on_photographs(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", sorted(models.archs("imagenet").keys() - {"vgg_nr"}))
-def test_every_network_searches_rejuvenates_and_trains(arch, tmp_path, monkeypatch):
-    """In this process, which saves the start of another one for each network."""
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
+def test_every_network_searches_rejuvenates_and_trains(arch, tmp_path):
     flags = (
         f"--synthetic --subset 40 -a {arch} --epochs 1 --schedule 30 --image-size 32"
         " --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 30 -j 0"
-        f" --nr-target 0.8 --nr-sparsity-start 0.02 -c {tmp_path}"
+        " --nr-target 0.8 --nr-sparsity-start 0.02"
     )
-    assert imagenet.main(flags.split()) == 0
+    train(flags, tmp_path)
     phases = [row["Phase"] for row in read_log(tmp_path / "log.txt")]
     assert phases[-1] == "train" and phases[0] == "search"
