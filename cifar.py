@@ -34,18 +34,25 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     )
     add = parser.add_argument_group("cifar").add_argument
     add("-d", "--dataset", choices=DATASETS, default="cifar10", help="data set")
-    add("--data", default="./data", metavar="DIR", help="where it is, or is downloaded to")
+    add(
+        "--data",
+        type=options.path,
+        default="./data",
+        metavar="DIR",
+        help="where it is, or is downloaded to",
+    )
     add("--growthRate", type=options.positive_int, help="densenet: channels a layer adds")
     add("--compressionRate", type=options.real(1), help="densenet: transitions keep C/rate")
     add("--nr-sparsity", type=options.real(0), default=1e-4, help="λ of the penalty on scales")
     args = parser.parse_args(argv)
-    options.check(parser, args)
+    options.check(parser, args, args.dataset)
     return args, options.check_network(parser, "cifar", args)
 
 
 def main(argv: list[str] | None = None) -> int:
     args, keywords = parse(argv)
     devices = distributed.start(args.gpu_id)
+    folder = script.open_folder(args)
 
     with distributed.main_first():
         train_set, test_set = load_cifar(
@@ -53,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         )
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "cifar", "arch": args.arch, "options": keywords}
-    run = Run(args, spec, devices, sparsity=args.nr_sparsity)
+    run = Run(args, spec, devices, folder, sparsity=args.nr_sparsity)
     share = (distributed.rank(), distributed.world())
     test_batches = TestBatches(test_set, args.test_batch, *share)
     if args.evaluate:

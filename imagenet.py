@@ -32,7 +32,13 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         nr_cross="attention",
     )
     add = parser.add_argument_group("imagenet").add_argument
-    add("-d", "--data", metavar="DIR", help="folder with train/<class>/* and val/<class>/*")
+    add(
+        "-d",
+        "--data",
+        type=options.path,
+        metavar="DIR",
+        help="folder with train/<class>/* and val/<class>/*",
+    )
     add("--synthetic", action="store_true", help="made images (--subset of them), no --data")
     add("--image-size", type=options.positive_int, default=224, help="pixels, H = W")
     add("--nr-sparsity-start", type=options.real(0), default=0.0, help="λ at first")
@@ -51,13 +57,14 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     if args.train_batch < LEAST_BATCH:
         parser.error(f"--train-batch {args.train_batch}: at least {LEAST_BATCH} are needed")
     args.arch = ALIASES.get(args.arch, args.arch)
-    options.check(parser, args)
+    options.check(parser, args, "synthetic" if args.synthetic else "imagenet")
     return args, options.check_network(parser, "imagenet", args)
 
 
 def main(argv: list[str] | None = None) -> int:
     args, keywords = parse(argv)
     devices = distributed.start(args.gpu_id)
+    folder = script.open_folder(args)
 
     if args.synthetic:
         train_set, val_set = make_synthetic(args.image_size, args.subset)
@@ -65,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         train_set, val_set = load_imagenet(args.data, args.image_size, args.subset)
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
-    run = Run(args, spec, devices, sparsity=args.nr_sparsity_start)
+    run = Run(args, spec, devices, folder, sparsity=args.nr_sparsity_start)
     place = (args.workers, devices[0], distributed.rank(), distributed.world())
     val_batches = TestBatches(val_set, args.test_batch, *place)
     if args.evaluate:

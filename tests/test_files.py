@@ -1,5 +1,6 @@
 """files: written whole or not at all."""
 
+import errno
 import os
 import resource
 
@@ -37,6 +38,20 @@ def test_a_failure_leaves_the_older_file_whole(monkeypatch, tmp_path, call):
         write_atomically(path, b"newer")
     assert str(error.value) == f"{path}: could not be written: No space left on device"
     assert path.read_bytes() == b"older"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EPERM, errno.EACCES])
+@pytest.mark.parametrize("call", ["fsync", "open"])
+def test_a_file_system_that_syncs_nothing_holds_the_whole_file(monkeypatch, tmp_path, call, code):
+    """CIFS, FUSE and Windows refuse the fsync of a folder or to open it, some every fsync."""
+
+    def refused(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, call, refused)
+    write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "file").read_bytes() == b"content"
     assert names(tmp_path) == ["file"]
 
 

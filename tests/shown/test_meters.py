@@ -1,7 +1,11 @@
 """shown.meters: figures by hand, and what is shown with and without a terminal."""
 
+import fcntl
 import io
+import os
 import re
+import struct
+import termios
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +14,7 @@ from progress.bar import Bar
 
 from utils.shown import meters
 from utils.shown.meters import Display, Figures, batch_sums
+from utils.shown.screen import Screen, columns
 
 PARTS = ["Data:", "Batch:", "Total:", "ETA:", "Loss:", "top1:", "top5:", "img/s"]
 SUMS = torch.tensor([200.0, 300.0, 50.0, 150.0], dtype=torch.float64)  # of 2 batches of 100
@@ -39,8 +44,9 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def terminal(monkeypatch):
-    """Standard output and error on one terminal; returns what it shows."""
+    """Standard output and error on one terminal of long lines; returns what it shows."""
     screen = Tty()
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(meters, "sys", SimpleNamespace(stdout=screen, stderr=screen))
     monkeypatch.setattr(Bar, "file", screen)  # progress takes stderr when it is imported
     return screen
@@ -198,6 +204,32 @@ def test_a_bar_named_processing_on_a_terminal(terminal):
         assert [part for part in PARTS if part not in text] == []
     assert "(1/2)" in half and "(2/2)" in whole
     assert "\n" not in half and whole.count("\n") == 1  # one line for the whole pass
+
+
+@pytest.mark.parametrize("columns", [20, 50, 80, 100, 131])
+def test_a_bar_keeps_to_one_line(monkeypatch, terminal, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    display = Display("Training", 1000)
+    for batch in (1, 500, 1000):
+        display.show(batch, SUMS)
+    shown = re.sub(r"\x1b\[\?25[lh]", "", terminal.getvalue())
+    lines = [text for text in re.split("[\r\n]", shown) if text]
+    assert lines[-1].startswith("Processing |##########")
+    if columns >= 50:
+        assert "(1000/1000) " in lines[-1]
+    if columns >= 80:
+        assert [part for part in ("ETA:", "Loss: 1.5000") if part not in lines[-1]] == []
+    assert max(map(len, lines)) < max(columns, 25)
+
+
+def test_the_width_is_that_of_the_terminal_shown_on(monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as screen, os.fdopen(ours):
+        assert columns(screen) == 80  # it has not been told any
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 61, 0, 0))
+        assert columns(Screen(screen)) == 61
+    assert columns(io.StringIO()) > 0
 
 
 def test_the_bar_of_a_pass_that_goes_on_begins_there(terminal):

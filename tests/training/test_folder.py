@@ -3,8 +3,12 @@
 The rest is in test_run, as the scripts use it.
 """
 
+import errno
 import json
+import os
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +26,16 @@ def payload(epoch: int) -> dict:
     """As much as a checkpoint must have."""
     empty = dict.fromkeys(("arch", "state_dict", "network", "structure", "args", "rng"))
     return empty | {"format": checkpoint.FORMAT, "epoch": epoch, "run": {"seed": 7}}
+
+
+def leave_a_run(folder: Path) -> list[str]:
+    """A file of every name that runs leave; returns the names."""
+    names = [checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST, checkpoint.DAMAGED]
+    names += ["NR_vgg19_bn_0.25.pth.tar", "NR_resnet_before_1e-05.pth.tar", "log.txt", "run.json"]
+    names += ["NR_resnet_0.5_round2.pth.tar", "curves.png", "scales.png", "utilization.png"]
+    for name in [*names, "widths.png"]:
+        (folder / name).touch()
+    return sorted([*names, "widths.png"])
 
 
 @pytest.fixture
@@ -55,17 +69,82 @@ def test_what_resume_finds(tmp_path, capsys):
     assert json.loads((tmp_path / "run.json").read_text())["seed"] == 7
 
 
-def test_a_damaged_last_checkpoint_is_put_aside_only_when_it_was_looked_for(tmp_path):
+def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path):
+    """Looked for or named, it must not take the place of the good one at the next save."""
     run = RunFolder(tmp_path)
     run.save_last(payload(1), best=False)
     run.save_last(payload(2), best=False)
     last, previous = tmp_path / checkpoint.LAST, tmp_path / checkpoint.PREVIOUS
     last.write_bytes(b"rubbish")
-    run.claim(previous, auto=False)
-    assert last.read_bytes() == b"rubbish"
-    run.claim(previous, auto=True)
+    run.claim(previous, payload(1))
     assert last.read_bytes() == previous.read_bytes()
     assert (tmp_path / checkpoint.DAMAGED).read_bytes() == b"rubbish"
+
+
+def test_a_folder_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=f"^--checkpoint {tmp_path}/file: is a file, and has to"):
+        RunFolder(tmp_path / "file").reserve()
+    with pytest.raises(InputError, match=f"^--checkpoint {tmp_path}/file/in: Not a directory$"):
+        RunFolder(tmp_path / "file" / "in").reserve()
+    (tmp_path / ".log.txt.tmp").mkdir()
+    with pytest.raises(InputError, match=r"\.log\.txt\.tmp: is a folder where a run has a file$"):
+        RunFolder(tmp_path).reserve()
+    assert (tmp_path / ".log.txt.tmp").is_dir()
+
+
+@pytest.mark.parametrize("call", ["mkdir", "open"])
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
+    tmp_path, monkeypatch, call, code
+):
+    """Root may write anywhere, so the answers of the system are made."""
+    before = leave_a_run(tmp_path)
+
+    def refused(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
+        patch.setattr(os, call, refused)
+        RunFolder(tmp_path / "new" if call == "mkdir" else tmp_path).reserve()
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"--checkpoint {tmp_path}") and line.endswith(os.strerror(code))
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_only_what_runs_leave_is_removed_or_put_aside(tmp_path, monkeypatch):
+    """Also with -c . in a folder full of other things."""
+    names = leave_a_run(tmp_path)
+    (tmp_path / ".log.txt.tmp").touch()
+    theirs = ["photo.png", "curves.old.png", "weights.pth.tar", ".cache.tmp", "my log.txt"]
+    theirs += ["NR_notes.pth.tar", ".editor.tmp"]
+    for name in theirs:
+        (tmp_path / name).mkdir() if name == ".editor.tmp" else (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder(Path("."))
+    run.reserve()
+    run.claim(None, None)
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {*theirs, ".lock", "earlier-1"}
+    assert sorted(path.name for path in (tmp_path / "earlier-1").iterdir()) == names
+
+
+def test_the_best_is_there_after_a_train_phase(tmp_path):
+    run = RunFolder(tmp_path)
+    run.save_last(payload(1), best=True)
+    run.save_last(payload(2), best=False)
+    run.complete()
+    assert checkpoint.read(tmp_path / checkpoint.BEST)["epoch"] == 1
+    (tmp_path / checkpoint.BEST).unlink()
+    run.complete()
+    assert checkpoint.read(tmp_path / checkpoint.BEST)["epoch"] == 2
+
+
+def test_a_description_without_a_command_line(tmp_path, monkeypatch):
+    """As some programs that embed Python have it."""
+    monkeypatch.setattr(sys, "argv", [])
+    RunFolder(tmp_path).save_last(payload(1), best=False)
+    assert json.loads((tmp_path / "run.json").read_text())["command"] == "''"
 
 
 @pytest.mark.parametrize(("share", "again"), [(-1, []), (1e9, ["curves"])])

@@ -1,11 +1,17 @@
 """training.options through cifar.parse: refused before any work, defaults, README commands."""
 
+import shutil
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 
 import cifar
+import imagenet
 import models
 import nr
+from tests.running import ROOT
 from utils.training import options
 
 REFUSED = {
@@ -35,6 +41,9 @@ REFUSED = {
     "--gpu-id": ["x", "0,0", "", "0,", "0,x", "-1", "1.5", "0 1", "0,00"],
     "--arch": ["unknown", "", "resnet18_nr"],
     "--dataset": ["unknown", "imagenet", ""],
+    "--data": ["", " "],
+    "--checkpoint": ["", " "],
+    "--resume": ["", " "],
 }
 SPELLINGS = [
     ("--lr", "--learning-rate", "0.5", "lr", 0.5),
@@ -58,7 +67,7 @@ DEFAULTS = {
     "gamma": 0.1,
     "momentum": 0.9,
     "weight_decay": 1e-4,
-    "checkpoint": "checkpoints",
+    "checkpoint": "checkpoints/cifar10/vgg19_bn",
     "resume": None,
     "manualSeed": None,
     "evaluate": False,
@@ -160,6 +169,15 @@ def test_a_value_that_makes_no_sense_is_refused(capsys, flag, value):
         ("--nr-round-to 8 --nr-target 1", "--nr-round-to: --nr-target 1 never rejuvenates"),
         ("--nr-round-to 513", "--nr-round-to 513: the widest layer has 512 channels"),
         ("--nr-bn-target 0.5 --nr-target 1", "--nr-bn-target: --nr-target 1 never rejuvenates"),
+        ("--start-epoch 9 --epochs 9", "--start-epoch 9: has to be below --epochs 9"),
+        (
+            "--start-epoch 9 --epochs 9 --nr-target 1 --nr-max-epochs 20",
+            "--start-epoch 9: has to be below --epochs 9",
+        ),
+        (
+            "--start-epoch 5 --epochs 9 --nr-max-epochs 4",
+            "--start-epoch 5: has to be below --nr-max-epochs 4",
+        ),
         ("--no-such-flag", "unrecognized arguments: --no-such-flag"),
         ("--nr-sparsity-start 0", "--nr-sparsity-start"),
     ],
@@ -188,6 +206,36 @@ def test_densenet_defaults_are_growth_12_and_compression_2():
     assert network.features.stem[0].out_channels == (24,)
     assert network.features.transition1[0].in_channels == (24 + 16 * 12,)
     assert network.features.transition1[0].out_channels == (108,)
+
+
+def folders() -> list[str]:
+    """Where the runs of both scripts go that name no folder."""
+    found = [
+        cifar.parse(["-d", data, "-a", arch])[0]
+        for data in cifar.DATASETS
+        for arch in models.archs("cifar")
+    ]
+    found += [
+        imagenet.parse([*data, "-a", arch])[0]
+        for data in (["--data", "somewhere"], ["--synthetic"])
+        for arch in models.archs("imagenet")
+    ]
+    return [args.checkpoint for args in found]
+
+
+def test_the_folder_of_a_run_that_names_none():
+    assert {"checkpoints/cifar100/resnet", "checkpoints/synthetic/vgg11_bn"} <= {*folders()}
+    assert {"checkpoints/imagenet/vgg16_nr", "checkpoints/synthetic/resnet50_nr"} <= {*folders()}
+
+
+def test_no_run_that_names_no_folder_touches_a_tracked_file():
+    git = ["git", "-C", str(ROOT), "ls-files", "checkpoints"]
+    if not (ROOT / ".git").exists() or shutil.which("git") is None:
+        pytest.skip("no clone")
+    listed = subprocess.run(git, capture_output=True, text=True, timeout=60, check=True).stdout
+    parents = {str(parent) for path in listed.split() for parent in Path(path).parents}
+    assert "checkpoints/pictures" in parents
+    assert parents & {*folders()} == set()
 
 
 @pytest.mark.parametrize("name", README)

@@ -24,9 +24,9 @@ from utils.errors import InputError
 from utils.shown import plots
 from utils.shown.log import read_log
 from utils.shown.meters import Figures
-from utils.training import checkpoint, engine, folder, trainer
+from utils.training import checkpoint, engine, folder, lock, script, trainer
 from utils.training.run import Run, RunState
-from utils.training.signals import Stopped
+from utils.training.signals import SIGNALS, Stopped
 
 NETWORK = "-a resnet --depth 8 --width-mult 0.25"  # half of its prunable channels dead: 0.541
 SEARCH = f"{NETWORK} --nr-target 0.6 --nr-sparsity 0.001 --nr-max-epochs 5 --schedule 1 2"
@@ -40,7 +40,7 @@ BATCHES = 5  # of an epoch: 3 to train on and 2 to test on
 @pytest.fixture(autouse=True)
 def handlers():
     """Put the signal handlers back that every run replaces."""
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
@@ -122,7 +122,8 @@ def made(folder: Path, flags: str = "") -> Run:
     """The Run that the script would work with."""
     args, keywords = cifar.parse([*FLAGS.split(), "-c", str(folder), *flags.split()])
     spec = {"family": "cifar", "arch": args.arch, "options": keywords | {"num_classes": 10}}
-    return Run(args, spec, [torch.device("cpu")], sparsity=args.nr_sparsity)
+    where = script.open_folder(args)
+    return Run(args, spec, [torch.device("cpu")], where, sparsity=args.nr_sparsity)
 
 
 def interrupt(monkeypatch, after: int, signum: int = signal.SIGTERM) -> None:
@@ -148,11 +149,14 @@ def state_in(folder: Path, name: str = LAST) -> RunState:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """All but the lock: a run that has raised lives as long as its error does."""
+    return sorted(path.name for path in folder.iterdir() if path.name != lock.NAME)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """As ``names``, without folders."""
+    paths = [folder / name for name in names(folder)]
+    return {path.name: path.read_bytes() for path in paths if path.is_file()}
 
 
 def without_times(payload: dict) -> dict:
@@ -310,6 +314,38 @@ def test_an_equal_accuracy_does_not_replace_the_best_model(accuracies, tmp_path)
     assert checkpoint.read(tmp_path / BEST)["epoch"] == 1
 
 
+def test_an_accuracy_of_zero_is_the_best_of_a_run_that_learns_nothing(accuracies, tmp_path):
+    accuracies(0, 0, 0)
+    go(tmp_path, PLAIN)
+    best = checkpoint.read(tmp_path / BEST)
+    assert (best["epoch"], best["best_acc"]) == (1, 0)
+
+
+def test_the_best_model_comes_along_to_another_folder(accuracies, tmp_path):
+    accuracies(30, 20, 25, 28)
+    go(tmp_path / "a", f"{PLAIN} --epochs 2")
+    resume(tmp_path / "b", f"{PLAIN} --epochs 4", path=str(tmp_path / "a" / LAST))
+    assert checkpoint.read(tmp_path / "b" / BEST)["epoch"] == 1
+    assert state_in(tmp_path / "b").best_acc == 30
+
+
+def test_where_the_best_model_is_lost_the_best_that_follows_is_kept(accuracies, tmp_path, capsys):
+    accuracies(30, 20, 22, 25, 23)
+    go(tmp_path / "a", f"{PLAIN} --epochs 2")
+    (tmp_path / "a" / BEST).unlink()
+    resume(tmp_path / "b", f"{PLAIN} --epochs 5", path=str(tmp_path / "a" / LAST))
+    assert checkpoint.read(tmp_path / "b" / BEST)["epoch"] == 4
+    assert capsys.readouterr().out.splitlines()[-1] == "Best acc: 25.00"
+
+
+def test_a_finished_phase_in_a_new_folder_has_a_best_model(accuracies, tmp_path):
+    accuracies(30, 20)
+    go(tmp_path / "a", f"{PLAIN} --epochs 2")
+    (tmp_path / "a" / BEST).unlink()
+    resume(tmp_path / "b", f"{PLAIN} --epochs 2", path=str(tmp_path / "a" / LAST))
+    assert checkpoint.read(tmp_path / "b" / BEST)["epoch"] == 2
+
+
 def test_the_best_model_survives_a_resume(accuracies, tmp_path):
     accuracies(30, 20, 25, 40)
     go(tmp_path, f"{PLAIN} --epochs 2")
@@ -414,6 +450,45 @@ def test_a_run_that_goes_on_in_its_folder_keeps_its_files(tmp_path):
     resume(tmp_path, f"{PLAIN} --epochs 2", path=str(tmp_path / LAST))
     assert not list(tmp_path.glob("earlier-*"))
     assert len(column(tmp_path, "Phase")) == 2
+
+
+def test_the_second_step_given_twice_keeps_the_first_train_phase(epochs, tmp_path):
+    go(tmp_path, "--nr-compress-only")
+    resume(tmp_path, path=str(tmp_path / AFTER))
+    assert not list(tmp_path.glob("earlier-*"))
+    first = contents(tmp_path)
+    resume(tmp_path, "--lr 0.2", path=str(tmp_path / AFTER))
+    second, aside = contents(tmp_path), contents(tmp_path / "earlier-1")
+    both = {BEFORE, AFTER}
+    assert aside == {name: data for name, data in first.items() if name not in both}
+    assert all(second[name] == first[name] for name in both) and second[LAST] != first[LAST]
+    assert column(tmp_path, "Phase") == ["search"] * 2 + ["train"] * 3
+
+
+def test_several_runs_from_one_search_in_one_folder(epochs, tmp_path):
+    """From the file before rejuvenation, in the folder of a finished run."""
+    go(tmp_path)
+    first = contents(tmp_path)
+    resume(tmp_path, "--nr-cross full", path=str(tmp_path / BEFORE))
+    aside = contents(tmp_path / "earlier-1")
+    assert aside == {name: data for name, data in first.items() if name != BEFORE}
+    assert checkpoint.read(tmp_path / AFTER)["structure"]["form"] == "full"
+
+
+def test_a_folder_is_refused_before_the_data_is_loaded(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(cifar, "load_cifar", None)
+    with pytest.raises(InputError, match="is a file, and has to be a folder"):
+        go(tmp_path / "file", PLAIN)
+
+
+def test_an_evaluation_needs_no_folder_of_its_own(tmp_path, monkeypatch):
+    """Not even where another run lives in it."""
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    monkeypatch.setattr(lock, "hold", None)
+    before = names(tmp_path)
+    assert resume(tmp_path, f"{PLAIN} -e") == 0
+    assert names(tmp_path) == before
 
 
 def test_a_number_of_an_earlier_run_is_not_used_twice(tmp_path):
@@ -759,7 +834,10 @@ def test_a_drawn_seed_is_shown_and_repeats_the_run(tmp_path, capsys):
 def test_drawn_seeds_differ(tmp_path):
     parsed = [cifar.parse(without_seed(f"-c {tmp_path / name}")) for name in "abc"]
     spec = {"family": "cifar", "arch": "resnet", "options": parsed[0][1]}
-    runs = [Run(args, spec, [torch.device("cpu")], sparsity=0) for args, _ in parsed]
+    runs = [
+        Run(args, spec, [torch.device("cpu")], script.open_folder(args), sparsity=0)
+        for args, _ in parsed
+    ]
     assert len({run.state.seed for run in runs}) == 3
 
 

@@ -9,7 +9,7 @@ from utils.report.comparison import comparisons
 from utils.report.export import export
 from utils.report.runs import read_run
 from utils.report.tables import cifar_table, csv_text, imagenet_table
-from utils.shown import plots
+from utils.shown import plots, screen
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -68,4 +68,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with screen.unbreakable():
+        status = main()
+    sys.exit(status)

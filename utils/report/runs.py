@@ -56,7 +56,7 @@ class Run:
 def read_run(folder: Path) -> Run:
     """The run in ``folder``. Raises InputError naming the folder if it is broken or unfinished."""
     try:
-        description = json.loads((folder / "run.json").read_text())
+        description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         args, spec = description["args"], description["network"]
         rows = read_log(folder / "log.txt")
         structure, size = description["structure"], args["image_size"]

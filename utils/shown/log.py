@@ -20,7 +20,7 @@ def read_log(path: Path) -> list[dict]:
     Raises InputError naming the file where it is not a log.
     """
     try:
-        header, *lines = path.read_text().splitlines()
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
         keys = header.split("\t")
         rows = [dict(zip(keys, line.split("\t"), strict=True)) for line in lines]
         return [{k: v if k == "Phase" else float(v) for k, v in row.items()} for row in rows]

@@ -8,8 +8,13 @@ import torch
 from progress.bar import Bar
 from torch import Tensor
 
+from utils.shown.screen import columns
+
 REFRESH = 0.5  # seconds between two looks at the figures: each look waits for the device
 PLAIN_REFRESH = 30.0  # seconds between two lines where the screen is no terminal
+BAR, SHORT_BAR = 32, 10  # characters
+# What a line that is too narrow for all goes without, one after the other.
+DISPENSABLE = ("Data", "Batch", "img/s", "Total", "top5", "top1", "Loss", "ETA")
 COLUMNS = 4  # images, summed loss, top-1 hits, top-5 hits
 
 
@@ -63,26 +68,45 @@ class Display:
     def show(self, batch: int, sums: Tensor) -> None:
         """Show the state after ``batch`` batches; ``sums`` [4] as in batch_sums."""
         self.shown = time.perf_counter()
-        text = self._suffix(batch, sums)
+        parts = self._parts(batch, sums)
         if self.bar is None:
-            print(f"{self.label} {text}", flush=True)
+            print(f"{self.label} {self._text(batch, parts)}", flush=True)
         else:
-            self.bar.suffix = text
+            self._fit(batch, parts)
             self.bar.goto(batch)
             if batch == self.batches:
                 self.bar.finish()
 
-    def _suffix(self, batch: int, sums: Tensor) -> str:
+    def _fit(self, batch: int, parts: dict[str, str]) -> None:
+        """Shorten the bar, then the figures beside it, to one line of the terminal."""
+        around = len(self.bar.message + self.bar.bar_prefix + self.bar.bar_suffix)
+        room = columns(self.bar.file) - around - 1  # in the last column the cursor may wrap
+        self.bar.width = BAR if BAR + len(self._text(batch, parts)) <= room else SHORT_BAR
+        room = max(0, room - self.bar.width)
+        for name in DISPENSABLE:
+            if len(self._text(batch, parts)) > room:
+                del parts[name]
+        self.bar.suffix = self._text(batch, parts)[:room]
+
+    def _text(self, batch: int, parts: dict[str, str]) -> str:
+        return f"({batch}/{self.batches}) " + " | ".join(parts.values())
+
+    def _parts(self, batch: int, sums: Tensor) -> dict[str, str]:
+        """What is shown after ``batch`` batches, by name, in the order of the line."""
         figures, done = Figures.of(sums), max(1, batch - self.first)
         seconds = time.perf_counter() - self.start
         images = sums[0].item() * done / batch
         left = seconds / done * (self.batches - batch)
-        return (
-            f"({batch}/{self.batches}) Data: {self.data_seconds / done:.3f}s"
-            f" | Batch: {seconds / done:.3f}s | Total: {_clock(seconds)} | ETA: {_clock(left)}"
-            f" | Loss: {figures.loss:.4f} | top1: {figures.top1:.4f} | top5: {figures.top5:.4f}"
-            f" | {images / seconds:.0f} img/s"
-        )
+        return {
+            "Data": f"Data: {self.data_seconds / done:.3f}s",
+            "Batch": f"Batch: {seconds / done:.3f}s",
+            "Total": f"Total: {_clock(seconds)}",
+            "ETA": f"ETA: {_clock(left)}",
+            "Loss": f"Loss: {figures.loss:.4f}",
+            "top1": f"top1: {figures.top1:.4f}",
+            "top5": f"top5: {figures.top5:.4f}",
+            "img/s": f"{images / seconds:.0f} img/s",
+        }
 
 
 def _clock(seconds: float) -> str:

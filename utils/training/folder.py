@@ -1,9 +1,7 @@
 """The folder of a run: its checkpoints, and what a person reads: log.txt, run.json, pictures."""
 
-import itertools
 import json
 import shlex
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -13,15 +11,14 @@ from utils.errors import InputError
 from utils.files import write_atomically
 from utils.shown import plots
 from utils.shown.log import read_log, write_log
-from utils.training import checkpoint
+from utils.training import checkpoint, claim
 from utils.training.state import RunState
 
-FILES = ("*.pth.tar", "log.txt", "run.json", "*.png")  # what a run leaves in its folder
 DRAWING_SHARE = 0.05  # of a run's time, at most
 
 
 class RunFolder:
-    """A folder of checkpoints, log and pictures; made by ``claim``, before any file is written."""
+    """A folder of checkpoints, log and pictures; ``reserve`` comes first, before any work."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -43,32 +40,24 @@ class RunFolder:
             print(f"==> Nothing to resume in {self.path}: a fresh run")
         return found
 
-    def claim(self, resumed: Path | None, auto: bool) -> None:
-        """Make the folder; put aside another run's files in it, which this one would overwrite.
+    def reserve(self) -> None:
+        """Make the folder this run's alone, while this object lives; claim.reserve says how."""
+        self.lock = claim.reserve(self.path)
 
-        ``resumed``: the checkpoint that goes on; if it lies in the folder, the files are its own;
-        ``auto``: it was found here, and if it is not the last one, that one is damaged.
+    def claim(self, resumed: Path | None, payload: dict | None) -> None:
+        """Put aside what the run would overwrite and does not stem from, as claim.claim says.
+
+        ``resumed``: the checkpoint that goes on, and its content ``payload``.
         """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--checkpoint {self.path}: {error.strerror}") from error
-        for temporary in self.path.glob(".*.tmp"):  # of a process that was killed while it wrote
-            temporary.unlink()
-        if resumed is None or not resumed.parent.samefile(self.path):
-            self._put_aside()
-        if auto and resumed is not None and resumed.name == checkpoint.PREVIOUS:
-            checkpoint.put_damaged_aside(self.path)
+        claim.claim(self.path, resumed, payload)
 
-    def _put_aside(self) -> None:
-        old = [path for pattern in FILES for path in self.path.glob(pattern)]
-        if old:
-            names = (self.path / f"earlier-{number}" for number in itertools.count(1))
-            aside = next(name for name in names if not name.exists())
-            aside.mkdir()
-            for path in old:
-                shutil.move(path, aside)
-            print(f"==> {self.path} held another run: kept in {aside}")
+    def has_best(self) -> bool:
+        return (self.path / checkpoint.BEST).exists()
+
+    def complete(self) -> None:
+        """The best of a finished train phase is there, were it the last network."""
+        if not self.has_best():
+            checkpoint.keep_as(self.path / checkpoint.LAST, self.path / checkpoint.BEST)
 
     def save(self, name: str, payload: dict) -> None:
         """Write the checkpoint ``name``."""
@@ -80,10 +69,14 @@ class RunFolder:
         self._describe(payload)
 
     def catch_up(self, payload: dict, state: RunState) -> None:
-        """Write run.json and log.txt again where a kill came between the checkpoint and them."""
+        """Write run.json and log.txt again where they do not belong to the last checkpoint.
+
+        A kill came between it and them, or it has just been brought here.
+        """
         try:
-            described = json.loads((self.path / "run.json").read_text())["structure"]
-            logged = len(read_log(self.path / "log.txt"))
+            described = (self.path / claim.DESCRIPTION).read_text(encoding="utf-8")
+            described = json.loads(described)["structure"]
+            logged = len(read_log(self.path / claim.LOG))
         except (KeyError, TypeError, ValueError, OSError, InputError):
             described, logged = None, 0
         if (described, logged) != (payload["structure"], len(state.rows)):
@@ -93,7 +86,7 @@ class RunFolder:
     def _describe(self, payload: dict) -> None:
         """run.json: what the run is, as plain data for utils.report, an entry a line."""
         description = {
-            "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": shlex.join([Path(*sys.argv[:1]).name, *sys.argv[1:]]),
             "seed": payload["run"]["seed"],
             "network": payload["network"],
             "structure": payload["structure"],
@@ -101,7 +94,7 @@ class RunFolder:
         }
         entries = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items())
         content = "{\n" + ",\n".join(entries) + "\n}\n"
-        write_atomically(self.path / "run.json", content.encode())
+        write_atomically(self.path / claim.DESCRIPTION, content.encode())
 
     def show(self, state: RunState, due: bool) -> None:
         """Write log.txt and the pictures from the state.
@@ -114,7 +107,7 @@ class RunFolder:
         # The search is over, and this process has drawn it.
         searched = not state.searching and state.phase_epoch > 0 and self.drawing > 0
         if state.rows:
-            write_log(self.path / "log.txt", state.rows)
+            write_log(self.path / claim.LOG, state.rows)
         self._draw(state, due, due and not searched)
         self.drawing += time.perf_counter() - start
 

@@ -41,6 +41,13 @@ def real(low: float, high: float = math.inf, *, open_low: bool = False):
     return number
 
 
+def path(text: str) -> str:
+    """The name of a file or folder."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty, and has to name a file or folder")
+    return text
+
+
 def gpu_ids(text: str) -> list[int]:
     """Comma-separated device numbers, each once."""
     names = [part.strip() for part in text.split(",")]
@@ -54,6 +61,7 @@ def gpu_ids(text: str) -> list[int]:
 def shared_parser(family: str, description: str, **defaults) -> argparse.ArgumentParser:
     """The flags of both scripts; ``defaults`` are the script's own."""
     parser = argparse.ArgumentParser(
+        prog=f"{family}.py",
         description=description,
         usage="%(prog)s [flags]; --help lists them",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
@@ -176,12 +184,14 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add(
         "-c",
         "--checkpoint",
-        default="checkpoints",
+        type=path,
+        default=argparse.SUPPRESS,
         metavar="DIR",
-        help="folder of checkpoints, log and pictures",
+        help="folder of checkpoints, log and pictures (default: checkpoints/<data set>/<arch>)",
     )
     add(
         "--resume",
+        type=path,
         metavar="PATH|auto",
         help="go on from a checkpoint; auto: from the folder's last, if any",
     )
@@ -203,8 +213,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     add("--compile", action="store_true", help="torch.compile")
 
 
-def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """Refuse, as usage errors, what the single flags cannot see."""
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: str) -> None:
+    """Refuse, as usage errors, what the single flags cannot see; set what follows from others.
+
+    ``data_name``: of the data set, for the folder that a run has without -c.
+    """
+    if "checkpoint" not in args:
+        args.checkpoint = f"checkpoints/{data_name}/{args.arch}"
     if any(a >= b for a, b in zip(args.schedule, args.schedule[1:], strict=False)):
         parser.error(f"--schedule {' '.join(map(str, args.schedule))}: epochs must increase")
     if args.evaluate and not args.resume:
@@ -216,6 +231,11 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
             parser.error(f"--{flag}: --nr-target {args.nr_target:g} never rejuvenates")
     if args.nr_max_epochs is None:
         args.nr_max_epochs = args.epochs
+    searches = args.nr_target < NO_REJUVENATION
+    flag = "nr-max-epochs" if searches and args.nr_max_epochs != args.epochs else "epochs"
+    end = args.nr_max_epochs if searches else args.epochs
+    if args.start_epoch >= end:
+        parser.error(f"--start-epoch {args.start_epoch}: has to be below --{flag} {end}")
 
 
 def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.Namespace) -> dict:

@@ -33,9 +33,15 @@ class Run:
     checkpoint that does not fit.
     """
 
-    def __init__(self, args: Namespace, spec: dict, devices: list[torch.device], sparsity: float):
-        self.args, self.spec = args, spec
-        self.folder, self.stop = RunFolder(Path(args.checkpoint)), StopRequest()
+    def __init__(
+        self,
+        args: Namespace,
+        spec: dict,
+        devices: list[torch.device],
+        folder: RunFolder,
+        sparsity: float,
+    ):
+        self.args, self.spec, self.folder, self.stop = args, spec, folder, StopRequest()
         sgd = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
         self.trainer = Trainer(devices, **sgd, amp=args.amp, compiled=args.compile)
         self.improved = False  # whether the last epoch is the best of the train phase, unsaved
@@ -45,8 +51,8 @@ class Run:
         else:
             self._resume(*found)
         if distributed.is_main() and not args.evaluate:
-            self.folder.claim(found and found[0], auto=args.resume == "auto")
-            if found and args.resume == "auto":
+            self.folder.claim(*(found or (None, None)))
+            if found:
                 self.folder.catch_up(found[1], self.state)
 
     @property
@@ -84,13 +90,16 @@ class Run:
         start = time.perf_counter()
         try:
             train, test = self.trainer.epoch(state, lr, train_batches, test_batches, self.stop)
-        except Stopped:
+        except Stopped as stopped:
             state.seconds += time.perf_counter() - start
             self.save()
+            stopped.saved = True
             raise
         seconds = state.seconds + time.perf_counter() - start
         usage = self.trainer.measure(args.nr_flops, args.image_size, state.searching)
         print(f"| Parameter utilization {usage.ratio:.4f}")
+        if not state.searching and not self.folder.has_best():
+            state.best_acc = states.NO_ACCURACY
         self.improved = states.improves(state, test.top1)
         epoch = Epoch(lr, train, test, usage, seconds)
         self.state = states.after_epoch(state, epoch, top5=self.spec["family"] == "imagenet")

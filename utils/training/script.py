@@ -1,31 +1,57 @@
 """What both scripts do in the same way, and how they end: with an exit status."""
 
+import signal
 import sys
+from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 
 from utils.errors import InputError
 from utils.machine import distributed
 from utils.machine.allocator import keep_freed_memory
+from utils.shown import screen
+from utils.training import lock, signals
+from utils.training.folder import RunFolder
 from utils.training.run import Run
 from utils.training.signals import Stopped
 
 GAVE_UP = 3  # exit status of a search that never reached its target
+SAVED = "; the run is saved: go on with --resume auto"
 
 
 def exit_status(main: Callable[[], int]) -> int:
-    """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run."""
+    """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run.
+
+    The loss of the screen changes nothing, and the status neither.
+    """
     keep_freed_memory()
-    sys.stdout.reconfigure(line_buffering=True)  # a log file is up to date line by line
+    with signals.put_back(), screen.unbreakable(), lock.let_go():
+        return _exit_status(main)
+
+
+def _exit_status(main: Callable[[], int]) -> int:
     try:
         return main()
     except InputError as error:
-        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
+        print(f"{' '.join(sys.argv[:1])}: {error}", file=sys.stderr)
         return 1
-    except Stopped as stopped:
-        print(f"\nStopped by {stopped}; the run is saved: go on with --resume auto")
-        return 128 + stopped.signum
+    except (Stopped, KeyboardInterrupt) as stopped:  # the latter where there is no run yet
+        saved = getattr(stopped, "saved", False)
+        print(f"\nStopped by {str(stopped) or 'SIGINT'}{SAVED if saved else ''}")
+        return 128 + getattr(stopped, "signum", signal.SIGINT)
     finally:
         distributed.stop()
+
+
+def open_folder(args: Namespace) -> RunFolder:
+    """The folder of the run, this process's alone: what is wrong with it is found before any work.
+
+    An evaluation only reads, and of several processes only the main one writes.
+    """
+    folder = RunFolder(Path(args.checkpoint))
+    if distributed.is_main() and not args.evaluate:
+        folder.reserve()
+    return folder
 
 
 def evaluate(run: Run, test_batches) -> int:
@@ -54,5 +80,7 @@ def train(run: Run, train_batches, test_batches) -> int:
     while run.state.phase_epoch < run.args.epochs:
         run.epoch(train_batches, test_batches)
         run.save()
+    if distributed.is_main():
+        run.folder.complete()
     print(f"\nBest acc: {run.state.best_acc:.2f}")
     return 0

@@ -1,38 +1,68 @@
-"""SIGINT and SIGTERM ask for a stop after the batch; a second one stops at once."""
+"""SIGINT, SIGTERM and SIGHUP ask for a stop after the batch; a second one stops at once."""
 
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import Tensor
 
 from utils.machine import distributed
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANGUP = getattr(signal, "SIGHUP", None)  # of a terminal that is closed; not on Windows
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 
 
 class Stopped(Exception):
     """Raised between two batches after a signal; exit status 128 + ``signum``.
 
-    ``sums``: the figures [k, 4] of the k finished batches of the training epoch, if in one.
+    ``sums``: the figures [k, 4] of the k finished batches of the training epoch, if in one;
+    ``saved``: whether the run was saved since.
     """
 
     def __init__(self, signum: int, sums: Tensor | None = None):
         super().__init__(signal.Signals(signum).name)
-        self.signum, self.sums = signum, sums
+        self.signum, self.sums, self.saved = signum, sums, False
 
 
 class StopRequest:
-    """Remembers the first signal; from then on the system's own action is back in force."""
+    """Remembers the first signal; from then on the system's own action is back in force.
+
+    A hang-up that the user has told the system to ignore (nohup) stays ignored. Only the main
+    thread can be asked; Python lets no other have signals.
+    """
 
     def __init__(self):
         self.signum = 0
-        for signum in SIGNALS:
-            signal.signal(signum, self._remember)
+        self.awaited = [s for s in SIGNALS if s != HANGUP or not _is_ignored(s)]
+        if _in_main_thread():
+            for signum in self.awaited:
+                signal.signal(signum, self._remember)
 
     def _remember(self, signum: int, frame: object) -> None:
         self.signum = signum
-        for other in SIGNALS:
+        for other in self.awaited:
             signal.signal(other, signal.SIG_DFL)
 
     def agreed(self) -> int:
         """The signal that any process has received, or 0: the same answer in all of them."""
         return distributed.largest(self.signum)
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """After the block signals do what they did before it, as a notebook expects."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items() if _in_main_thread() else ():
+            signal.signal(signum, handler)
+
+
+def _is_ignored(signum: int) -> bool:
+    return signal.getsignal(signum) == signal.SIG_IGN
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

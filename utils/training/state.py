@@ -6,6 +6,8 @@ from nr.rejuvenation import Report
 from utils.shown.meters import Figures
 from utils.training.options import NO_REJUVENATION
 
+NO_ACCURACY = -1.0  # best_acc where no network is kept as the best: any other is better
+
 
 @dataclass
 class RunState:

@@ -1,0 +1,165 @@
+"""training.lock: one process at a time in a folder, and free again however it ends."""
+
+import errno
+import fcntl
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tests.running import ROOT
+from utils.errors import InputError
+from utils.training import lock
+from utils.training.lock import NAME, hold, let_go
+
+HOLDING = """
+import os, sys
+from pathlib import Path
+from utils.training import lock
+held = lock.hold(Path(sys.argv[1]))
+if len(sys.argv) > 2 and os.fork() == 0:  # a worker process that outlives it
+    held.release()
+    print("forked", flush=True)
+    sys.stdin.read()
+    os._exit(0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """Start a process that holds tmp_path; all are ended after the test."""
+    started = []
+
+    def start(*arguments: str) -> subprocess.Popen:
+        process = subprocess.Popen(
+            [sys.executable, "-c", HOLDING, str(tmp_path), *arguments],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        for _ in range(1 + len(arguments)):
+            assert process.stdout.readline() in ("held\n", "forked\n")
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate(timeout=60)
+
+
+@pytest.fixture(params=[errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, None])
+def without_locks(request, monkeypatch):
+    """A file system, or with None a machine, that has no locks."""
+
+    def refused(*_):
+        raise OSError(request.param, os.strerror(request.param))
+
+    if request.param is None:
+        monkeypatch.setattr(lock, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "lockf", refused)
+
+
+def leave(folder, **owner) -> None:
+    """A lock file as another process has left it."""
+    (folder / NAME).write_text(json.dumps(lock._signature() | owner))
+
+
+def test_held_and_let_go(tmp_path):
+    held = hold(tmp_path)
+    assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+    assert hold(tmp_path) is held
+    del held
+    gc.collect()
+    assert not (tmp_path / NAME).exists()
+    with let_go():
+        held = hold(tmp_path)
+        assert (tmp_path / NAME).exists()
+    assert not (tmp_path / NAME).exists()
+    assert hold(tmp_path) is not held
+
+
+def test_refused_while_the_first_lives_and_free_after_sigkill(tmp_path, holder):
+    first = holder()
+    with pytest.raises(InputError) as error:
+        hold(tmp_path)
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(f"--checkpoint {tmp_path}: process {first.pid} on ")
+    assert line.endswith("is at work in it; wait for its end, or name another folder")
+    assert (tmp_path / NAME).exists()
+    first.send_signal(signal.SIGKILL)
+    first.wait(timeout=60)
+    assert (tmp_path / NAME).exists()
+    held = hold(tmp_path)
+    assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+    del held
+
+
+def test_a_worker_process_neither_drops_the_lock_nor_keeps_it(tmp_path, holder):
+    first = holder("fork")
+    with pytest.raises(InputError, match=f"process {first.pid} "):
+        hold(tmp_path)
+    first.send_signal(signal.SIGKILL)
+    first.wait(timeout=60)
+    hold(tmp_path)
+
+
+def test_an_orderly_end_removes_the_file(tmp_path, holder):
+    holder().communicate(timeout=60)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_a_file_that_its_owner_removes_in_between_is_made_again(tmp_path, monkeypatch):
+    """Between open and lock; a lock on a file without a name would keep nobody out."""
+    lockf, times = fcntl.lockf, []
+
+    def late(handle, how):
+        times.append(handle)
+        if len(times) == 1:
+            (tmp_path / NAME).unlink()
+        return lockf(handle, how)
+
+    monkeypatch.setattr(fcntl, "lockf", late)
+    held = hold(tmp_path)
+    assert len(times) == 2 and (tmp_path / NAME).exists()
+    del held
+
+
+def test_a_file_that_was_cut_short_is_nobodys(tmp_path, without_locks):
+    (tmp_path / NAME).write_text('{"host": ')
+    hold(tmp_path)
+
+
+def test_without_locks_a_process_that_has_ended_is_known(tmp_path, without_locks):
+    leave(tmp_path, began="1")  # its number is used again
+    hold(tmp_path)
+    leave(tmp_path, process=2**30, began=None)
+    hold(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "owner", [{"host": "elsewhere"}, {"process": 1, "began": None}, {"process": os.getppid()}]
+)
+def test_without_locks_a_process_that_may_live_is_respected(tmp_path, without_locks, owner):
+    began = {"began": lock._began(owner["process"])} if owner.keys() == {"process"} else {}
+    leave(tmp_path, **owner, **began)
+    with pytest.raises(InputError) as error:
+        hold(tmp_path)
+    (line,) = str(error.value).splitlines()
+    assert "may be at work in it, and its file system has no locks to tell" in line
+    assert line.endswith(f"if that has ended, remove {tmp_path / NAME}")
+
+
+def test_what_another_machine_left_is_said(tmp_path, capsys):
+    leave(tmp_path, host="elsewhere", process=7)
+    held = hold(tmp_path)
+    assert "was left by process 7 on elsewhere" in capsys.readouterr().err
+    del held

@@ -1,0 +1,202 @@
+"""training.script: how the scripts end, whatever has become of the screen."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+import cifar
+from tests.running import ENVIRONMENT, ROOT, command, load
+from utils.data.images import ImageSet
+from utils.errors import InputError
+from utils.shown import plots
+from utils.training import engine
+from utils.training.script import exit_status
+from utils.training.signals import Stopped
+
+NETWORK = "-a resnet --depth 8 --width-mult 0.25 --nr-target 1 --manualSeed 1"
+FLAGS = f"{NETWORK} --epochs 1 --train-batch 8 --test-batch 5 -j 0"
+LONG = f"-d synthetic --subset 400 {NETWORK} --train-batch 4 --epochs 500"
+SHORT = f"-d synthetic --subset 60 {NETWORK} --train-batch 20 --epochs 2"
+
+
+class NotebookStream(io.TextIOBase):
+    """As ipykernel's: no terminal, no file descriptor, nothing to configure."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+
+def raising(error: BaseException):
+    def main():
+        raise error
+
+    return main
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path):
+    """cifar.main on a few images and without pictures; returns how to run it to its status."""
+    for name in ("curves", "scales", "utilization", "widths"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+    images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
+    both = [ImageSet(images, torch.arange(16) % 10, tuple("abcdefghij"))] * 2
+    monkeypatch.setattr(cifar, "load_cifar", lambda *_, **__: both)
+
+    def run(flags: str = "") -> int:
+        words = [*FLAGS.split(), "-c", str(tmp_path / "run"), *flags.split()]
+        return exit_status(lambda: cifar.main(words))
+
+    return run
+
+
+def interrupt(monkeypatch, signum: int) -> None:
+    """Let a signal come in every batch."""
+    batch_sums = engine.batch_sums
+
+    def signalled(*arguments):
+        os.kill(os.getpid(), signum)
+        monkeypatch.setattr(engine, "batch_sums", batch_sums)
+        return batch_sums(*arguments)
+
+    monkeypatch.setattr(engine, "batch_sums", signalled)
+
+
+def test_bad_input_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cifar.py"])
+    assert exit_status(raising(InputError("--data: nothing there"))) == 1
+    assert capsys.readouterr().err == "cifar.py: --data: nothing there\n"
+    monkeypatch.setattr(sys, "argv", [])
+    assert exit_status(raising(InputError("--data: nothing there"))) == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Stopped(signal.SIGINT)])
+def test_a_stop_of_what_is_not_saved_says_nothing_of_it(capsys, error):
+    assert exit_status(raising(error)) == 130
+    assert capsys.readouterr().out == "\nStopped by SIGINT\n"
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stopped_run_is_saved_and_says_so(small, monkeypatch, capsys, tmp_path, signum):
+    interrupt(monkeypatch, signum)
+    assert small() == 128 + signum
+    assert "the run is saved: go on with --resume auto" in capsys.readouterr().out
+    assert len(load(tmp_path / "run" / "checkpoint.pth.tar")["partial"]) == 1
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+def test_a_stopped_evaluation_saves_nothing_and_says_nothing_of_it(
+    small, monkeypatch, capsys, tmp_path
+):
+    assert small() == 0
+    before = (tmp_path / "run" / "checkpoint.pth.tar").read_bytes()
+    capsys.readouterr()
+    interrupt(monkeypatch, signal.SIGINT)
+    assert small("-e --resume auto") == 130
+    shown = capsys.readouterr().out
+    assert shown.endswith("\nStopped by SIGINT\n") and "saved" not in shown
+    assert (tmp_path / "run" / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_a_run_in_a_thread_of_a_notebook(small, monkeypatch, tmp_path):
+    stream = NotebookStream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with ThreadPoolExecutor() as threads:
+        assert threads.submit(small).result(timeout=300) == 0
+    assert sys.stdout is stream
+    assert "Best acc:" in stream.text
+    assert (tmp_path / "run" / "model_best.pth.tar").exists()
+
+
+def test_help_on_a_screen_without_greek():
+    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
+    words = [sys.executable, "cifar.py", "--help"]
+    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, timeout=200)
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"? of the penalty on scales" in result.stdout
+    assert b"checkpoints/<data set>/<arch>" in b" ".join(result.stdout.split())
+
+
+def test_a_folder_with_a_greek_name_on_an_ascii_machine(tmp_path):
+    """With a space in it, too, and no UTF-8 in the whole process."""
+    machine = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    folder = tmp_path / "λ = 1"
+    words = command(SHORT, folder)
+    for more in ([], ["-e", "--resume", str(folder / "checkpoint.pth.tar")]):
+        result = subprocess.run(
+            [*words, *more],
+            cwd=ROOT,
+            env=ENVIRONMENT | machine,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert (result.returncode, result.stderr) == (0, "")
+    assert {"log.txt", "run.json", "curves.png"} <= {path.name for path in folder.iterdir()}
+
+
+def piped(flags: str, folder: Path, reader: str) -> subprocess.Popen:
+    """Start a run whose output a ``reader`` reads, in a group of their own.
+
+    Its exit status is then in folder/status.
+    """
+    folder.mkdir(exist_ok=True)
+    script = f'trap : INT; "$@" 2> {folder}/errors | {reader}; echo ${{PIPESTATUS[0]}}'
+    words = ["bash", "-c", f"{script} > {folder}/status", "-", *command(flags, folder)]
+    return subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
+
+
+def wait_for(path: Path, pattern: str) -> None:
+    """Until a file holds ``pattern``."""
+    end = time.monotonic() + 300
+    while not (path.exists() and re.search(pattern, path.read_text())):
+        assert time.monotonic() < end, path
+        time.sleep(0.1)
+
+
+def test_ctrl_c_where_the_reader_of_the_output_dies_first(tmp_path):
+    process = piped(LONG, tmp_path, f"tee {tmp_path}/shown > /dev/null")
+    wait_for(tmp_path / "shown", "Epoch")
+    os.killpg(process.pid, signal.SIGINT)
+    process.wait(timeout=300)
+    assert (tmp_path / "status").read_text() == "130\n"
+    assert (tmp_path / "errors").read_text() == ""
+    assert (tmp_path / "checkpoint.pth.tar").exists()
+
+
+def test_a_run_goes_on_where_the_reader_of_the_output_ends(tmp_path):
+    piped(SHORT, tmp_path, "head -1 > /dev/null").wait(timeout=300)
+    assert (tmp_path / "status").read_text() == "0\n"
+    assert (tmp_path / "errors").read_text() == ""
+    assert load(tmp_path / "checkpoint.pth.tar")["epoch"] == 2
+
+
+def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
+    with open(tmp_path / "shown", "w") as shown:
+        first = subprocess.Popen(
+            command(LONG, tmp_path), cwd=ROOT, env=ENVIRONMENT, stdout=shown, stderr=shown
+        )
+    wait_for(tmp_path / "shown", "Epoch")
+    words = command(SHORT, tmp_path)
+    result = subprocess.run(
+        words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    first.send_signal(signal.SIGHUP)  # its terminal is closed
+    assert first.wait(timeout=300) == 129
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert f"process {first.pid} " in line and "is at work in it" in line
+    assert load(tmp_path / "checkpoint.pth.tar")["args"]["epochs"] == 500
+    assert not list(tmp_path.glob("earlier-*")) and not (tmp_path / ".lock").exists()

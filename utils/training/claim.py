@@ -1,0 +1,160 @@
+"""Which files of a folder a run may overwrite: its own past; all else is put aside first."""
+
+import itertools
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.training import checkpoint, lock
+from utils.training.checkpoint import BEST, DAMAGED, LAST, PREVIOUS, CheckpointError
+from utils.training.lock import FolderLock
+
+LOG, DESCRIPTION = "log.txt", "run.json"
+PICTURES = ("curves", "utilization", "scales", "widths")
+FILES = (
+    *map(re.escape, (LAST, PREVIOUS, BEST, DAMAGED, LOG, DESCRIPTION)),
+    rf"({'|'.join(PICTURES)})(_round\d+)?\.png",
+    r"NR_.+_\d[0-9.e+-]*(_round\d+)?\.pth\.tar",
+)  # what a run leaves in its folder, by name
+
+
+def own_files(folder: Path) -> list[Path]:
+    """What a run has left in ``folder``, the last checkpoint at the end; nothing of the user's."""
+    found = [path for path in folder.iterdir() if is_own(path.name)]
+    return sorted(found, key=lambda path: (path.name == LAST, path.name))
+
+
+def is_own(name: str) -> bool:
+    return re.fullmatch("|".join(FILES), name) is not None
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """What a process has left that was killed while it wrote one of its files."""
+    names = ((path, re.fullmatch(r"\.(.+)\.tmp", path.name)) for path in folder.iterdir())
+    return [path for path, name in names if name and is_own(name[1])]
+
+
+def reserve(folder: Path) -> FolderLock:
+    """Make ``folder`` this process's, while the result lives; what is wrong with it is found here.
+
+    Raises InputError where it cannot be made or written to, and where another run lives in it.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--checkpoint {folder}: is a file, and has to be a folder")
+    with _named(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            held = lock.hold(folder)
+        leftovers = temporaries(folder)
+        for path in [*leftovers, *own_files(folder)]:
+            if path.is_dir():
+                raise InputError(f"--checkpoint {path}: is a folder where a run has a file")
+        for path in leftovers:
+            path.unlink()
+    return held
+
+
+def claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
+    """Make ``folder`` that of a run that goes on from the checkpoint ``resumed``, or begins.
+
+    ``payload``: the content of ``resumed``. What this run would overwrite and does not stem from
+    is put aside. Then the last checkpoint is ``resumed``, whatever happens to the first epoch; and
+    the best of the train phase is brought along from its folder, where it is there.
+    """
+    with _named(folder):
+        _claim(folder, resumed, payload)
+
+
+def _claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
+    last, own = folder / LAST, own_files(folder)
+    if resumed is None:
+        put_aside(folder, own)
+        return
+    here = resumed.parent.samefile(folder)
+    if here and resumed.name == LAST:
+        return
+    newest = _state(last)
+    if here and resumed.name == PREVIOUS and newest is None:
+        checkpoint.put_damaged_aside(folder)
+        return
+    now = _state_of(payload)
+    if newest is None or not precedes(newest, now):
+        put_aside(folder, [path for path in own if not _is_kept(path, resumed, now)])
+    best = resumed.parent / BEST
+    if not (folder / BEST).exists() and _is_best(_state(best), now):
+        checkpoint.keep_as(best, folder / BEST)
+    if not (last.exists() and last.samefile(resumed)):
+        checkpoint.keep_as(resumed, last)
+
+
+@contextmanager
+def _named(folder: Path) -> Iterator[None]:
+    """What the system refuses in the block, as an InputError."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"--checkpoint {folder}: {error.strerror}") from error
+
+
+def put_aside(folder: Path, files: list[Path]) -> None:
+    """Move ``files`` of ``folder`` to a new folder in it, and say so."""
+    if not files:
+        return
+    names = (folder / f"earlier-{number}" for number in itertools.count(1))
+    aside = next(name for name in names if not os.path.lexists(name))
+    aside.mkdir()
+    for path in files:
+        shutil.move(path, aside)
+    print(f"==> {folder} held another run: kept in {aside}")
+
+
+def precedes(state: dict, other: dict) -> bool:
+    """Whether ``other`` is ``state`` or stems from it, by the rows of their logs.
+
+    The seconds in them are the same for no two runs.
+    """
+    rows, length = state["rows"], len(state["rows"])
+    if state["seed"] != other["seed"] or rows != other["rows"][:length]:
+        return False
+    return length < len(other["rows"]) or _progress(state) <= _progress(other)
+
+
+def _progress(state: dict) -> tuple:
+    """How far a run has come since its last epoch."""
+    return state["phase"] == "train", state["rescaled"], state["batches"]
+
+
+def _state(path: Path) -> dict | None:
+    """Where the run of a checkpoint stands; None where that cannot be read."""
+    try:
+        return _state_of(checkpoint.read(path))
+    except CheckpointError:
+        return None
+
+
+def _state_of(payload: dict) -> dict:
+    partial = payload["partial"]
+    return payload["run"] | {"batches": 0 if partial is None else len(partial)}
+
+
+def _is_kept(path: Path, resumed: Path, now: dict) -> bool:
+    """Whether a file is ``resumed``, or a checkpoint from which the run at ``now`` stems."""
+    if path.samefile(resumed):
+        return True
+    state = _state(path) if path.name.endswith(".pth.tar") else None
+    return state is not None and precedes(state, now)
+
+
+def _is_best(state: dict | None, now: dict) -> bool:
+    """Whether ``state`` is the best that the run at ``now`` has had."""
+    return (
+        state is not None
+        and state["phase"] == now["phase"] == "train"
+        and state["best_acc"] == now["best_acc"]
+        and precedes(state, now)
+    )

@@ -1,0 +1,172 @@
+"""One run at a time in a folder: a lock that the system drops with the process that holds it."""
+
+import errno
+import json
+import os
+import socket
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+from utils.errors import InputError
+from utils.machine import distributed
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+NAME = ".lock"
+HELD = (errno.EACCES, errno.EAGAIN)  # what the system answers where another process holds it
+
+_locks: weakref.WeakValueDictionary[tuple[int, int], "FolderLock"] = weakref.WeakValueDictionary()
+
+
+class FolderLock:
+    """That ``folder`` is this process's: until no object needs the lock, or the process ends.
+
+    A record lock on the file .lock: neither forked worker processes nor SIGKILL keep it, and
+    machines share it as their file system does. Where a file system has no locks, what .lock says
+    of its process decides. Raises InputError where another process holds it.
+    """
+
+    def __init__(self, folder: Path):
+        path = folder / NAME
+        handle = _locked(path)
+        self.release = weakref.finalize(self, _release, path, handle, os.getpid())
+
+
+def hold(folder: Path) -> FolderLock:
+    """The lock of ``folder``, the same for all in this process. Raises as FolderLock does."""
+    status = folder.stat()
+    key = status.st_dev, status.st_ino
+    lock = _locks.get(key)
+    if lock is None:
+        lock = _locks[key] = FolderLock(folder)
+    return lock
+
+
+@contextmanager
+def let_go() -> Iterator[None]:
+    """After the block this process holds no folder, were an error to keep the run's objects."""
+    try:
+        yield
+    finally:
+        while _locks:
+            _locks.popitem()[1].release()
+
+
+def _locked(path: Path) -> int:
+    """The handle of the file ``path``, locked, and signed by this process."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            locks = _lock(handle)
+            owner = _owner(handle)
+            if locks is False or (locks is None and _may_live(owner)):
+                raise InputError(_refusal(path, owner, sure=locks is False))
+            if locks and owner.get("host", _host()) != _host():
+                distributed.warn(
+                    f"Warning: {path.parent} was left by {_described(owner)}, which did not end"
+                    " in an orderly way; make sure that it has ended"
+                )
+            if _is_same_file(handle, path):  # else its owner has ended and removed it just now
+                os.truncate(handle, 0)
+                os.pwrite(handle, json.dumps(_signature()).encode(), 0)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """Whether it could be locked; None where the file system or the machine has no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return False if error.errno in HELD else None
+    return True
+
+
+def _release(path: Path, handle: int, process: int) -> None:
+    """Remove the file and drop the lock, except in a forked copy of the process."""
+    if os.getpid() != process:
+        return
+    with suppress(OSError):
+        if _is_same_file(handle, path):
+            path.unlink()
+    os.close(handle)
+
+
+def _is_same_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _host() -> str:
+    return socket.gethostname()
+
+
+def _signature() -> dict:
+    """What .lock says of this process."""
+    now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
+    return {"host": _host(), "process": os.getpid(), "began": _began(os.getpid()), "since": now}
+
+
+def _owner(handle: int) -> dict:
+    """What .lock says of the process that wrote it; nothing where that was cut short."""
+    try:
+        owner = json.loads(os.pread(handle, 1000, 0))
+        return owner if owner.keys() == _signature().keys() else {}
+    except (ValueError, AttributeError):
+        return {}
+
+
+def _may_live(owner: dict) -> bool:
+    """Whether that process may still run: of those on other machines nothing is known."""
+    if not owner or owner["host"] != _host():
+        return bool(owner)
+    if owner["began"] is not None:
+        return owner["began"] == _began(owner["process"])
+    try:
+        os.kill(owner["process"], 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _began(process: int) -> str | None:
+    """When a process began, as Linux counts: a number that is used again tells them apart."""
+    with suppress(OSError):
+        # Its 22nd field; the second, a name in brackets, may hold blanks.
+        return (
+            Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+        )
+    return None
+
+
+def _described(owner: dict) -> str:
+    if not owner:
+        return "another process"
+    return f"process {owner['process']} on {owner['host']}, begun {owner['since']}"
+
+
+def _refusal(path: Path, owner: dict, sure: bool) -> str:
+    if sure:
+        return (
+            f"--checkpoint {path.parent}: {_described(owner)} is at work in it;"
+            " wait for its end, or name another folder"
+        )
+    return (
+        f"--checkpoint {path.parent}: {_described(owner)} may be at work in it, and its file"
+        f" system has no locks to tell; if that has ended, remove {path}"
+    )
