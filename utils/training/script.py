@@ -1,31 +1,55 @@
 """What both scripts do in the same way, and how they end: with an exit status."""
 
 import sys
+import traceback
 from collections.abc import Callable
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 from utils.machine import distributed
 from utils.machine.allocator import keep_freed_memory
+from utils.machine.failure import Failure
 from utils.training.run import Run
 from utils.training.signals import Stopped
 
 GAVE_UP = 3  # exit status of a search that never reached its target
+NO_MEMORY = ("out of memory", "allocate memory")  # in the errors of CUDA, and of torch on a CPU
 
 
 def exit_status(main: Callable[[], int]) -> int:
-    """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run."""
+    """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run.
+
+    One of several processes that fails does not return: it ends, and the job with it.
+    """
     keep_freed_memory()
     sys.stdout.reconfigure(line_buffering=True)  # a log file is up to date line by line
     try:
-        return main()
-    except InputError as error:
-        print(f"{sys.argv[0]}: {error}", file=sys.stderr)
-        return 1
+        status = main()
     except Stopped as stopped:
         print(f"\nStopped by {stopped}; the run is saved: go on with --resume auto")
-        return 128 + stopped.signum
-    finally:
-        distributed.stop()
+        status = 128 + stopped.signum
+    except Exception as error:
+        reason = explained(error)
+        if Failure.is_first():
+            message = f"{sys.argv[0]}: {reason}" if reason else traceback.format_exc().rstrip()
+            print(message, file=sys.stderr)
+        Failure.end(1)
+        return 1
+    distributed.stop()
+    return status
+
+
+def explained(error: Exception) -> str | None:
+    """What a user needs to know of ``error`` in one line; None for a fault of the program."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return (
+            f"out of memory ({one_line(error)[:120]}): a smaller --train-batch needs less,"
+            " in an evaluation a smaller --test-batch"
+        )
+    if Failure.is_of_another(error):
+        return f"another process of this job ended: {one_line(error)[:200]}"
+    return None
 
 
 def evaluate(run: Run, test_batches) -> int:

@@ -25,6 +25,7 @@ class StopRequest:
 
     def __init__(self):
         self.signum = 0
+        self.question = distributed.Question()
         for signum in SIGNALS:
             signal.signal(signum, self._remember)
 
@@ -34,5 +35,13 @@ class StopRequest:
             signal.signal(other, signal.SIG_DFL)
 
     def agreed(self) -> int:
+        """The signal that any process had received at the last call, or 0: the same in all.
+
+        In one process: that it has received. For between two batches, where nobody should wait.
+        """
+        return self.question.ask(self.signum)
+
+    def agreed_now(self) -> int:
         """The signal that any process has received, or 0: the same answer in all of them."""
+        self.question.answer()
         return distributed.largest(self.signum)
