@@ -65,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
     test_batches = TestBatches(test_set, args.test_batch, *share)
     if args.evaluate:
         return script.evaluate(run, test_batches)
-    train_batches = TrainBatches(train_set, args.train_batch, run.state.seed, *share)
+    train_batches = TrainBatches(
+        train_set, args.train_batch, run.state.seed, *share, devices=len(devices)
+    )
 
     # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
     while run.state.searching:

@@ -77,7 +77,9 @@ def main(argv: list[str] | None = None) -> int:
     val_batches = TestBatches(val_set, args.test_batch, *place)
     if args.evaluate:
         return script.evaluate(run, val_batches)
-    train_batches = TrainBatches(train_set, args.train_batch, run.state.seed, *place)
+    train_batches = TrainBatches(
+        train_set, args.train_batch, run.state.seed, *place, devices=len(devices)
+    )
 
     # Search phase: penalise the scales, harder and harder, until enough of the network is dead.
     while run.state.searching:

@@ -156,6 +156,62 @@ def test_too_few_training_images(count, world, least):
         batches.TrainBatches(made(count), 16, seed=0, rank=0, world=world)
 
 
+def parts_of(size: int, devices: int) -> list[int]:
+    """What nn.DataParallel's scatter gives to each device, which is torch.chunk."""
+    parts = [len(part) for part in torch.arange(size).chunk(devices)]
+    return parts + [0] * (devices - len(parts))
+
+
+@given(st.integers(1, 200), st.integers(2, 17))
+def test_the_smallest_part_is_that_of_torch_chunk(size, devices):
+    assert batches.smallest_part(size, devices) == min(parts_of(size, devices))
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "devices", "sizes"),
+    [
+        (64 + 15, 64, 8, [64]),  # 7 x 2 + 1
+        (64 + 16, 64, 8, [64, 16]),
+        (64 + 17, 64, 8, [64]),  # 5 x 3 + 2 and two devices without any
+        (64 + 23, 64, 8, [64, 23]),  # 7 x 3 + 2
+        (16 + 3, 16, 2, [16]),
+        (16 + 5, 16, 2, [16, 5]),
+        (20 + 9, 20, 4, [20]),  # 3 x 3 and one device without any
+    ],
+)
+def test_a_last_batch_needs_two_images_for_each_of_several_gpus(count, batch_size, devices, sizes):
+    train = batches.TrainBatches(made(count), batch_size, 0, devices=devices)
+    assert [len(labels) for labels in labels_of(train.epoch(0))] == sizes
+
+
+@given(st.integers(2, 300), st.integers(2, 80), st.integers(2, 9))
+def test_every_batch_of_several_gpus_has_two_images_for_each(count, batch_size, devices):
+    try:
+        taken = batches.train_shares(count, batch_size, 0, 1, devices)
+    except InputError:
+        assert min(parts_of(batch_size, devices)) < 2 or count < batch_size
+        return
+    sizes = [share.positions.stop - share.positions.start for share in taken]
+    assert all(min(parts_of(size, devices)) >= 2 for size in sizes)
+    assert count - sum(sizes) < batch_size
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "least", "right"), [(15, 8, 1, 16), (18, 8, 0, 24), (1, 2, 0, 4)]
+)
+def test_a_batch_that_several_gpus_cannot_share_is_refused(batch_size, devices, least, right):
+    message = rf"^--train-batch {batch_size}: leaves {least} image.* {devices} GPUs.* {right} would"
+    with pytest.raises(InputError, match=message):
+        batches.TrainBatches(made(60), batch_size, 0, devices=devices)
+    batches.TrainBatches(made(60), right, 0, devices=devices)
+
+
+def test_too_few_training_images_for_several_gpus():
+    for count, least in ((15, 16), (17, 24)):
+        with pytest.raises(InputError, match=f"^{count} training images: .* at least {least}$"):
+            batches.TrainBatches(made(count), 64, 0, devices=8)
+
+
 def test_a_batch_smaller_than_the_processes():
     with pytest.raises(InputError, match="--train-batch 2: must be at least 3"):
         batches.TrainBatches(made(10), 2, seed=0, rank=0, world=3)

@@ -587,6 +587,8 @@ def test_the_engine_trains_and_evaluates_on_them(workers):
         def agreed(self) -> int:
             return 0
 
+        agreed_now = agreed
+
     train, test = photographs.make_synthetic(SIZE, 20)
     model = tiny(classes=len(train.classes))
     optimizer = SGD(model, 0.1, momentum=0.9, weight_decay=0.0)

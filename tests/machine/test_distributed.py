@@ -11,45 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from tests.helpers import batch, logits_of, relative_difference, same_tensors, worn
+from tests.helpers import same_tensors
+from tests.machine.conftest import as_torchrun
 from utils.errors import InputError
 from utils.machine import distributed
-from utils.machine.syncbn import HostBatchNorm2d, synchronise_batch_norm
 
 NO_GPU = "No GPU on this machine: running on the CPU.\n"
-
-
-@pytest.fixture(autouse=True)
-def not_launched(monkeypatch):
-    for name in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def gpus(monkeypatch):
-    """Pretend that this machine has so many GPUs; returns the devices that were selected."""
-    selected = []
-    monkeypatch.setattr(torch.cuda, "set_device", selected.append)
-
-    def pretend(count: int) -> list[torch.device]:
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        return selected
-
-    return pretend
-
-
-@pytest.fixture
-def group(monkeypatch, gpus):
-    """A gloo group of one process, as torchrun would start it."""
-    gpus(0)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    names = {"LOCAL_RANK": 0, "RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
-    for name, value in {"MASTER_ADDR": "127.0.0.1", **names}.items():
-        monkeypatch.setenv(name, str(value))
-    yield
-    distributed.stop()
 
 
 def test_one_process_is_the_main_one():
@@ -104,6 +71,85 @@ def test_a_gpu_that_is_not_there_is_refused(gpus, count, ids, missing):
     assert selected == []
 
 
+@pytest.mark.parametrize("missing", ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"])
+def test_some_of_torchruns_names_alone_mean_an_ordinary_run(monkeypatch, capsys, gpus, missing):
+    """As job schedulers and notebooks leave them; LOCAL_RANK is not even a number of a GPU."""
+    selected = gpus(2)
+    as_torchrun(monkeypatch, local_rank=3, world=4)
+    monkeypatch.delenv(missing)
+    assert not distributed.launched()
+    assert distributed.start([1]) == selected == [torch.device("cuda", 1)]
+    assert not dist.is_initialized()
+    gpus(0)
+    assert distributed.start([0]) == [torch.device("cpu")]
+    assert capsys.readouterr().out == NO_GPU
+
+
+def start_all(monkeypatch, gpus, visible: list[str | None], count: int, host=None) -> list:
+    """``start`` in one process after another, as if together: their devices, or their errors.
+
+    ``visible``: CUDA_VISIBLE_DEVICES of each; each sees ``count`` GPUs.
+    """
+    told, devices = [], []
+    gpus(count)
+    monkeypatch.setattr(distributed, "join", lambda backend: None)
+    for look in (lambda gpu: told.append(gpu) or [gpu], lambda gpu: told):
+        monkeypatch.setattr(distributed, "gathered", look)
+        devices.clear()
+        for local_rank, names in enumerate(visible):
+            as_torchrun(monkeypatch, local_rank, len(visible))
+            monkeypatch.setattr(socket, "gethostname", host or (lambda: "node1"))
+            if names is None:
+                monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+            else:
+                monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
+            try:
+                devices += distributed.start([0])
+            except InputError as error:
+                devices.append(str(error))
+    return devices
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "gpu", "there"),
+    [
+        ([None] * 3, 2, "0", 2),
+        ([None] * 5, 4, "0", 4),
+        (["4,6"] * 3, 2, "4", 2),
+        (["5", "5"], 1, "5", 1),
+        (["1", "0", "1"], 1, "1", 2),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_by_all(monkeypatch, gpus, visible, count, gpu, there):
+    errors = start_all(monkeypatch, gpus, visible, count)
+    assert errors == [
+        f"torchrun: 2 processes would share GPU {gpu} of node1; start at most {there} there"
+        " (--nproc_per_node), or give each its own CUDA_VISIBLE_DEVICES"
+    ] * len(visible)
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "indices"),
+    [
+        ([None] * 4, 4, [0, 1, 2, 3]),
+        (["0", "1", "2"], 1, [0, 0, 0]),
+        (["GPU-aa", "GPU-bb"], 1, [0, 0]),
+        (["0,1", "2,3"], 2, [0, 1]),
+    ],
+)
+def test_processes_with_gpus_of_their_own_start(monkeypatch, gpus, visible, count, indices):
+    devices = [torch.device("cuda", index) for index in indices]
+    assert start_all(monkeypatch, gpus, visible, count) == devices
+
+
+def test_machines_have_gpus_of_the_same_number(monkeypatch, gpus):
+    hosts = iter(["node1", "node2"] * 2)
+    assert (
+        start_all(monkeypatch, gpus, ["0", "0"], 1, lambda: next(hosts))
+        == [torch.device("cuda", 0)] * 2
+    )
+
+
 def test_a_network_on_one_device_is_not_wrapped():
     network = nn.Linear(2, 2)
     assert distributed.parallel(network, [torch.device("cpu")]) is network
@@ -113,7 +159,7 @@ def test_a_network_on_one_device_is_not_wrapped():
 def test_several_devices_mean_data_parallel():
     network = nn.Linear(2, 2)
     model = distributed.parallel(network, [torch.device("cuda", 0), torch.device("cuda", 1)])
-    assert type(model) is nn.DataParallel
+    assert isinstance(model, nn.DataParallel)
     assert model.module is network
 
 
@@ -220,7 +266,7 @@ def test_under_torchrun_a_process_takes_the_gpu_of_its_rank(
 ):
     selected = gpus(count)
     backends = []
-    monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+    as_torchrun(monkeypatch, local_rank, world=4)
     monkeypatch.setattr(distributed, "join", backends.append)
     assert distributed.start([0]) == [torch.device("cuda", device)]
     assert selected == [torch.device("cuda", device)]
@@ -229,7 +275,7 @@ def test_under_torchrun_a_process_takes_the_gpu_of_its_rank(
 
 def test_only_one_process_of_a_machine_says_that_there_is_no_gpu(monkeypatch, capsys, gpus):
     gpus(0)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    as_torchrun(monkeypatch, local_rank=1, world=2)
     monkeypatch.setattr(distributed, "join", lambda backend: None)
     assert distributed.start([0]) == [torch.device("cpu")]
     assert capsys.readouterr().out == ""
@@ -237,7 +283,7 @@ def test_only_one_process_of_a_machine_says_that_there_is_no_gpu(monkeypatch, ca
 
 def test_other_processes_write_nothing_on_the_screen(monkeypatch, capsys, gpus):
     gpus(0)
-    monkeypatch.setenv("LOCAL_RANK", "1")
+    as_torchrun(monkeypatch, local_rank=1, world=2)
     monkeypatch.setattr(distributed, "join", lambda backend: None)
     monkeypatch.setattr(distributed, "is_main", lambda: False)
     screen = sys.stdout
@@ -246,21 +292,3 @@ def test_other_processes_write_nothing_on_the_screen(monkeypatch, capsys, gpus):
     assert sys.stdout.name == os.devnull
     print("nothing")
     assert capsys.readouterr().out == ""
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_a_network_with_one_batch_norm_over_all_processes_trains(group, device):
-    """torch's own class counts batches, which no file shows; a group of one needs no GPU here."""
-    distributed.start([0])
-    twin, network = worn("basic"), worn("basic")
-    names, images = network.state_dict().keys(), batch()[0]
-    synchronise_batch_norm(network, torch.device(device))
-    kinds = {type(module) for module in network.modules() if "Norm" in type(module).__name__}
-    assert kinds == {nn.SyncBatchNorm if device == "cuda" else HostBatchNorm2d}
-    if device == "cuda":
-        distributed.stop()  # torch's own refuses images on a CPU in a group
-    found, expected = (logits_of(model, images, training=True) for model in (network, twin))
-    assert relative_difference(found, expected) < 1e-4
-    assert network.state_dict().keys() == names
-    for name, value in twin.state_dict().items():
-        torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-4, atol=1e-5)

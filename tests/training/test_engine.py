@@ -65,6 +65,8 @@ class Stop:
             self.signum = self.coming
         return self.signum
 
+    agreed_now = agreed
+
 
 class Requested:
     """A stop request that has come already."""
@@ -73,6 +75,8 @@ class Requested:
 
     def agreed(self) -> int:
         return self.signum
+
+    agreed_now = agreed
 
 
 def network(streams: int = 1) -> nn.Module:

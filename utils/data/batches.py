@@ -14,7 +14,7 @@ from utils.machine.seeding import ORDER, mixed_seed
 MEAN = (0.4914, 0.4822, 0.4465)  # of pixels / 255, specification section 8
 STD = (0.2023, 0.1994, 0.2010)  # likewise
 PAD = 4  # black pixels put on each side before the random crop, section 8
-MIN_SHARE = 2  # images of a process in a batch cut short: batch norm needs more than one
+MIN_SHARE = 2  # images of a device in a batch cut short: batch norm needs more than one
 
 
 class Draws(NamedTuple):
@@ -55,20 +55,46 @@ def shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
     return taken
 
 
-def train_shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
-    """``shares`` without a last batch that has less than 2 images for each process.
+def train_shares(
+    count: int, batch_size: int, rank: int, world: int, devices: int = 1
+) -> list[Share]:
+    """``shares`` without a last batch that has less than 2 images for each device.
 
-    InputError if nothing is left then, or if a batch is smaller than ``world``.
+    ``devices``: how many a process has. InputError if nothing is left then, if a batch is smaller
+    than ``world``, or if its cut leaves less than 2 images for one of several devices.
     """
     check_batch("--train-batch", batch_size, world)
+    if devices > 1:
+        check_parts("--train-batch", batch_size, devices)
     last = count % batch_size
-    kept = count - last if last // world < MIN_SHARE else count
+    kept = count if fits(last, world, devices) else count - last
     if kept == 0:
         raise InputError(
-            f"{count} training images: a batch on {world} process(es) needs "
-            f"at least {min(batch_size, MIN_SHARE * world)}"
+            f"{count} training images: a batch on {world} process(es) of {devices} device(s) needs"
+            f" at least {min(batch_size, even(count, world * devices))}"
         )
     return shares(kept, batch_size, rank, world)
+
+
+def fits(size: int, world: int, devices: int) -> bool:
+    """Whether a batch of ``size`` has 2 images for each of ``devices`` in ``world`` processes."""
+    own = {size // world, -(-size // world)}  # the least and the most that a process has
+    return all(smallest_part(share, devices) >= MIN_SHARE for share in own)
+
+
+def smallest_part(size: int, devices: int) -> int:
+    """Images of the last device where nn.DataParallel cuts ``size`` of them, as torch.chunk does.
+
+    All other devices have the same number, ceil(size / devices), as long as there are images: 15
+    on 8 devices are 7 times 2 and 1, and 18 are 6 times 3 and 2 times 0.
+    """
+    chunk = -(-size // devices)
+    return max(0, size - chunk * (devices - 1))
+
+
+def even(size: int, parts: int) -> int:
+    """``size``, or the next larger number that leaves the same in each of ``parts``, 2 at least."""
+    return max(MIN_SHARE, -(-size // parts)) * parts
 
 
 def test_shares(count: int, batch_size: int, rank: int, world: int) -> list[slice]:
@@ -82,6 +108,17 @@ def check_batch(flag: str, batch_size: int, world: int) -> None:
     """InputError where a batch does not have an image for each of ``world`` processes."""
     if batch_size < world:
         raise InputError(f"{flag} {batch_size}: must be at least {world}, one for each process")
+
+
+def check_parts(flag: str, batch_size: int, devices: int) -> None:
+    """InputError where DataParallel's cut of a batch leaves less than 2 images for a device."""
+    least = smallest_part(batch_size, devices)
+    if least < MIN_SHARE:
+        right = even(batch_size, devices)
+        raise InputError(
+            f"{flag} {batch_size}: leaves {least} image(s) for the last of {devices} GPUs, where"
+            f" batch norm needs {MIN_SHARE}; {right} would do, a multiple of the GPUs"
+        )
 
 
 class Normaliser:
@@ -107,12 +144,20 @@ class TrainBatches:
 
     Order and augmentation depend on ``seed`` and the epoch alone. ``batch_size`` is the total
     of ``world`` processes, of which this is ``rank``; each takes its stretch of the same batch.
-    A last batch that is smaller is left out if it has less than 2 images for each process.
-    InputError if nothing is left then, or if a batch is smaller than ``world``.
+    A last batch that is smaller is left out if it has less than 2 images for each device, of which
+    a process has ``devices``. InputErrors as of ``train_shares``.
     """
 
-    def __init__(self, images: ImageSet, batch_size: int, seed: int, rank: int = 0, world: int = 1):
-        self.shares = train_shares(len(images), batch_size, rank, world)
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        devices: int = 1,
+    ):
+        self.shares = train_shares(len(images), batch_size, rank, world, devices)
         self.images, self.seed = images, seed
         self.normalise = Normaliser(images.images.device)
         padded = F.pad(images.images, (PAD,) * 4)  # [N, 3, 40, 40]

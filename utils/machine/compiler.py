@@ -18,7 +18,17 @@ def can_compile(device_type: str) -> bool:
     return True
 
 
-def compile_network(network: nn.Module, device: torch.device) -> None:
+def compile_network(network: nn.Module, devices: list[torch.device]) -> None:
     """Compile ``network`` in place at its next call, where that is possible."""
-    if can_compile(device.type):
+    if len(devices) > 1:
+        say_not_compiled(len(devices))
+    elif can_compile(devices[0].type):
         network.compile()
+
+
+@functools.cache
+def say_not_compiled(devices: int) -> None:
+    """One line a process: every replica would compute with the weights of the first GPU."""
+    print(
+        f"--compile: not with the {devices} GPUs of --gpu-id, so running without it; torchrun can"
+    )

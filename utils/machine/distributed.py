@@ -1,10 +1,13 @@
 """Devices and processes: one CPU, one GPU, DataParallel, or torchrun."""
 
+import gc
 import hashlib
 import os
+import socket
 import sys
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,12 +17,17 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import InputError
+from utils.machine.failure import Failure
+from utils.machine.replicas import Replicas
 from utils.machine.syncbn import synchronise_batch_norm
+
+# What torchrun tells a process; job schedulers set some of these for ordinary ones, too.
+TORCHRUN = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def launched() -> bool:
     """Whether torchrun started this process."""
-    return "LOCAL_RANK" in os.environ
+    return all(os.environ.get(name) for name in TORCHRUN)
 
 
 def rank() -> int:
@@ -44,27 +52,51 @@ def warn(message: str) -> None:
 def start(gpu_ids: list[int]) -> list[torch.device]:
     """Choose this process's devices, the first of them its own; under torchrun join the group.
 
-    Raises InputError for a GPU that is not there beside others that are.
+    Raises InputError for a GPU that is not there beside others that are, and for one that several
+    processes would share.
     """
-    count = torch.cuda.device_count()
-    missing = [i for i in gpu_ids if i >= count]
-    if count and missing:
-        raise InputError(f"--gpu-id {missing[0]}: this machine has GPUs 0 to {count - 1}")
-    if not count:
-        devices = [torch.device("cpu")]
-        if int(os.environ.get("LOCAL_RANK", 0)) == 0:
-            print("No GPU on this machine: running on the CPU.")
-    elif launched():
-        devices = [torch.device("cuda", int(os.environ["LOCAL_RANK"]) % count)]
-    else:
-        devices = [torch.device("cuda", i) for i in gpu_ids]
+    devices = _devices(gpu_ids)
     if devices[0].type == "cuda":
         torch.cuda.set_device(devices[0])
     if launched():
         join("cpu:gloo,cuda:nccl" if devices[0].type == "cuda" else "gloo")
+        if devices[0].type == "cuda":
+            refuse_shared_gpu(devices[0])
         if not is_main():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     return devices
+
+
+def _devices(gpu_ids: list[int]) -> list[torch.device]:
+    """The GPUs of ``gpu_ids``, or under torchrun the one of this process, or the CPU."""
+    count = torch.cuda.device_count()
+    missing = [i for i in gpu_ids if i >= count]
+    if count and missing:
+        raise InputError(f"--gpu-id {missing[0]}: this machine has GPUs 0 to {count - 1}")
+    local_rank = int(os.environ["LOCAL_RANK"]) if launched() else 0
+    if not count:
+        if local_rank == 0:
+            print("No GPU on this machine: running on the CPU.")
+        return [torch.device("cpu")]
+    if launched():  # the remainder: each process may see GPUs of its own
+        return [torch.device("cuda", local_rank % count)]
+    return [torch.device("cuda", i) for i in gpu_ids]
+
+
+def refuse_shared_gpu(device: torch.device) -> None:
+    """InputError in every process where two of them have the same GPU of the same machine."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    name = visible.split(",")[device.index].strip() if visible else str(device.index)
+    number = str(getattr(torch.cuda.get_device_properties(device), "uuid", ""))
+    gpus = gathered((socket.gethostname(), name, number))
+    for host, name, number in gpus:
+        sharing = gpus.count((host, name, number))
+        if sharing > 1:
+            there = len({gpu for gpu in gpus if gpu[0] == host})
+            raise InputError(
+                f"torchrun: {sharing} processes would share GPU {name} of {host}; start at most"
+                f" {there} there (--nproc_per_node), or give each its own CUDA_VISIBLE_DEVICES"
+            )
 
 
 def join(backend: str) -> None:
@@ -72,6 +104,7 @@ def join(backend: str) -> None:
     store, rank, world = next(rendezvous("env://"))
     store = dist.PrefixStore(agreed_prefix(store, rank, world), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
+    Failure.store = store
 
 
 def agreed_prefix(store: dist.Store, rank: int, world: int) -> str:
@@ -109,13 +142,21 @@ def main_first() -> Iterator[None]:
 
 
 def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
-    """The network as it is trained: wrapped for several processes or several devices."""
+    """The network as it is trained: wrapped for several processes or several devices.
+
+    Batch norm is over all processes, so that they need send no buffers. DDP's static_graph would
+    gain nothing: every parameter is used in every step.
+    """
     if dist.is_initialized():
-        synchronise_batch_norm(network, devices[0])
+        synchronise_batch_norm(network)
         ids = [devices[0]] if devices[0].type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(network, ids)
+        with warnings.catch_warnings():  # torch 2.14 has a new name for broadcast_buffers
+            warnings.simplefilter("ignore", FutureWarning)
+            return nn.parallel.DistributedDataParallel(
+                network, ids, gradient_as_bucket_view=True, broadcast_buffers=False
+            )
     if len(devices) > 1:
-        return nn.DataParallel(network, devices)
+        return Replicas(network, devices)
     return network
 
 
@@ -139,6 +180,39 @@ def largest(number: int) -> int:
     agreed = torch.tensor(number)
     dist.all_reduce(agreed, dist.ReduceOp.MAX)
     return int(agreed)
+
+
+class Question:
+    """The largest of one host-side number per process, answered when it is next asked for.
+
+    So nobody waits for the slowest process, and every process has the same answer at the same
+    time.
+    """
+
+    def __init__(self):
+        self.asked: tuple[dist.Work, Tensor] | None = None
+
+    def ask(self, number: int) -> int:
+        """The answer to what was asked before, or 0; without one, ask with ``number``.
+
+        In one process the answer is ``number``, at once.
+        """
+        if not dist.is_initialized():
+            return number
+        answer = self.answer()
+        if not answer:
+            agreed = torch.tensor(number)
+            self.asked = dist.all_reduce(agreed, dist.ReduceOp.MAX, async_op=True), agreed
+        return answer
+
+    def answer(self) -> int:
+        """Wait for the answer to what was asked; 0 without a question."""
+        if self.asked is None:
+            return 0
+        work, agreed = self.asked
+        work.wait()
+        self.asked = None
+        return int(agreed)
 
 
 def gathered(value: object) -> list:
@@ -169,6 +243,10 @@ def check_equal(network: nn.Module) -> None:
 
 
 def stop() -> None:
-    """Leave the process group."""
+    """Leave the process group, as all of its processes do."""
     if dist.is_initialized():
+        # DDP's wrappers are circles that keep the group's threads, of which one that lets go of a
+        # tensor while the interpreter ends aborts the process.
+        gc.collect()
         dist.destroy_process_group()
+        Failure.store = None

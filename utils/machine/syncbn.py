@@ -2,54 +2,86 @@
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nr.layers import BatchNorm
 
 
-class SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
+class WholeBatchNorm2d(BatchNorm):
+    """nn.BatchNorm2d over the batches of all processes, on any device, equal in size or not.
 
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        return SumOverProcesses.apply(gradient)
-
-
-class HostBatchNorm2d(BatchNorm):
-    """nn.SyncBatchNorm for processes without GPUs, which it does not support."""
+    One all-reduce forward and one backward, and nothing that makes the host wait for the device,
+    as nn.SyncBatchNorm does three times a pass. Statistics are float32 under autocast.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return super().forward(x)
-        values = x.float()  # [b, C, H, W], this process's images
-        ones = values.new_full((1,), values.numel() / values.shape[1])
-        sums = SumOverProcesses.apply(torch.cat([values.sum((0, 2, 3)), ones]))
-        count = sums[-1]
-        mean = (sums[:-1] / count)[:, None, None]
-        variance = SumOverProcesses.apply((values - mean).square().sum((0, 2, 3))) / count
+        y, mean, variance, count = Normalise.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.flatten(), self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
-        scale = (self.weight * (variance + self.eps).rsqrt())[:, None, None]
-        return ((values - mean) * scale + self.bias[:, None, None]).to(x.dtype)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            unbiased = variance * (count / (count - 1))
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+        return y
 
 
-def synchronise_batch_norm(network: nn.Module, device: torch.device) -> None:
+class Normalise(torch.autograd.Function):
+    """x [b, C, H, W] normalised over all processes' images, then scaled by γ and shifted by β.
+
+    Also returns their mean [C], biased variance [C] and count of values a channel, []. The sums
+    and the elementwise parts are torch's own batch norm kernels, with other statistics.
+    """
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, gamma: Tensor, beta: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        # Given statistics to update, the kernel computes in their type, whatever that of x is.
+        scratch = torch.zeros_like(gamma), torch.zeros_like(gamma)
+        own_mean, own_variance = torch.batch_norm_update_stats(x, *scratch, 0.0)
+        mean, variance, count = over_processes(own_mean, own_variance, x.numel() // x.shape[1])
+        y = F.batch_norm(x, mean, variance, gamma, beta, training=False, eps=eps)
+        ctx.save_for_backward(x, gamma, mean, variance, count)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance, count)
+        return y, mean, variance, count
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor, Tensor, Tensor, None]:
+        """∂x = γ/σ·(∂y − Σ∂y/N − x̂·Σ(∂y·x̂)/N); γ and β get this process's sums, as in DDP."""
+        x, gamma, mean, variance, count = ctx.saved_tensors
+        inverse = (variance + ctx.eps).rsqrt()
+        _, own_gamma, own_beta = torch.ops.aten.native_batch_norm_backward(
+            gradient, x, gamma, None, None, mean, inverse, True, ctx.eps, [False, True, True]
+        )
+        sums = torch.stack([own_gamma, own_beta])  # [2, C]: Σ ∂y·x̂ and Σ ∂y
+        dist.all_reduce(sums)
+        by_x, constant = sums * (-gamma * inverse / count)
+        shift = F.batch_norm(x, mean, variance, by_x, constant, training=False, eps=ctx.eps)
+        by_gradient = (gamma * inverse)[:, None, None]
+        return torch.addcmul(shift, gradient, by_gradient).to(x.dtype), own_gamma, own_beta, None
+
+
+def over_processes(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean [C], biased variance [C] and count [] of all processes' values, from those of each.
+
+    One all-reduce of a table with a row for each process, and Chan, Golub and LeVeque's formula
+    (1979), which subtracts no large sums from each other.
+    """
+    table = mean.new_zeros(dist.get_world_size(), 2 * len(mean) + 1)
+    table[dist.get_rank()] = torch.cat([mean, variance, mean.new_full((1,), count)])
+    dist.all_reduce(table)
+    means, variances, counts = table.split([len(mean), len(mean), 1], dim=1)  # [P, C | C | 1]
+    total = counts.sum()
+    share = counts / total
+    mean = (means * share).sum(0)
+    variance = ((variances + (means - mean).square()) * share).sum(0)
+    return mean, variance, total
+
+
+def synchronise_batch_norm(network: nn.Module) -> None:
     """Make every batch norm of ``network``, in place, one over all processes."""
-    if device.type == "cuda":
-        nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        for module in network.modules():
-            if isinstance(module, nn.SyncBatchNorm):
-                # It refuses to train without a count of batches; no file holds it.
-                count = torch.zeros((), dtype=torch.long, device=module.running_mean.device)
-                module.register_buffer("num_batches_tracked", count, persistent=False)
-        return
     for module in network.modules():
-        if type(module) is BatchNorm:
-            module.__class__ = HostBatchNorm2d
+        if type(module) in (BatchNorm, nn.BatchNorm2d):
+            module.__class__ = WholeBatchNorm2d

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -122,6 +123,27 @@ def read_last(folder: Path) -> tuple[Path, dict] | None:
         payload = read(previous)
         distributed.warn(f"Warning: {error}; going on from {previous}")
         return previous, payload
+
+
+def refuse_different(found: tuple[Path, dict] | None) -> None:
+    """InputError in every process unless all of them found the same checkpoint, or none.
+
+    ``found``: its path and content. Machines that share no disk may each have their own.
+    """
+    if distributed.world() == 1:
+        return
+    digest, shown = "", "no checkpoint"
+    if found is not None:
+        path, payload = found
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        shown = f"{path} of epoch {payload['epoch']}, sha256 {digest[:12]}"
+    everyone = distributed.gathered((digest, f"{shown} on {socket.gethostname()}"))
+    for rank, (other, where) in enumerate(everyone):
+        if other != everyone[0][0]:
+            raise InputError(
+                f"--resume: process 0 found {everyone[0][1]}, but process {rank} {where}; all"
+                " need the same folder, on a disk that their machines share"
+            )
 
 
 def put_damaged_aside(folder: Path) -> None:

@@ -79,7 +79,7 @@ def evaluate(model: nn.Module, batches, amp: bool, stop: StopRequest) -> Figures
             display.show(count, sums[:count].sum(dim=0))
         if stop.signum:
             break
-    if signum := stop.agreed():
+    if signum := stop.agreed_now():
         raise Stopped(signum)
     figures = Figures.of(distributed.total(sums.sum(dim=0)))
     if not math.isfinite(figures.loss):

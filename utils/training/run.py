@@ -46,6 +46,7 @@ class Run:
         self.trainer = Trainer(devices, **sgd, amp=args.amp, compiled=args.compile)
         self.improved = False  # whether the last epoch is the best of the train phase, unsaved
         found = self.folder.find(args.resume, needed=args.evaluate)
+        checkpoint.refuse_different(found)
         if found is None:
             self._begin(sparsity)
         else:

@@ -2,13 +2,15 @@
 
 import signal
 import sys
+import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 from utils.machine import distributed
 from utils.machine.allocator import keep_freed_memory
+from utils.machine.failure import Failure
 from utils.shown import screen
 from utils.training import lock, signals
 from utils.training.folder import RunFolder
@@ -17,12 +19,14 @@ from utils.training.signals import Stopped
 
 GAVE_UP = 3  # exit status of a search that never reached its target
 SAVED = "; the run is saved: go on with --resume auto"
+NO_MEMORY = ("out of memory", "allocate memory")  # in the errors of CUDA, and of torch on a CPU
 
 
 def exit_status(main: Callable[[], int]) -> int:
     """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run.
 
-    The loss of the screen changes nothing, and the status neither.
+    The loss of the screen changes nothing, and the status neither. One of several processes that
+    fails does not return: it ends, and the job with it.
     """
     keep_freed_memory()
     with signals.put_back(), screen.unbreakable(), lock.let_go():
@@ -31,16 +35,35 @@ def exit_status(main: Callable[[], int]) -> int:
 
 def _exit_status(main: Callable[[], int]) -> int:
     try:
-        return main()
-    except InputError as error:
-        print(f"{' '.join(sys.argv[:1])}: {error}", file=sys.stderr)
-        return 1
+        status = main()
     except (Stopped, KeyboardInterrupt) as stopped:  # the latter where there is no run yet
         saved = getattr(stopped, "saved", False)
         print(f"\nStopped by {str(stopped) or 'SIGINT'}{SAVED if saved else ''}")
-        return 128 + getattr(stopped, "signum", signal.SIGINT)
-    finally:
-        distributed.stop()
+        status = 128 + getattr(stopped, "signum", signal.SIGINT)
+    except Exception as error:
+        reason = explained(error)
+        if Failure.is_first():
+            program = " ".join(sys.argv[:1])
+            message = f"{program}: {reason}" if reason else traceback.format_exc().rstrip()
+            print(message, file=sys.stderr)
+        Failure.end(1)
+        return 1
+    distributed.stop()
+    return status
+
+
+def explained(error: Exception) -> str | None:
+    """What a user needs to know of ``error`` in one line; None for a fault of the program."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
+        return (
+            f"out of memory ({one_line(error)[:120]}): a smaller --train-batch needs less,"
+            " in an evaluation a smaller --test-batch"
+        )
+    if Failure.is_of_another(error):
+        return f"another process of this job ended: {one_line(error)[:200]}"
+    return None
 
 
 def open_folder(args: Namespace) -> RunFolder:

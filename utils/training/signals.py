@@ -34,6 +34,7 @@ class StopRequest:
 
     def __init__(self):
         self.signum = 0
+        self.question = distributed.Question()
         self.awaited = [s for s in SIGNALS if s != HANGUP or not _is_ignored(s)]
         if _in_main_thread():
             for signum in self.awaited:
@@ -45,7 +46,15 @@ class StopRequest:
             signal.signal(other, signal.SIG_DFL)
 
     def agreed(self) -> int:
+        """The signal that any process had received at the last call, or 0: the same in all.
+
+        In one process: that it has received. For between two batches, where nobody should wait.
+        """
+        return self.question.ask(self.signum)
+
+    def agreed_now(self) -> int:
         """The signal that any process has received, or 0: the same answer in all of them."""
+        self.question.answer()
         return distributed.largest(self.signum)
 
 

@@ -46,7 +46,7 @@ class Trainer:
         order = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(self.devices[0], memory_format=order)
         if self.compiled:
-            compile_network(self.network, self.devices[0])
+            compile_network(self.network, self.devices)
         self.model = distributed.parallel(self.network, self.devices)
         self.optimizer = nr.SGD(self.network, **self.sgd, fused=True)
 

@@ -1,0 +1,152 @@
+"""What test_syncbn checks in two processes with 5 and 3 images: python -m of torchrun.
+
+The reference is torch's own batch norm over the 8 images in one process.
+"""
+
+import copy
+import sys
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import nr
+from nr.layers import Network
+from tests.helpers import batch, loss_of, relative_difference, tiny, vary
+from utils.machine import distributed
+
+SHARES = (5, 3)  # images of each process
+CPU = torch.device("cpu")
+LR = 0.05
+TOLERANCE = 1e-5
+
+
+def share(images: Tensor) -> Tensor:
+    """This process's stretch of the 8 images."""
+    return images.split(SHARES)[dist.get_rank()]
+
+
+def whole(part: Tensor) -> Tensor:
+    """The parts of all processes, one after the other."""
+    return torch.cat(distributed.gathered(part.detach()))
+
+
+def norms(channels: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+    """One batch norm over all processes, and a copy as torch has it."""
+    plain = nn.BatchNorm2d(channels, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in plain.parameters():
+            parameter.copy_(torch.rand(channels, generator=generator) + 0.5)
+    wrapped = distributed.parallel(nn.Sequential(copy.deepcopy(plain)), [CPU])
+    return wrapped.module[0], plain
+
+
+def check_equal_to_one_process(order: torch.memory_format, dtype: torch.dtype) -> None:
+    norm, plain = norms(6, dtype)
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(2):  # two steps, for the running statistics
+        images = torch.randn(8, 6, 5, 4, generator=generator, dtype=dtype) * 3 + 7
+        downstream = torch.randn(8, 6, 5, 4, generator=generator, dtype=dtype)
+        own = share(images).to(memory_format=order).requires_grad_()
+        images.requires_grad_()
+        y, expected = norm(own), plain(images)
+        y.backward(share(downstream).to(memory_format=order))
+        expected.backward(downstream)
+        assert y.is_contiguous(memory_format=order) and y.dtype == dtype
+        pairs = [(whole(y), expected.detach()), (whole(own.grad), images.grad)]
+        for name in ("weight", "bias"):
+            summed = distributed.total(getattr(norm, name).grad)
+            pairs.append((summed, getattr(plain, name).grad))
+        pairs += [(norm.running_mean, plain.running_mean), (norm.running_var, plain.running_var)]
+        tolerance = TOLERANCE if dtype == torch.float32 else 1e-12
+        for found, right in pairs:
+            assert relative_difference(found, right) < tolerance
+        norm.zero_grad()
+        plain.zero_grad()
+    norm.eval(), plain.eval()
+    assert torch.equal(norm(share(images)), norm(images).split(SHARES)[dist.get_rank()])
+    assert relative_difference(norm(images).detach(), plain(images).detach()) < tolerance
+
+
+def check_far_from_zero() -> None:
+    """A mean of 1000 standard deviations: E[x²] − E[x]² in float32 would be wrong by 6 %."""
+    norm, _ = norms(2)
+    images = torch.randn(8, 2, 9, 9, generator=torch.Generator().manual_seed(3)) + 1000
+    norm(share(images))
+    expected = 0.9 + 0.1 * images.double().var((0, 2, 3))
+    assert relative_difference(norm.running_var.double(), expected) < TOLERANCE
+
+
+def check_float32_under_autocast() -> None:
+    norm, plain = norms(4)
+    images = torch.randn(8, 4, 3, 3, generator=torch.Generator().manual_seed(4)).bfloat16()
+    own = share(images).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(own)
+    y.float().square().sum().backward()
+    expected = plain(images.float())
+    assert y.dtype == own.grad.dtype == torch.bfloat16
+    assert norm.running_var.dtype == norm.weight.grad.dtype == torch.float32
+    assert relative_difference(norm.running_var, plain.running_var) < TOLERANCE
+    assert relative_difference(norm.running_mean, plain.running_mean) < TOLERANCE
+    assert relative_difference(whole(y).float(), expected.detach()) < 2**-8  # one rounding
+
+
+def trained(wrapped: nn.Module, network: Network, steps: int = 4) -> None:
+    optimizer = nr.SGD(network, LR, momentum=0.9)
+    for step in range(steps):
+        images, labels = batch(count=8, seed=step)
+        size, parts = len(share(labels)), dist.get_world_size()
+        optimizer.zero_grad()
+        logits = wrapped(share(images))
+        loss = sum(F.cross_entropy(stream, share(labels)) for stream in logits.unbind(1))
+        (loss * size * parts / len(labels)).backward()
+        optimizer.step()
+
+
+def check_training() -> None:
+    """Nobody sends buffers, and they are equal; everything is as in one process."""
+    network = vary(tiny(classes=10))
+    alone = copy.deepcopy(network)
+    wrapped = distributed.parallel(network, [CPU])
+    trained(wrapped, network)
+    assert wrapped.gradient_as_bucket_view
+    distributed.check_equal(network)  # parameters and buffers, bit for bit
+    optimizer = nr.SGD(alone, LR, momentum=0.9)
+    for step in range(4):
+        optimizer.zero_grad()
+        loss_of(alone, *batch(count=8, seed=step)).backward()
+        optimizer.step()
+    for name, tensor in alone.state_dict().items():
+        assert relative_difference(network.state_dict()[name], tensor) < 1e-4, name
+
+
+def check_collectives() -> None:
+    """A step: one all-reduce a batch norm and direction, one a gradient bucket, nothing else."""
+    network = vary(tiny(classes=10))
+    layers = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    wrapped = distributed.parallel(network, [CPU])
+    trained(wrapped, network)  # DDP orders its buckets anew after its first step
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        trained(wrapped, network, steps=1)
+    counts = {e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d::")}
+    assert counts == {"c10d::allreduce_": 2 * layers + 1}, counts
+
+
+def main() -> None:
+    distributed.start([0])
+    sys.stdout = sys.__stdout__
+    for order in (torch.contiguous_format, torch.channels_last):
+        for dtype in (torch.float32, torch.float64):
+            check_equal_to_one_process(order, dtype)
+    check_far_from_zero()
+    check_float32_under_autocast()
+    check_training()
+    check_collectives()
+    distributed.stop()
+
+
+if __name__ == "__main__":
+    main()
