@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nr
+from tests.helpers import form, widths
 from tests.running import ENVIRONMENT, ROOT, assert_same_run, command, load, run
 from utils.shown.log import read_log
 
@@ -86,9 +87,9 @@ def test_checkpoints(straight):
     )
     keys = {"epoch", "arch", "state_dict", "acc", "best_acc", "optimizer"}
     assert keys <= last.keys()
-    assert before["structure"]["form"] == "plain"
+    assert form(before["structure"]) == "plain"
     assert after["structure"] == last["structure"]
-    assert after["structure"]["form"] == "removed"
+    assert form(after["structure"]) == "removed"
     assert before["epoch"] == after["epoch"] == last["run"]["search_epochs"] == last["epoch"] - 3
     network = nr.load(straight[0] / "checkpoint.pth.tar")
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 10)
@@ -153,15 +154,15 @@ def test_rescaling_in_one_step_and_in_two(tmp_path):
 @pytest.mark.parametrize("cross", ["attention", "full"])
 def test_cross_connections(cross, tmp_path):
     run(SMALL + f" --nr-cross {cross} --nr-flops", tmp_path)
-    assert load(tmp_path / "checkpoint.pth.tar")["structure"]["form"] == cross
+    assert form(load(tmp_path / "checkpoint.pth.tar")["structure"]) == cross
 
 
 def test_from_scratch(straight, tmp_path):
     run(SMALL + " --nr-from-scratch", tmp_path)
     structure = load(tmp_path / "checkpoint.pth.tar")["structure"]
-    streams = load(straight[0] / "checkpoint.pth.tar")["structure"]["widths"]
-    assert structure["form"] == "plain"
-    assert structure["widths"] == {name: [sum(widths)] for name, widths in streams.items()}
+    streams = widths(load(straight[0] / "checkpoint.pth.tar")["structure"])
+    assert form(structure) == "plain"
+    assert widths(structure) == {name: [sum(pair)] for name, pair in streams.items()}
 
 
 def test_plain_training(tmp_path):

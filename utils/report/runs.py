@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-import models
 import nr
+from nr.wiring import IMAGE, wiring
 from utils.errors import InputError, one_line
 from utils.shown.log import read_log
+from utils.training.older import upgraded
 from utils.training.options import NO_REJUVENATION
 
 DATA_NAMES = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG)"}
@@ -50,8 +51,9 @@ def read_run(folder: Path) -> Run:
         args, spec = description["args"], description["network"]
         rows = read_log(folder / "log.txt")
         structure = description["structure"]
-        counts = [count(spec, structure, args["image_size"], cross) for cross in (False, True)]
-        return summary(folder, description, rows, counts)
+        if "widths" in structure:
+            structure = upgraded(spec, structure)
+        return summary(folder, description, rows, count(structure, args["image_size"]))
     except InputError as error:
         raise InputError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
     except OSError as error:
@@ -60,7 +62,7 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: broken: {one_line(error)}") from error
 
 
-def summary(folder: Path, description: dict, rows: list[dict], counts: list[tuple]) -> Run:
+def summary(folder: Path, description: dict, rows: list[dict], counts: tuple) -> Run:
     """The figures of a finished run. Raises InputError for an unfinished one."""
     args, spec = description["args"], description["network"]
     train = [row for row in rows if row["Phase"] == "train"]
@@ -72,7 +74,7 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: list[tupl
                 f"search at utilization {search[-1]['Utilization']:.3f} after {len(search)} epochs"
             )
         raise InputError(f"unfinished: {state}")
-    (params, macs), (params_with_cross, _) = counts
+    params, params_with_cross, macs = counts
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
     sparsity = sparsity_text(search)
@@ -99,14 +101,17 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: list[tupl
     )
 
 
-def count(spec: dict, structure: dict, image_size: int, cross: bool) -> tuple[int, int]:
-    """Parameters and multiply-adds of a network, with ``cross`` those with gated connections."""
-    if cross and structure["form"] == "removed":
-        structure = structure | {"form": "attention"}
+def count(structure: dict, image_size: int) -> tuple[int, int, int]:
+    """Parameters, those with the gated connections where they were removed, multiply-adds."""
     with torch.device("meta"):
-        network = models.build(spec["family"], spec["arch"], **spec["options"])
-        nr.restore(network, structure)
-    return nr.count_params(network), nr.count_macs(network, image_size)
+        network = nr.build(structure)
+    params = with_cross = nr.count_params(network)
+    for layer in wiring(network).layers:
+        unit = layer.unit
+        if unit.form == "removed" and IMAGE not in layer.sources:
+            (i, j), (o, p) = unit.in_channels, unit.out_channels
+            with_cross += unit.kernel_size**2 * (i * p + j * o)
+    return params, with_cross, nr.count_macs(network, image_size)
 
 
 def model_name(spec: dict) -> str:
