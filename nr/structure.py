@@ -21,7 +21,7 @@ VERSION = 1
 # Bounds on what a description may ask for; the widest published networks stay far below.
 LARGEST_WIDTH = 2**20  # channels or classes
 LARGEST_WINDOW = 2**10  # pixels of a kernel, stride or padding
-MOST_MODULES = 100_000
+MOST_MODULES = 10_000
 DEEPEST = 64  # containers in containers
 CUSTOM = "custom"  # a plain module that is in no table: it has to be given to nr.load
 
@@ -133,6 +133,7 @@ class _Builder:
 
     def __init__(self, custom: Custom):
         self.custom, self.count = custom, count(1)
+        self.tried: set[tuple[type, str]] = set()  # plain modules with arguments that work
 
     def module(self, place: str, node: object, depth: int) -> nn.Module:
         """One module and all in it."""
@@ -148,7 +149,7 @@ class _Builder:
             case "Residual" | "Concat":
                 return self.container(place, node, depth)
             case kind if kind in BY_NAME:
-                return _plain(place, node)
+                return _plain(place, node, self.tried)
             case kind if kind == CUSTOM:
                 _keys(place, node, ("type", "class"))
                 return self.custom(place, str(node["class"]))
@@ -203,7 +204,7 @@ def _unit(place: str, node: dict) -> ConvBN:
     return unit
 
 
-def _plain(place: str, node: dict) -> nn.Module:
+def _plain(place: str, node: dict, tried: set[tuple[type, str]]) -> nn.Module:
     """A module of the table, tried once, since wrong arguments may show only then."""
     kind = BY_NAME[node["type"]]
     _keys(place, node, ("type", *kind.arguments))
@@ -213,12 +214,12 @@ def _plain(place: str, node: dict) -> nn.Module:
         if not all(item is None or isinstance(item, str) or _is_number(item) for item in items):
             raise ValueError(f"structure: {place}: {name} {str(value)[:100]} is no argument")
     arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in node.items() if n != "type"}
-    module = kind.cls(**arguments)
-    if not kind.resizes:
+    key = (kind.cls, repr(arguments))
+    if not kind.resizes and key not in tried:
         with torch.device("meta"):
-            copied = module if next(module.parameters(), None) is None else kind.cls(**arguments)
-            copied(torch.empty(1, 1, 2, 2))
-    return module
+            kind.cls(**arguments)(torch.empty(1, 1, 2, 2))
+        tried.add(key)
+    return kind.cls(**arguments)
 
 
 def _keys(place: str, node: object, keys: tuple[str, ...]) -> None:
