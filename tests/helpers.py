@@ -166,6 +166,11 @@ def branches(model: nn.Module) -> dict[str, nn.Module]:
     return {n: m for n, m in model.named_modules() if hasattr(m, "branch")}
 
 
+def dropped(model: nn.Module) -> list[str]:
+    """The containers whose branch is gone."""
+    return [name for name, module in branches(model).items() if module.branch is None]
+
+
 def batch(count: int = 8, size: int = 8, seed: int = 3) -> tuple[Tensor, Tensor]:
     """Images [B, 3, H, W] and labels [B]."""
     generator = torch.Generator().manual_seed(seed)

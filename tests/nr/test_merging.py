@@ -14,7 +14,8 @@ from tests.helpers import (
     MODES,
     batch,
     branches,
-    build,
+    described,
+    dropped,
     kill,
     kill_random,
     layers,
@@ -28,6 +29,7 @@ from tests.helpers import (
     silence,
     tiny,
     vary,
+    widths,
     worn,
 )
 
@@ -60,12 +62,10 @@ def test_merged_logits_are_the_sum_of_the_streams(family, mode, training):
     nr.merge(model)
     assert model.streams == 1
     assert relative_difference(summed(model, training), expected) < TOLERANCE
-    assert nr.structure(model) == {
-        "form": "plain",
-        "widths": {name: [sum(widths)] for name, widths in shapes["widths"].items()},
-        "dropped": shapes["dropped"],
-    }
-    assert bool(shapes["dropped"]) == (family != "vgg")
+    merged = {name: [sum(pair)] for name, pair in widths(shapes).items()}
+    assert widths(nr.structure(model)) == merged
+    assert {node["form"] for node in described(nr.structure(model)).values()} == {"plain"}
+    assert bool(dropped(model)) == (family != "vgg")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -230,7 +230,7 @@ def test_a_second_round_keeps_the_survived_logits(family, first, second):
     """Merged, then worn out and rejuvenated again."""
     model = two_streams(family, first)
     nr.merge(model)
-    dropped = nr.structure(model)["dropped"]
+    gone = dropped(model)
     kill_random(model, seed=11)
     inside = [name for name in prunable(model) if ".branch." in name]
     kill(model, dict.fromkeys(inside[-1:], slice(None)))  # one more branch
@@ -243,7 +243,7 @@ def test_a_second_round_keeps_the_survived_logits(family, first, second):
     after = logits_of(model, images)
     assert after.shape[1] == 2 and report.expansion > 1
     assert relative_difference(after[:, :1], before) < TOLERANCE
-    assert set(nr.structure(model)["dropped"]) >= {*dropped, *report.dropped}
+    assert set(dropped(model)) >= {*gone, *report.dropped}
     assert bool(report.dropped) == (family != "vgg")
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import models
 import nr
-from tests.helpers import MODES, batch, branches, described, logits_of, same_tensors, worn
+from tests.helpers import MODES, batch, described, dropped, logits_of, same_tensors, worn
 from utils.errors import InputError
 from utils.training import checkpoint
 from utils.training.checkpoint import CheckpointError
@@ -77,13 +77,12 @@ def rebuilt(family: str, how: str):
 
 def older(model) -> dict:
     """What a file of format 1 says about the shapes of ``model``."""
-    containers = branches(model)
     found = described(nr.structure(model))
     forms = [node["form"] for node in list(found.values())[1:]]
     return {
         "form": forms[0],
         "widths": {name: node["out_channels"] for name, node in found.items()},
-        "dropped": [name for name, module in containers.items() if module.branch is None],
+        "dropped": dropped(model),
     }
 
 
