@@ -16,11 +16,10 @@ def conv_bn_relu(
     kernel_size: int,
     stride: int = 1,
     *,
-    fixed: bool = False,
     gamma: float = 1.0,
     dropout: float = 0.0,
 ) -> list[nn.Module]:
     """The modules of one conv-BN-ReLU, with dropout after it where asked."""
-    unit = ConvBN(in_channels, out_channels, kernel_size, stride, fixed=fixed, gamma=gamma)
+    unit = ConvBN(in_channels, out_channels, kernel_size, stride, gamma=gamma)
     modules: list[nn.Module] = [unit, nn.ReLU(inplace=True)]
     return modules + [nn.Dropout(dropout)] * (dropout > 0)

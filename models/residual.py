@@ -13,7 +13,7 @@ class BasicBlock:
     def branch(in_channels: int, width: int, stride: int) -> Chain:
         return Chain(
             *conv_bn_relu(in_channels, width, 3, stride),
-            ConvBN(width, width, 3, fixed=True),
+            ConvBN(width, width, 3),
         )
 
 
@@ -27,7 +27,7 @@ class Bottleneck:
         return Chain(
             *conv_bn_relu(in_channels, width, 1),
             *conv_bn_relu(width, width, 3, stride),
-            ConvBN(width, width * Bottleneck.expansion, 1, fixed=True),
+            ConvBN(width, width * Bottleneck.expansion, 1),
         )
 
 
@@ -41,7 +41,7 @@ def stage(
         stride = stride if index == 0 else 1
         shortcut = None
         if stride != 1 or in_channels != out_channels:
-            shortcut = ConvBN(in_channels, out_channels, 1, stride, fixed=True)
+            shortcut = ConvBN(in_channels, out_channels, 1, stride)
         blocks.append(Residual(block.branch(in_channels, width, stride), shortcut))
         in_channels = out_channels
     return Chain(*blocks), out_channels

@@ -1,16 +1,26 @@
 """Neural Rejuvenation: measure utilization, penalise scales, rebuild at the same budget."""
 
-from nr.layers import Network
+from nr.counting import count_macs, count_params
+from nr.files import FileError, load, save
+from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual
 from nr.merging import merge
 from nr.rejuvenation import rejuvenate
 from nr.rescaling import rescale
 from nr.sparsity import SGD, grow_sparsity, penalise
-from nr.structure import count_macs, count_params, restore, structure
+from nr.structure import build, structure
 from nr.utilization import utilization
 
+__version__ = "1.0.0"
 __all__ = [
     "SGD",
+    "Chain",
+    "Classifier",
+    "Concat",
+    "ConvBN",
+    "FileError",
     "Network",
+    "Residual",
+    "build",
     "count_macs",
     "count_params",
     "grow_sparsity",
@@ -19,19 +29,7 @@ __all__ = [
     "penalise",
     "rejuvenate",
     "rescale",
-    "restore",
+    "save",
     "structure",
     "utilization",
 ]
-
-
-def load(path: str) -> Network:
-    """Build the network of a checkpoint, with its weights, on the CPU and in eval mode.
-
-    Raises CheckpointError, naming the file, for anything that is no checkpoint.
-    """
-    from utils.training.checkpoint import (
-        load_network,
-    )  # here, so that nr alone needs neither utils nor models
-
-    return load_network(path)

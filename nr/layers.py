@@ -1,10 +1,11 @@
 """The units that every network is built from.
 
 An activation is a tuple of streams: ``(all,)`` before rejuvenation, ``(survived, rejuvenated)``
-after it. Shape letters: B images, C channels, H = W spatial size, k kernel size, o and i output
+after it. Shape letters: B images, C channels, H and W spatial size, k kernel size, o and i output
 and input channels, S streams.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -51,8 +52,8 @@ def _drop_count(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
 class ConvBN(nn.Module):
     """A convolution without bias and its batch norm: the unit that is measured and rebuilt.
 
-    ``fixed``: its outputs enter a residual sum, so they all count as live and are not penalised.
-    ``gamma``: the initial batch-norm scale. Padding keeps the size at stride 1.
+    ``padding``: None keeps the size at stride 1. ``gamma``: the initial batch-norm scale; ``eps``
+    and ``momentum`` are the batch norm's. Raises ValueError for a window that is not square.
 
     A 1x1 convolution of stride s takes every s-th pixel and convolves them with stride 1: the same
     numbers, where the strided form's weight gradient is wrong, or crashes, on CPUs in channels-last
@@ -66,20 +67,28 @@ class ConvBN(nn.Module):
         kernel_size: int,
         stride: int = 1,
         *,
-        fixed: bool = False,
+        padding: int | None = None,
         gamma: float = 1.0,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
     ):
         super().__init__()
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, kernel_size // 2
-        self.fixed, self.gamma = fixed, gamma
+        self.kernel_size = _square("kernel_size", kernel_size, 1)
+        self.stride = _square("stride", stride, 1)
+        padding = self.kernel_size // 2 if padding is None else padding
+        self.padding = _square("padding", padding, 0)
+        # Pixels between those that are read; the convolution strides over the rest.
+        self.step = self.stride if self.kernel_size == 1 and self.padding == 0 else 1
+        self.gamma, self.eps, self.momentum = gamma, eps, momentum
         self.build("plain", (in_channels,), (out_channels,))
 
     def build(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]) -> None:
-        """Replace the layers by fresh ones of this form and these widths (one width a stream)."""
+        """Replace the layers by fresh ones of this form and these widths (one width a stream).
+
+        They have the class, precision, device and mode of the layers that they replace.
+        """
+        old = self._modules.copy()
         self.form, self.in_channels, self.out_channels = form, in_channels, out_channels
-        self.step = (
-            self.stride if self.kernel_size == 1 else 1
-        )  # pixels between those that are read
         self.convs = nn.ModuleList(
             nn.Conv2d(
                 sum(in_channels[i] for i in reads),
@@ -91,8 +100,31 @@ class ConvBN(nn.Module):
             )
             for reads, writes in FORMS[form]
         )
-        self.norms = nn.ModuleList(BatchNorm(width) for width in out_channels)
+        fresh = nn.BatchNorm2d if self.momentum is None else BatchNorm  # only None needs the count
+        self.norms = nn.ModuleList(
+            norm_like(old["norms"][0], width)
+            if old
+            else fresh(width, eps=self.eps, momentum=self.momentum)
+            for width in out_channels
+        )
         self.reset_parameters()
+        for name, layers in old.items():
+            for layer in self._modules[name].train(layers.training):
+                take_after(layer, layers[0])
+
+    def remade(
+        self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]
+    ) -> "ConvBN":
+        """A fresh unit like this one with another form and other widths; this one stays."""
+        unit = copy.copy(self)
+        unit._modules = self._modules.copy()
+        unit.build(form, in_channels, out_channels)
+        return unit
+
+    def adopt(self, unit: "ConvBN") -> None:
+        """Become what ``remade`` gave."""
+        for name in ("form", "in_channels", "out_channels", "convs", "norms"):
+            setattr(self, name, getattr(unit, name))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -131,7 +163,32 @@ class ConvBN(nn.Module):
         return tuple(norm(stream) for norm, stream in zip(self.norms, x, strict=True))
 
     def extra_repr(self) -> str:
-        return f"{self.form}, {self.in_channels} -> {self.out_channels}, fixed={self.fixed}"
+        return f"{self.form}, {self.in_channels} -> {self.out_channels}"
+
+
+def _square(what: str, value: object, least: int) -> int:
+    """A window's size as one int. Raises ValueError for anything but an int or a square pair."""
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or pair[0] != pair[1] or type(pair[0]) is not int or pair[0] < least:
+        raise ValueError(f"ConvBN: {what} {value!r}: a square window is needed, one int >= {least}")
+    return pair[0]
+
+
+def norm_like(norm: nn.Module, width: int) -> nn.Module:
+    """A fresh batch norm of the class, eps and momentum of ``norm``."""
+    fresh = type(norm)(width, eps=norm.eps, momentum=norm.momentum)
+    if isinstance(norm, nn.SyncBatchNorm):
+        fresh.process_group = norm.process_group
+        fresh._non_persistent_buffers_set = norm._non_persistent_buffers_set.copy()
+    return fresh
+
+
+def take_after(layer: nn.Module, old: nn.Module) -> None:
+    """Give ``layer`` the device, precision, mode and frozen parameters of ``old``."""
+    layer.to(old.weight.device, old.weight.dtype).train(old.training)
+    for name, parameter in old.named_parameters():
+        if name in layer._parameters and layer._parameters[name] is not None:
+            layer._parameters[name].requires_grad_(parameter.requires_grad)
 
 
 def gate(own: Tensor, cross: Tensor) -> Tensor:
@@ -140,43 +197,65 @@ def gate(own: Tensor, cross: Tensor) -> Tensor:
 
 
 class Chain(nn.Sequential):
-    """Modules in sequence; a plain torch module is applied to every stream by itself."""
+    """Modules in sequence; a plain torch module is applied to every stream by itself.
+
+    An nn.Sequential in it is a Chain too.
+    """
 
     def forward(self, x: Streams) -> Streams:
         for module in self:
-            x = module(x) if isinstance(module, STREAM_MODULES) else tuple(map(module, x))
+            x = on_streams(module, x)
         return x
 
 
 class Residual(nn.Module):
     """relu(branch(x) + shortcut(x)), stream by stream; a dead branch (None) adds nothing.
 
-    ``branch`` ends in a fixed ConvBN; ``shortcut`` is a fixed ConvBN, or None for the identity.
+    ``branch`` ends in a ConvBN; ``shortcut`` is a ConvBN or a Chain, or None for the identity. All
+    that it reads and adds counts as live: nr.wiring infers it.
     """
 
-    def __init__(self, branch: Chain, shortcut: ConvBN | None = None):
+    def __init__(self, branch: nn.Module | None, shortcut: nn.Module | None = None):
         super().__init__()
         self.branch, self.shortcut = branch, shortcut
 
     def forward(self, x: Streams) -> Streams:
-        shortcut = x if self.shortcut is None else self.shortcut(x)
+        shortcut = x if self.shortcut is None else on_streams(self.shortcut, x)
         if self.branch is None:
             return tuple(map(F.relu, shortcut))
-        branch = self.branch(x)
+        branch = on_streams(self.branch, x)
         return tuple(F.relu_(b.add_(s)) for b, s in zip(branch, shortcut, strict=True))
 
 
 class Concat(nn.Module):
     """Each stream of x followed by the same stream of branch(x); a dead branch adds nothing."""
 
-    def __init__(self, branch: Chain):
+    def __init__(self, branch: nn.Module | None):
         super().__init__()
         self.branch = branch
 
     def forward(self, x: Streams) -> Streams:
         if self.branch is None:
             return x
-        return tuple(torch.cat(pair, dim=1) for pair in zip(x, self.branch(x), strict=True))
+        branch = on_streams(self.branch, x)
+        return tuple(torch.cat(pair, dim=1) for pair in zip(x, branch, strict=True))
+
+
+STREAM_MODULES = (ConvBN, Chain, Residual, Concat)
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether ``module`` runs its children one after the other, and nothing else."""
+    return type(module).forward in (Chain.forward, nn.Sequential.forward)
+
+
+def on_streams(module: nn.Module, x: Streams) -> Streams:
+    """Apply any module of a chain: a plain one to every stream by itself."""
+    if isinstance(module, STREAM_MODULES):
+        return module(x)
+    if is_chain(module):
+        return Chain.forward(module, x)
+    return tuple(map(module, x))
 
 
 class Classifier(nn.Module):
@@ -189,6 +268,7 @@ class Classifier(nn.Module):
 
     def build(self, in_channels: tuple[int, ...]) -> None:
         """Replace the weights by fresh ones N(0, 0.01) of these widths, the bias by 0."""
+        old = self._modules.get("linears")
         self.in_channels = in_channels
         self.linears = nn.ModuleList(
             nn.Linear(width, self.num_classes, bias=stream == 0)
@@ -197,6 +277,20 @@ class Classifier(nn.Module):
         for linear in self.linears:
             nn.init.normal_(linear.weight, 0, 0.01)
         nn.init.zeros_(self.linears[0].bias)
+        if old is not None:
+            for linear in self.linears.train(old.training):
+                take_after(linear, old[0])
+
+    def remade(self, in_channels: tuple[int, ...]) -> "Classifier":
+        """A fresh classifier like this one with other widths; this one stays."""
+        classifier = copy.copy(self)
+        classifier._modules = self._modules.copy()
+        classifier.build(in_channels)
+        return classifier
+
+    def adopt(self, classifier: "Classifier") -> None:
+        """Become what ``remade`` gave."""
+        self.in_channels, self.linears = classifier.in_channels, classifier.linears
 
     def forward(self, x: Streams) -> Tensor:
         logits = [
@@ -207,12 +301,15 @@ class Classifier(nn.Module):
 
 
 class Network(nn.Module):
-    """Images [B, 3, H, W] to logits [B, S, classes]; S = 1, or 2 after rejuvenation.
+    """Images [B, C, H, W] to logits [B, S, classes]; S = 1, or 2 after rejuvenation.
 
-    ``features`` ends in a global average pooling; ``image_size`` is the family's usual H = W.
+    ``features`` ends in a global average pooling; ``image_size``: the family's usual H = W, or
+    (H, W). C is what the first unit reads.
     """
 
-    def __init__(self, features: Chain, classifier: Classifier, image_size: int):
+    def __init__(
+        self, features: nn.Module, classifier: Classifier, image_size: int | tuple[int, int]
+    ):
         super().__init__()
         self.features, self.classifier, self.image_size = features, classifier, image_size
 
@@ -221,7 +318,4 @@ class Network(nn.Module):
         return len(self.classifier.linears)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features((images,) * self.streams))
-
-
-STREAM_MODULES = (ConvBN, Chain, Residual, Concat)
+        return self.classifier(on_streams(self.features, (images,) * self.streams))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from nr.layers import Network
-from nr.structure import restore, structure
-from nr.wiring import IMAGE, IMAGE_CHANNELS, Layer, Wiring, wiring
+from nr.rebuilding import remade, swap
+from nr.wiring import IMAGE, Layer, Wiring, image_channels, wiring
 
 Places = dict[str, tuple[Tensor, ...]]  # source -> its channels' places when merged, by stream
 State = dict[str, Tensor]
@@ -38,13 +38,14 @@ def merge(model: Network) -> None:
     places = _places(plan, model.streams)
     merged = {layer.name: _merged_layer(layer, places) for layer in plan.layers}
     classifier = _merged_classifier(model, places, plan.head)
-    widths = {layer.name: [sum(layer.unit.out_channels)] for layer in plan.layers}
-    restore(model, structure(model) | {"form": "plain", "widths": widths})
-    for layer in plan.layers:
-        weight, norm = merged[layer.name]
-        layer.unit.convs[0].weight.copy_(weight)
-        layer.unit.norms[0].load_state_dict(norm)
-    model.classifier.linears[0].load_state_dict(classifier)
+    widths = {layer.name: (sum(layer.unit.out_channels),) for layer in plan.layers}
+    widths[IMAGE] = (image_channels(plan.layers),)
+    units, head = remade(model, plan, widths, "plain")
+    for name, (weight, norm) in merged.items():
+        units[name].convs[0].weight.copy_(weight)
+        units[name].norms[0].load_state_dict(norm)
+    head.linears[0].load_state_dict(classifier)
+    swap(model, plan.layers, units, head)
 
 
 def _refuse_gates(plan: Wiring) -> None:
@@ -65,7 +66,7 @@ def _places(plan: Wiring, streams: int) -> Places:
 
     Both streams read the same image. The end of a residual branch is laid out like its shortcut.
     """
-    places: Places = {IMAGE: (torch.arange(IMAGE_CHANNELS),) * streams}
+    places: Places = {IMAGE: (torch.arange(image_channels(plan.layers)),) * streams}
     for layer in plan.layers:
         widths = layer.unit.out_channels
         places[layer.name] = torch.arange(sum(widths)).split(widths)
@@ -102,7 +103,11 @@ def _merged_layer(layer: Layer, places: Places) -> tuple[Tensor, State]:
         weight.index_add_(0, row, part)
     order = torch.cat(rows).argsort().to(like.device)  # merged channel -> its place side by side
     norms = [norm.state_dict() for norm in layer.unit.norms]
-    return weight, {key: torch.cat([norm[key] for norm in norms])[order] for key in norms[0]}
+    side_by_side = {
+        key: torch.cat([norm[key] for norm in norms])[order] if value.ndim else value
+        for key, value in norms[0].items()
+    }
+    return weight, side_by_side
 
 
 def _merged_classifier(model: Network, places: Places, head: tuple[str, ...]) -> State:

@@ -7,13 +7,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from nr.layers import CROSS, PRUNED, Network
+from nr.counting import count_params
+from nr.layers import CROSS, PRUNED, Classifier, ConvBN, Network
+from nr.plain import Size
+from nr.rebuilding import remade, swap
 from nr.rounding import new_widths, round_up
-from nr.structure import count_params, restore
 from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
-from nr.wiring import IMAGE, Layer, gather, wiring
+from nr.wiring import IMAGE, Layer, Wiring, gather, image_channels, wiring
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def rejuvenate(
     model: Network,
     cross: str = "removed",
     flops: bool = False,
-    image_size: int | None = None,
+    image_size: int | Size | None = None,
     from_scratch: bool = False,
     round_to: int = 1,
 ) -> Report:
@@ -57,41 +59,46 @@ def rejuvenate(
     channels, the extra ones fresh (spec section 5). ``cross``: the connections between the two
     streams, "removed", "attention" or "full" (section 6); "none": only what survives, in a single
     stream of the live widths (r = 1, the pruned network). ``flops``, ``image_size``: the budget
-    is multiply-adds for images of that size instead of parameters. ``from_scratch``: a fresh
-    single-stream network of the new widths instead (NR-FS). ``round_to``: N > 1 rounds the
-    survivors of prunable layers up to multiples of N, by dead channels of the largest |γ|, and
-    each width to the multiple nearest to live·r, at least N more than survives. A network without
-    a dead channel stays as it is (r = 1). Raises ValueError for an unknown mode, a senseless
-    ``round_to``, or a network that was rejuvenated before.
+    is multiply-adds for images of that size (H = W, or (H, W)) instead of parameters.
+    ``from_scratch``: a fresh single-stream network of the new widths instead (NR-FS).
+    ``round_to``: N > 1 rounds the survivors of prunable layers up to multiples of N, by dead
+    channels of the largest |γ|, and each width to the multiple nearest to live·r, at least N more
+    than survives. A network without a dead channel stays as it is (r = 1). Raises ValueError for
+    an unknown mode, a senseless ``round_to``, a network that was rejuvenated before, and one that
+    nr cannot follow. Whatever is raised, the network is then as it was.
     """
     if cross not in (*CROSS, PRUNED):
         raise ValueError(f"cross: {cross!r} is unknown, expected one of {(*CROSS, PRUNED)}")
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to: {round_to!r} is not a whole number of at least 1")
+    plan = wiring(model, image_size)
+    layers, head, _ = plan
     if model.streams != 1:
         raise ValueError("this network was rejuvenated before: it has two streams")
-    layers, head, _ = wiring(model, image_size)
+    _refuse_split_sums(plan)
     masks = round_up(layers, live_masks(layers), round_to)
     usage = measure(layers, masks, flops)
+    dropped = tuple(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
     total = usage.live if cross == PRUNED else usage.total
-    form = "plain" if from_scratch or cross == PRUNED else cross
-    plan = _plan(layers, masks, usage.live, total, form, round_to)
     params, cost = count_params(model), _full_cost(layers, flops)
     if usage.live < usage.total:
-        old = {layer.name: (layer.unit.convs[0], layer.unit.norms[0]) for layer in layers}
-        old_classifier = model.classifier.linears[0]
-        restore(model, plan)
+        if not from_scratch:
+            _refuse_lifted(layers)
+        form = "plain" if from_scratch or cross == PRUNED else cross
+        widths = _widths(layers, masks, usage.live, total, form, round_to)
+        units, classifier = remade(model, plan, widths, form)
         if not from_scratch:
             for layer in layers:  # as it was wired before, so that dropped inputs count too
-                if layer.name in plan["widths"]:
-                    _transplant(layer, *old[layer.name], masks)
-            _transplant_classifier(model, old_classifier, gather(masks, head)[0])
+                if layer.name in units:
+                    _transplant(layer, units[layer.name], masks)
+            _transplant_classifier(model.classifier, classifier, gather(masks, head)[0])
+        swap(model, layers, units, classifier, dropped)
     expansion = math.sqrt(total / usage.live)
     return Report(
         usage,
         expansion,
         _changes(model, usage),
-        tuple(plan["dropped"]),
+        dropped,
         params=(params, count_params(model)),
         budget=_full_cost(wiring(model, image_size).layers, flops) / cost,
     )
@@ -103,7 +110,7 @@ def _full_cost(layers: list[Layer], flops: bool) -> int:
         _inputs(layer)
         * sum(layer.unit.out_channels)
         * layer.unit.kernel_size**2
-        * (layer.size**2 if flops else 1)
+        * (layer.pixels if flops else 1)
         for layer in layers
     )
     return sum(costs)
@@ -115,39 +122,62 @@ def _inputs(layer: Layer) -> int:
     return channels[0] if IMAGE in layer.sources else sum(channels)
 
 
-def _plan(
+def _refuse_split_sums(plan: Wiring) -> None:
+    """Both sides of a sum have to grow alike, part by part."""
+    widths = {layer.name: layer.unit.out_channels for layer in plan.layers}
+    for name, sides in plan.sums.items():
+        branch, shortcut = ([widths[source] for source in side] for side in sides)
+        if branch != shortcut:
+            raise ValueError(
+                f"{name}: adds a concatenation to other parts, which would not stay aligned: put a"
+                " 1x1 nr.ConvBN in the shortcut"
+            )
+
+
+def _refuse_lifted(layers: list[Layer]) -> None:
+    """A dead channel must not say anything: what it passes is 0 at 0."""
+    for layer in layers:
+        if layer.lifted and (layer.branch or not layer.fixed):
+            raise ValueError(
+                f"{layer.lifted}: is not 0 at 0, so a dead channel of {layer.name} cannot go"
+                " without changing the function: use nn.ReLU() there"
+            )
+
+
+def _widths(
     layers: list[Layer], masks: Masks, live: int, total: int, form: str, round_to: int
-) -> dict:
-    """The structure of the network rebuilt from ``live`` to ``total``, as nr.structure has it."""
-    dropped = list(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
+) -> dict[str, tuple[int, ...]]:
+    """Widths of the image and of all layers that stay, rebuilt from ``live`` to ``total``."""
+    dead = {layer.branch for layer in layers if not masks[layer.name][0].any()}
     widths = {
         layer.name: new_widths(int(masks[layer.name][0].sum()), live, total, round_to)
         for layer in layers
-        if layer.branch not in dropped
+        if layer.branch is None or layer.branch not in dead
     }
-    one_stream = form == "plain"
-    widths = {name: [sum(pair)] if one_stream else list(pair) for name, pair in widths.items()}
-    return {"form": form, "widths": widths, "dropped": dropped}
+    if form == "plain":
+        widths = {name: (sum(pair),) for name, pair in widths.items()}
+    return {IMAGE: (image_channels(layers),) * len(next(iter(widths.values())))} | widths
 
 
 @torch.no_grad()
-def _transplant(layer: Layer, conv: nn.Conv2d, norm: nn.BatchNorm2d, masks: Masks) -> None:
-    """Copy the live weights, γ, β and running statistics into the survived stream."""
+def _transplant(layer: Layer, unit: ConvBN, masks: Masks) -> None:
+    """Copy the live weights, γ, β and running statistics into the survived stream of ``unit``."""
+    (conv,), (norm,) = layer.unit.convs, layer.unit.norms
     (live_in,), (live_out,) = gather(masks, layer.sources), masks[layer.name]
     live_in, live_out = live_in.to(conv.weight.device), live_out.to(conv.weight.device)
-    for i, o, block in layer.unit.blocks():
+    for i, o, block in unit.blocks():
         if (i, o) == (0, 0):
             block.copy_(conv.weight[live_out][:, live_in])  # [o, i, k, k]
-    kept = {n: t[live_out] for n, t in norm.state_dict().items()}
-    layer.unit.norms[0].load_state_dict(kept)
+    kept = {n: t[live_out] if t.ndim else t for n, t in norm.state_dict().items()}
+    unit.norms[0].load_state_dict(kept)
 
 
 @torch.no_grad()
-def _transplant_classifier(model: Network, old: nn.Linear, live: Tensor) -> None:
+def _transplant_classifier(classifier: Classifier, new: Classifier, live: Tensor) -> None:
     """Copy the live columns and the bias; the rejuvenated columns stay fresh."""
-    new = model.classifier.linears[0]
-    new.weight.copy_(old.weight[:, live.to(old.weight.device)])  # [classes, i]
-    new.bias.copy_(old.bias)
+    old, linear = classifier.linears[0], new.linears[0]
+    linear.weight.copy_(old.weight[:, live.to(old.weight.device)])  # [classes, i]
+    linear.bias.copy_(old.bias)
 
 
 def _changes(model: Network, usage: Utilization) -> tuple[LayerChange, ...]:

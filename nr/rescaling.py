@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nr.layers import Network
-from nr.wiring import IMAGE, IMAGE_CHANNELS, gather, wiring
+from nr.wiring import IMAGE, gather, image_channels, wiring
 
 
 @torch.no_grad()
@@ -18,19 +18,27 @@ def rescale(model: Network, target: float) -> None:
     """Move every prunable γ with 0 < |γ| < ``target`` to ±``target``, exactly compensated.
 
     β grows by the same factor, and every weight that reads the channel shrinks by it. Fixed
-    layers keep their γ, and a γ of exactly 0 stays. Raises ValueError unless target is positive.
+    layers keep their γ, and a γ of exactly 0 stays. Raises ValueError, before anything is touched,
+    unless target is positive and every module that a prunable channel passes on its way is
+    positively homogeneous: ReLU is, SiLU and a ReLU6, which saturates, are not.
     """
     if not (math.isfinite(target) and target > 0):
         raise ValueError(f"target: {target} is not a positive number")
     layers, head, _ = wiring(model)
+    for layer in layers:
+        if layer.curved and not layer.fixed:
+            raise ValueError(
+                f"{layer.curved}: not positively homogeneous, so the scales of {layer.name} cannot"
+                " move through it without changing the function: use nn.ReLU() there"
+            )
     device = model.classifier.linears[0].weight.device
-    factors = {IMAGE: (torch.ones(IMAGE_CHANNELS, device=device),) * model.streams}
+    factors = {IMAGE: (torch.ones(image_channels(layers), device=device),) * model.streams}
     for layer in layers:
         incoming = gather(factors, layer.sources)
         for i, _, block in layer.unit.blocks():
             block.mul_(incoming[i][None, :, None, None])  # [o, i, k, k] x [1, i, 1, 1]
         factors[layer.name] = tuple(
-            torch.ones_like(norm.weight) if layer.unit.fixed else _raise_scale(norm, target)
+            torch.ones_like(norm.weight) if layer.fixed else _raise_scale(norm, target)
             for norm in layer.unit.norms
         )
     for linear, incoming in zip(model.classifier.linears, gather(factors, head), strict=True):

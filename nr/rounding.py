@@ -31,7 +31,7 @@ def round_up(layers: list[Layer], masks: Masks, multiple: int) -> Masks:
     The dead channels of the largest |γ| survive too, the first of equal ones, as far as there are
     any. Fixed layers and layers without any survivor stay as they are.
     """
-    prunable = [layer for layer in layers if not layer.unit.fixed]
+    prunable = [layer for layer in layers if not layer.fixed]
     return masks | {
         layer.name: tuple(
             _filled(live, norm.weight.detach().abs().to(live.device), multiple)

@@ -1,10 +1,11 @@
 """The L1 penalty on prunable batch-norm scales (spec section 4), and how its weight λ grows."""
 
 import math
+import warnings
 
 import torch
 
-from nr.layers import Network
+from nr.layers import ConvBN, Network
 from nr.wiring import wiring
 
 
@@ -22,27 +23,33 @@ def penalise(model: Network, sparsity: float) -> None:
     gradients: there a γ that only the penalty moves falls by about lr a step for any λ, and λ
     says how strong a gradient of the loss has to be to hold it.
     """
+    _penalise(_prunable(model), sparsity)
+
+
+def _penalise(units: list[ConvBN], sparsity: float) -> None:
+    """Add λ·sign(γ) to the gradients that the scales of ``units`` have."""
     if not (math.isfinite(sparsity) and sparsity >= 0):
         raise ValueError(f"sparsity: {sparsity} is not a finite number from 0")
     if sparsity == 0:
         return
-    gammas = [gamma for gamma in _prunable_gammas(model) if gamma.grad is not None]
+    gammas = [norm.weight for unit in units for norm in unit.norms]
+    gammas = [gamma for gamma in gammas if gamma.grad is not None]
     if gammas:
         signs = torch._foreach_sign(gammas)
         torch._foreach_add_([gamma.grad for gamma in gammas], signs, alpha=sparsity)
 
 
-def _prunable_gammas(model: Network) -> list[torch.nn.Parameter]:
-    """γ [C] of every prunable batch norm, all streams."""
-    units = [layer.unit for layer in wiring(model).layers if not layer.unit.fixed]
-    return [norm.weight for unit in units for norm in unit.norms]
+def _prunable(model: Network) -> list[ConvBN]:
+    """The units that no residual sum holds to their width."""
+    return [layer.unit for layer in wiring(model).layers if not layer.fixed]
 
 
 class SGD(torch.optim.SGD):
     """torch's SGD on all parameters of ``model``, with :func:`penalise` before each step.
 
     The penalty falls on prunable batch norms only, after the gradients are complete and before
-    weight decay and momentum. ``sparsity``: λ, 0 in the train phase.
+    weight decay and momentum. ``sparsity``: λ, 0 in the train phase. After the network was rebuilt
+    it needs a new optimizer; a step of the old one warns, once.
     """
 
     def __init__(
@@ -58,12 +65,21 @@ class SGD(torch.optim.SGD):
             model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, **options
         )
         self.model, self.sparsity = model, sparsity
+        self.units, self.linear = _prunable(model), model.classifier.linears[0]
+        self.warned = False
 
     def step(self, closure=None):
         """One step; a closure is not supported, since the penalty follows its gradients."""
         if closure is not None:
             raise ValueError("nr.SGD: step takes no closure")
-        penalise(self.model, self.sparsity)
+        if self.model.classifier.linears[0] is not self.linear and not self.warned:
+            self.warned = True
+            warnings.warn(
+                "nr.SGD: the network was rebuilt after this optimizer was made, which steps on"
+                " parameters that are no longer its own: make a new nr.SGD",
+                stacklevel=3,  # torch wraps the step
+            )
+        _penalise(self.units, self.sparsity)
         return super().step()
 
 

@@ -1,98 +1,249 @@
-"""The shapes of a network as plain data, and back; parameter and multiply-add counts."""
+"""A network whole as plain data, and back.
 
-from collections.abc import Mapping
+A description is made of dicts, lists, strings, numbers, bools and None only. Each module is a dict
+with its ``type``; the types that exist are those of this page and of nr.plain's table, so a
+description from anywhere is safe to build.
+"""
 
+import math
+from collections.abc import Callable, Mapping
+from itertools import count
+
+import torch
 from torch import nn
 
-from nr.layers import CROSS, Concat, Network, Residual
-from nr.wiring import IMAGE, IMAGE_CHANNELS, Layer, gather_widths, wiring
+from nr.checks import image_hw
+from nr.layers import FORMS, Chain, Classifier, Concat, ConvBN, Network, Residual, is_chain
+from nr.plain import BY_NAME, KINDS
+from nr.wiring import wiring
+
+VERSION = 1
+# Bounds on what a description may ask for; the widest published networks stay far below.
+LARGEST_WIDTH = 2**20  # channels or classes
+LARGEST_WINDOW = 2**10  # pixels of a kernel, stride or padding
+MOST_MODULES = 10_000
+DEEPEST = 64  # containers in containers
+CUSTOM = "custom"  # a plain module that is in no table: it has to be given to nr.load
+
+Custom = Callable[[str, str], nn.Module]  # (place, class) -> the module
 
 
 def structure(model: Network) -> dict:
-    """What rejuvenation changed, as strings, ints, lists and dicts only.
+    """The whole network but for its weights, as plain data that nr.build takes.
 
-    ``form``: "plain" or the cross-connection mode; ``widths``: layer name -> one width a stream;
-    ``dropped``: the residual and dense containers whose branch is gone.
+    Of each unit: window, form, widths (one a stream), batch norm. A plain module that nr does not
+    know is named only; nr.load takes it from the model that it loads into. Raises ValueError for
+    a network that nr cannot follow.
     """
-    layers, *_ = wiring(model)
+    wiring(model)
+    size = model.image_size
     return {
-        "form": next((layer.unit.form for layer in layers if IMAGE not in layer.sources), "plain"),
-        "widths": {layer.name: list(layer.unit.out_channels) for layer in layers},
-        "dropped": [name for name, module in _containers(model).items() if module.branch is None],
+        "version": VERSION,
+        "image_size": size if isinstance(size, int) else list(size),
+        "features": _described(model.features),
+        "classifier": {
+            "in_channels": list(model.classifier.in_channels),
+            "num_classes": model.classifier.num_classes,
+        },
     }
 
 
-def restore(model: Network, structure: Mapping) -> Network:
-    """Give a fresh ``model`` the shapes of ``structure``, with fresh weights, and return it.
+def _described(module: nn.Module | None) -> dict | None:
+    """One module and all in it."""
+    if module is None:
+        return None
+    if isinstance(module, ConvBN):
+        norm = module.norms[0]
+        return {
+            "type": "ConvBN",
+            "kernel_size": module.kernel_size,
+            "stride": module.stride,
+            "padding": module.padding,
+            "form": module.form,
+            "in_channels": list(module.in_channels),
+            "out_channels": list(module.out_channels),
+            "gamma": module.gamma,
+            "eps": norm.eps,
+            "momentum": norm.momentum,
+        }
+    if is_chain(module):
+        modules = {name: _described(child) for name, child in module._modules.items()}
+        return {"type": "Chain", "modules": modules}
+    if isinstance(module, Residual | Concat):
+        children = {name: _described(child) for name, child in module._modules.items()}
+        return {"type": type(module).__name__, "branch": None, "shortcut": None} | children
+    if type(module) in KINDS:
+        arguments = {name: getattr(module, name) for name in KINDS[type(module)].arguments}
+        lists = {n: list(v) if isinstance(v, tuple) else v for n, v in arguments.items()}
+        return {"type": type(module).__name__, **lists}
+    return {"type": CUSTOM, "class": class_name(module)}
 
-    Raises ValueError where the structure does not belong to this model; the model is then
-    unchanged.
+
+def class_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def build(structure: Mapping) -> Network:
+    """Make the network that ``structure`` describes, with fresh weights.
+
+    Raises ValueError for anything that nr.structure would not write or that does not fit together;
+    no memory is taken for weights before all of it was checked.
     """
+    build_on_meta(structure)
+    return _built(structure, _no_custom)
+
+
+def build_on_meta(structure: Mapping, custom: Custom | None = None) -> Network:
+    """Build without memory for weights, with ``custom`` modules, and walk the result."""
     try:
-        widths = _checked_widths(model, structure)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"structure: not as nr.structure writes it: {error!r}") from error
-    containers = _containers(model)
-    for name in structure["dropped"]:
-        containers[name].branch = None
-    layers, head, _ = wiring(model)
-    like = model.classifier.linears[0].weight
-    for layer in layers:
-        layer.unit.build(
-            _form(layer, structure), gather_widths(widths, layer.sources), widths[layer.name]
-        )
-    model.classifier.build(gather_widths(widths, head))
-    return model.to(like.device, like.dtype).train(model.training)
+        with torch.device("meta"):
+            network = _built(structure, custom or _no_custom)
+    except ValueError:
+        raise
+    except (KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"structure: not as nr.structure writes it: {reason}") from error
+    wiring(network)
+    return network
 
 
-def _form(layer: Layer, structure: Mapping) -> str:
-    """The stem reads the image in both streams, so it has no cross blocks in any mode."""
-    form = structure["form"]
-    return "removed" if form != "plain" and IMAGE in layer.sources else form
-
-
-def _checked_widths(model: Network, structure: Mapping) -> dict[str, tuple[int, ...]]:
-    """Widths by layer name, the image included, after every check that restore needs."""
-    form, dropped = structure["form"], set(structure["dropped"])
-    if form not in ("plain", *CROSS):
-        raise ValueError(f"structure: unknown form {form!r}, expected 'plain' or one of {CROSS}")
-    unknown = sorted(dropped - _containers(model).keys())
-    if unknown:
-        raise ValueError(f"structure: {unknown[0]} is no branch of this network")
-    layers, _, sums = wiring(model)
-    names = [layer.name for layer in layers if layer.branch not in dropped]
-    if sorted(names) != sorted(structure["widths"]):
-        odd = sorted(set(names) ^ set(structure["widths"]))
-        raise ValueError(f"structure: its layers are not this network's, for example {odd[0]}")
-    streams = 1 if form == "plain" else 2
-    for name, widths in structure["widths"].items():
-        if len(widths) != streams or not all(type(w) is int and w > 0 for w in widths):
-            raise ValueError(f"structure: {name} needs {streams} positive widths, not {widths}")
-    widths = {name: tuple(width) for name, width in structure["widths"].items()}
-    widths[IMAGE] = (IMAGE_CHANNELS,) * streams
-    for name, (branch, shortcut) in sums.items():
-        if name not in dropped and gather_widths(widths, branch) != gather_widths(widths, shortcut):
-            raise ValueError(f"structure: the branch of {name} is not as wide as its shortcut")
-    return widths
-
-
-def _containers(model: Network) -> dict[str, Residual | Concat]:
-    """The modules with a branch that can be dropped, by name."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, Residual | Concat)}
-
-
-def count_params(model: nn.Module) -> int:
-    """Number of parameters: convolutions, batch norms and classifier."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count_macs(model: Network, image_size: int | None = None) -> int:
-    """Multiply-adds of one image through convolutions and classifier.
-
-    ``image_size``: H = W of the image (None: the family's usual size).
-    """
-    layers, *_ = wiring(model, image_size)
-    convolutions = sum(
-        conv.weight.numel() * layer.size**2 for layer in layers for conv in layer.unit.convs
+def _no_custom(place: str, name: str) -> nn.Module:
+    raise ValueError(
+        f"structure: {place} is a {name[:100]}, which nr does not know: give a network that has it"
+        " to nr.load(path, into=network)"
     )
-    return convolutions + sum(linear.weight.numel() for linear in model.classifier.linears)
+
+
+def _built(structure: Mapping, custom: Custom) -> Network:
+    _keys("the network", structure, ("version", "image_size", "features", "classifier"))
+    if structure["version"] != VERSION:
+        raise ValueError(f"structure: version {structure['version']!r}, expected {VERSION}")
+    size = image_hw(structure["image_size"])
+    classifier = structure["classifier"]
+    _keys("classifier", classifier, ("in_channels", "num_classes"))
+    in_channels = _widths("classifier", classifier["in_channels"])
+    features = _Builder(custom).module("features", structure["features"], DEEPEST)
+    head = Classifier(1, _int("classifier num_classes", classifier["num_classes"], 1))
+    head.build(in_channels)
+    return Network(features, head, size[0] if isinstance(structure["image_size"], int) else size)
+
+
+class _Builder:
+    """Makes modules from their descriptions, and counts them."""
+
+    def __init__(self, custom: Custom):
+        self.custom, self.count = custom, count(1)
+        self.tried: set[tuple[type, str]] = set()  # plain modules with arguments that work
+
+    def module(self, place: str, node: object, depth: int) -> nn.Module:
+        """One module and all in it."""
+        if not isinstance(node, dict) or not isinstance(node.get("type"), str):
+            raise ValueError(f"structure: {place}: a dict with a type is needed")
+        if depth == 0 or next(self.count) > MOST_MODULES:
+            raise ValueError(f"structure: {place}: too many modules")
+        match node["type"]:
+            case "ConvBN":
+                return _unit(place, node)
+            case "Chain":
+                return self.chain(place, node, depth)
+            case "Residual" | "Concat":
+                return self.container(place, node, depth)
+            case kind if kind in BY_NAME:
+                return _plain(place, node, self.tried)
+            case kind if kind == CUSTOM:
+                _keys(place, node, ("type", "class"))
+                return self.custom(place, str(node["class"]))
+        raise ValueError(f"structure: {place}: unknown type {node['type'][:100]!r}")
+
+    def chain(self, place: str, node: dict, depth: int) -> Chain:
+        _keys(place, node, ("type", "modules"))
+        chain = Chain()
+        for name, child in node["modules"].items():
+            chain.add_module(name, self.module(f"{place}.{name}", child, depth - 1))
+        return chain
+
+    def container(self, place: str, node: dict, depth: int) -> Residual | Concat:
+        _keys(place, node, ("type", "branch", "shortcut"))
+        branch, shortcut = (
+            None if node[name] is None else self.module(f"{place}.{name}", node[name], depth - 1)
+            for name in ("branch", "shortcut")
+        )
+        if node["type"] == "Residual":
+            return Residual(branch, shortcut)
+        if shortcut is not None:
+            raise ValueError(f"structure: {place}: a Concat has no shortcut")
+        return Concat(branch)
+
+
+def _unit(place: str, node: dict) -> ConvBN:
+    window = ("kernel_size", "stride", "padding")
+    norm = ("gamma", "eps", "momentum")
+    _keys(place, node, ("type", *window, "form", "in_channels", "out_channels", *norm))
+    sizes = [
+        _int(f"{place} {name}", node[name], int(name != "padding"), LARGEST_WINDOW)
+        for name in window
+    ]
+    for name in norm:
+        value = node[name]
+        finite = _is_number(value) and math.isfinite(value)
+        if not finite and not (value is None and name == "momentum"):
+            raise ValueError(f"structure: {place}: {name} {value!r} is no number")
+    if node["eps"] <= 0:
+        raise ValueError(f"structure: {place}: eps {node['eps']!r} is not positive")
+    in_channels, out_channels = (
+        _widths(f"{place} {name}", node[name]) for name in ("in_channels", "out_channels")
+    )
+    form = node["form"]
+    streams = 1 if form == "plain" else 2
+    if form not in FORMS or {len(in_channels), len(out_channels)} != {streams}:
+        raise ValueError(f"structure: {place}: form {form!r} with {len(in_channels)} streams")
+    kernel_size, stride, padding = sizes
+    options = {name: node[name] for name in norm}
+    unit = ConvBN(1, 1, kernel_size, stride, padding=padding, **options)
+    unit.build(form, in_channels, out_channels)
+    return unit
+
+
+def _plain(place: str, node: dict, tried: set[tuple[type, str]]) -> nn.Module:
+    """A module of the table, tried once, since wrong arguments may show only then."""
+    kind = BY_NAME[node["type"]]
+    _keys(place, node, ("type", *kind.arguments))
+    for name in kind.arguments:
+        value = node[name]
+        items = value if isinstance(value, list) and 0 < len(value) <= 4 else [value]
+        if not all(item is None or isinstance(item, str) or _is_number(item) for item in items):
+            raise ValueError(f"structure: {place}: {name} {str(value)[:100]} is no argument")
+    arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in node.items() if n != "type"}
+    key = (kind.cls, repr(arguments))
+    if not kind.resizes and key not in tried:
+        with torch.device("meta"):
+            kind.cls(**arguments)(torch.empty(1, 1, 2, 2))
+        tried.add(key)
+    return kind.cls(**arguments)
+
+
+def _keys(place: str, node: object, keys: tuple[str, ...]) -> None:
+    if not isinstance(node, Mapping) or {*node} != {*keys}:
+        found = sorted(map(str, node))[:10] if isinstance(node, Mapping) else type(node).__name__
+        raise ValueError(f"structure: {place}: expected {', '.join(keys)}, found {found}")
+
+
+def _int(place: str, value: object, least: int, most: int = LARGEST_WIDTH) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"structure: {place}: {value!r} is no int of {least} to {most}")
+    return value
+
+
+def _is_number(value: object) -> bool:
+    """A bool, or a number of sensible size; infinity is one where a Hardtanh has no bound."""
+    return (
+        isinstance(value, bool | int | float)
+        and not math.isnan(value)
+        and (math.isinf(value) or abs(value) <= LARGEST_WIDTH)
+    )
+
+
+def _widths(place: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not 1 <= len(value) <= 2:
+        raise ValueError(f"structure: {place}: a list of one width a stream is needed")
+    return tuple(_int(place, width, 1) for width in value)

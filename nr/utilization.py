@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from nr.layers import FORMS, Network
-from nr.wiring import IMAGE, IMAGE_CHANNELS, Layer, gather, wiring
+from nr.plain import Size
+from nr.wiring import IMAGE, Layer, gather, image_channels, wiring
 
 DEAD_RATIO = 1e-2  # a channel is dead below this fraction of its layer's max |γ| (spec section 3)
 DEAD_GAMMA = 1e-3  # a prunable layer is dead as a whole below this max |γ| (spec section 3)
@@ -45,12 +46,14 @@ class Utilization:
         return self.live / self.total
 
 
-def utilization(model: Network, flops: bool = False, image_size: int | None = None) -> Utilization:
+def utilization(
+    model: Network, flops: bool = False, image_size: int | Size | None = None
+) -> Utilization:
     """Measure Σ live_in·live_out·k² against Σ in·out·k² over the blocks that exist.
 
     With ``flops`` each term is multiplied by the layer's output H·W for images of ``image_size``
-    (None: the family's usual size). No forward pass; the model is left as it is. Raises ValueError
-    for a scale that is not finite.
+    (H = W, or (H, W); None: the family's usual size). No forward pass; the model is left as it is.
+    Raises ValueError for a scale that is not finite, and for a network that nr cannot follow.
     """
     layers, *_ = wiring(model, image_size)
     return measure(layers, live_masks(layers), flops)
@@ -60,7 +63,7 @@ def relative_scales(model: Network) -> Tensor:
     """|γ| over the largest of its layer and stream, of every prunable scale: float [N], CPU."""
     layers, *_ = wiring(model)
     placed = zip(layers, _absolute_gammas(layers), strict=True)
-    gammas = [gamma for layer, row in placed if not layer.unit.fixed for gamma in row]
+    gammas = [gamma for layer, row in placed if not layer.fixed for gamma in row]
     return torch.cat(
         [gamma / gamma.max().clamp(min=torch.finfo(gamma.dtype).tiny) for gamma in gammas]
     )
@@ -76,11 +79,11 @@ def _usage(layer: Layer, masks: Masks, flops: bool) -> LayerUsage:
     unit = layer.unit
     live_in = [int(mask.sum()) for mask in gather(masks, layer.sources)]
     live_out = [int(mask.sum()) for mask in masks[layer.name]]
-    weight = unit.kernel_size**2 * (layer.size**2 if flops else 1)
+    weight = unit.kernel_size**2 * (layer.pixels if flops else 1)
     pairs = [(i, o) for reads, writes in FORMS[unit.form] for i in reads for o in writes]
     return LayerUsage(
         layer.name,
-        unit.fixed,
+        layer.fixed,
         sum(live_in),
         sum(unit.in_channels),
         sum(live_out),
@@ -97,7 +100,7 @@ def live_masks(layers: list[Layer]) -> Masks:
     the largest |γ| always stays.
     """
     streams = len(layers[0].unit.out_channels)
-    masks: Masks = {IMAGE: (torch.ones(IMAGE_CHANNELS, dtype=torch.bool),) * streams}
+    masks: Masks = {IMAGE: (torch.ones(image_channels(layers), dtype=torch.bool),) * streams}
     placed = zip(layers, _absolute_gammas(layers), strict=True)
     for branch, group in groupby(placed, key=lambda pair: pair[0].branch):
         names = []
@@ -129,7 +132,7 @@ def _live(layer: Layer, stream: int, gamma: Tensor, live_in: list[bool]) -> Tens
     reachable = any(
         live_in[i] for reads, writes in FORMS[layer.unit.form] if stream in writes for i in reads
     )
-    if layer.unit.fixed:
+    if layer.fixed:
         return torch.full_like(gamma, reachable, dtype=torch.bool)
     largest = gamma.max()
     if reachable and largest >= DEAD_GAMMA:

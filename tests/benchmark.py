@@ -142,7 +142,7 @@ def share(macs: int, images_per_second: float, flops: float) -> float:
 def half_dead(arch: str, keywords: dict, device: torch.device) -> Network:
     model = models.build("cifar", arch, **keywords).to(device)
     for layer in wiring(model).layers:
-        if not layer.unit.fixed:
+        if not layer.fixed:
             gamma = layer.unit.norms[0].weight.data
             gamma[len(gamma) // 2 :] = 0
     return model

@@ -57,9 +57,33 @@ def layers(model: Network) -> dict[str, Layer]:
     return {layer.name: layer for layer in wiring(model).layers}
 
 
+def described(structure: Mapping) -> dict[str, dict]:
+    """The description of every ConvBN, by name."""
+
+    def walk(node: object, name: str) -> Iterator[tuple[str, dict]]:
+        if isinstance(node, dict) and node["type"] == "ConvBN":
+            yield name, node
+        elif isinstance(node, dict):
+            for child, inner in (node.get("modules") or node).items():
+                yield from walk(inner, f"{name}.{child}")
+
+    return dict(walk(structure["features"], "features"))
+
+
+def form(structure: Mapping) -> str:
+    """The form of the layers behind the stem."""
+    (found,) = {node["form"] for node in list(described(structure).values())[1:]}
+    return found
+
+
+def widths(structure: Mapping) -> dict[str, list[int]]:
+    """The output widths of every ConvBN, by name."""
+    return {name: node["out_channels"] for name, node in described(structure).items()}
+
+
 def prunable(model: Network) -> dict[str, Layer]:
     """The layers whose channels can die."""
-    return {name: layer for name, layer in layers(model).items() if not layer.unit.fixed}
+    return {name: layer for name, layer in layers(model).items() if not layer.fixed}
 
 
 def ends(names: Iterable[str]) -> list[str]:
@@ -140,6 +164,11 @@ def norms(model: nn.Module) -> Iterator[nn.BatchNorm2d]:
 def branches(model: nn.Module) -> dict[str, nn.Module]:
     """Residual and dense containers by name."""
     return {n: m for n, m in model.named_modules() if hasattr(m, "branch")}
+
+
+def dropped(model: nn.Module) -> list[str]:
+    """The containers whose branch is gone."""
+    return [name for name, module in branches(model).items() if module.branch is None]
 
 
 def batch(count: int = 8, size: int = 8, seed: int = 3) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ def resnet(num_classes: int = 10, depth: int = 110, width_mult: float = 1.0) -> 
     block = BasicBlock if depth < BOTTLENECK_FROM else Bottleneck
     width = scale(STEM, width_mult)
     parts: list[tuple[str, nn.Module]] = [
-        ("stem", Chain(*conv_bn_relu(3, width, 3, fixed=True))),
+        ("stem", Chain(*conv_bn_relu(3, width, 3))),
     ]
     for index, base in enumerate(STAGES):
         blocks, width = stage(

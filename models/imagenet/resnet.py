@@ -24,7 +24,7 @@ def resnet(depth: int, num_classes: int = 1000, width_mult: float = 1.0) -> Netw
     """ResNet of ``depth`` layers: images [B, 3, 224, 224] to logits [B, S, classes]."""
     block, counts = PLANS[depth]
     width = scale(STEM, width_mult)
-    stem = Chain(*conv_bn_relu(3, width, 7, stride=2, fixed=True), nn.MaxPool2d(3, 2, 1))
+    stem = Chain(*conv_bn_relu(3, width, 7, stride=2), nn.MaxPool2d(3, 2, 1))
     parts: list[tuple[str, nn.Module]] = [("stem", stem)]
     for index, (base, count) in enumerate(zip(STAGES, counts, strict=True)):
         stride = 1 if index == 0 else 2

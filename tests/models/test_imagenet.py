@@ -30,7 +30,7 @@ def meta(arch: str, **options) -> nn.Module:
 def test_table_of_the_specification(arch):
     model = meta(arch)
     layers = wiring(model).layers
-    prunable = sum(not layer.unit.fixed for layer in layers)
+    prunable = sum(not layer.fixed for layer in layers)
     counts = (nr.count_params(model), nr.count_macs(model, 224), prunable, len(layers))
     assert counts == TABLE[arch]
 

@@ -14,7 +14,8 @@ from tests.helpers import (
     MODES,
     batch,
     branches,
-    build,
+    described,
+    dropped,
     kill,
     kill_random,
     layers,
@@ -28,6 +29,7 @@ from tests.helpers import (
     silence,
     tiny,
     vary,
+    widths,
     worn,
 )
 
@@ -60,12 +62,10 @@ def test_merged_logits_are_the_sum_of_the_streams(family, mode, training):
     nr.merge(model)
     assert model.streams == 1
     assert relative_difference(summed(model, training), expected) < TOLERANCE
-    assert nr.structure(model) == {
-        "form": "plain",
-        "widths": {name: [sum(widths)] for name, widths in shapes["widths"].items()},
-        "dropped": shapes["dropped"],
-    }
-    assert bool(shapes["dropped"]) == (family != "vgg")
+    merged = {name: [sum(pair)] for name, pair in widths(shapes).items()}
+    assert widths(nr.structure(model)) == merged
+    assert {node["form"] for node in described(nr.structure(model)).values()} == {"plain"}
+    assert bool(dropped(model)) == (family != "vgg")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -140,10 +140,10 @@ def test_the_columns_after_a_concatenation_by_hand():
 @pytest.mark.parametrize("mode", ["removed", "full"])
 def test_a_residual_sum_over_a_concatenation(mode):
     """The end of its branch is laid out as the concatenation that it is added to."""
-    branch = Chain(ConvBN(8, 4, 3), nn.ReLU(), ConvBN(4, 8, 3, fixed=True))
+    branch = Chain(ConvBN(8, 4, 3), nn.ReLU(), ConvBN(4, 8, 3))
     parts = OrderedDict(
-        stem=ConvBN(3, 4, 3, fixed=True),
-        block=Concat(Chain(ConvBN(4, 4, 3, fixed=True))),
+        stem=ConvBN(3, 4, 3),
+        block=Concat(Chain(ConvBN(4, 4, 3))),
         sum=Residual(branch),
         last=ConvBN(8, 4, 3),
         pool=nn.AdaptiveAvgPool2d(1),
@@ -168,7 +168,7 @@ def test_a_residual_sum_over_a_concatenation(mode):
 
 def test_branches_that_end_in_other_concatenations_are_refused():
     def concat() -> Chain:
-        return Chain(ConvBN(4, 4, 1, fixed=True), Concat(Chain(ConvBN(4, 4, 1, fixed=True))))
+        return Chain(ConvBN(4, 4, 1), Concat(Chain(ConvBN(4, 4, 1))))
 
     parts = OrderedDict(
         stem=ConvBN(3, 4, 1),
@@ -188,7 +188,7 @@ def test_branches_that_end_in_other_concatenations_are_refused():
     model.classifier.build((4, 4))
     before = copy.deepcopy(model.state_dict())
     model(torch.randn(2, 3, 4, 4))
-    with pytest.raises(ValueError, match=r"features\.sum: .* concatenation"):
+    with pytest.raises(ValueError, match=r"features\.sum\.branch\.2: a Concat inside the branch"):
         nr.merge(model)
     assert before.keys() == model.state_dict().keys() and model.streams == 2
 
@@ -230,7 +230,7 @@ def test_a_second_round_keeps_the_survived_logits(family, first, second):
     """Merged, then worn out and rejuvenated again."""
     model = two_streams(family, first)
     nr.merge(model)
-    dropped = nr.structure(model)["dropped"]
+    gone = dropped(model)
     kill_random(model, seed=11)
     inside = [name for name in prunable(model) if ".branch." in name]
     kill(model, dict.fromkeys(inside[-1:], slice(None)))  # one more branch
@@ -243,7 +243,7 @@ def test_a_second_round_keeps_the_survived_logits(family, first, second):
     after = logits_of(model, images)
     assert after.shape[1] == 2 and report.expansion > 1
     assert relative_difference(after[:, :1], before) < TOLERANCE
-    assert set(nr.structure(model)["dropped"]) >= {*dropped, *report.dropped}
+    assert set(dropped(model)) >= {*gone, *report.dropped}
     assert bool(report.dropped) == (family != "vgg")
 
 
@@ -260,7 +260,7 @@ def test_a_merged_network_is_an_ordinary_one(family):
     before = summed(model, False)
     nr.rescale(model, 2.0)
     assert relative_difference(summed(model, False), before) < 1e-4
-    fresh = nr.restore(build(family), nr.structure(model))
+    fresh = nr.build(nr.structure(model))
     fresh.load_state_dict(model.state_dict(), strict=True)
 
 

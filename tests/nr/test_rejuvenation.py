@@ -39,6 +39,7 @@ from tests.helpers import (
     vary,
     worn,
 )
+from utils.machine.syncbn import HostBatchNorm2d
 
 FIRST, SECOND = "features.first", "features.second"
 HALF_VGG19 = [63, 63, 127, 127, *[255] * 4, *[511] * 8]
@@ -178,7 +179,7 @@ def test_residual_sums_stay_aligned(family):
     r = nr.rejuvenate(model).expansion
     stages = {}
     for name, layer in layers(model).items():
-        if layer.unit.fixed:
+        if layer.fixed:
             survived, rejuvenated = layer.unit.out_channels
             assert survived == before[name]  # all of its outputs
             assert survived + rejuvenated == max(int(survived * r), survived + 1)
@@ -433,3 +434,95 @@ def test_rebuilt_in_place():
     units = {name: layer.unit for name, layer in layers(model).items()}
     nr.rejuvenate(model)
     assert all(layer.unit is units[name] for name, layer in layers(model).items())
+
+
+def whole(model: torch.nn.Module) -> dict:
+    """Everything that a rebuild could change: modules, tensors themselves, and shapes."""
+    return {
+        "modules": [(name, id(module)) for name, module in model.named_modules()],
+        "tensors": [
+            (name, id(t)) for name, t in (*model.named_parameters(), *model.named_buffers())
+        ],
+        "shapes": nr.structure(model),
+    }
+
+
+@pytest.mark.parametrize(
+    ("what", "after"),
+    [
+        *((name, after) for name in ("ConvBN.build", "_transplant") for after in (0, 1, 5, 9)),
+        ("Classifier.build", 0),
+    ],
+)
+@pytest.mark.parametrize("family", ["basic", "dense"])
+def test_a_failure_in_the_middle_leaves_the_network_as_it_was(monkeypatch, family, what, after):
+    """As a full memory or an interrupt would; ``after``: calls that still succeed."""
+    model = worn(family)
+    before, state = whole(model), copy.deepcopy(model.state_dict())
+    owner = nr.rejuvenation if what == "_transplant" else getattr(nr, what.split(".")[0])
+    name, calls = what.split(".")[-1], iter(range(after))
+    method = getattr(owner, name)
+
+    def failing(*args, **kwargs):
+        if next(calls, None) is None:
+            raise MemoryError("no memory is left")
+        return method(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        with pytest.raises(MemoryError):
+            nr.rejuvenate(model)
+    assert whole(model) == before
+    assert same_tensors(state, model.state_dict())
+    nr.rejuvenate(model)
+    assert model.streams == 2
+
+
+class OwnNorm(torch.nn.BatchNorm2d):
+    """A batch norm of a user's own."""
+
+
+@pytest.mark.parametrize("norm", [OwnNorm, torch.nn.SyncBatchNorm, HostBatchNorm2d])
+@pytest.mark.parametrize("scratch", [False, True])
+def test_the_batch_norm_is_kept(norm, scratch):
+    model = worn("basic")
+    for layer in layers(model).values():
+        old = layer.unit.norms[0]
+        layer.unit.norms[0] = norm(old.num_features, eps=1e-3, momentum=0.25)
+        layer.unit.norms[0].load_state_dict({**old.state_dict()})  # without a version: no count
+    model.features.stem[0].norms[0].eval()
+    nr.rejuvenate(model, from_scratch=scratch)
+    for layer in layers(model).values():
+        for made in layer.unit.norms:
+            assert type(made) is norm
+            assert (made.eps, made.momentum) == (1e-3, 0.25)
+            assert made.training == (layer.name != "features.stem.0")
+
+
+def test_frozen_parameters_stay_frozen():
+    model = worn("basic")
+    model.features.stem.requires_grad_(False)
+    model.classifier.linears[0].bias.requires_grad_(False)
+    nr.rejuvenate(model)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    stem = {n for n, _ in model.named_parameters() if n.startswith("features.stem.")}
+    assert frozen == stem | {"classifier.linears.0.bias"}
+
+
+@pytest.mark.parametrize("cross", MODES)
+def test_the_memory_order_is_kept(cross):
+    model = worn("basic").to(memory_format=torch.channels_last)
+    nr.rejuvenate(model, cross=cross)
+    for layer in layers(model).values():
+        for conv in layer.unit.convs:
+            assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_network_in_half_precision_but_for_its_norms_stays_so():
+    model = worn("basic")
+    for layer in layers(model).values():
+        layer.unit.convs.to(torch.bfloat16)
+    nr.rejuvenate(model)
+    for layer in layers(model).values():
+        assert {conv.weight.dtype for conv in layer.unit.convs} == {torch.bfloat16}
+        assert {norm.weight.dtype for norm in layer.unit.norms} == {torch.float32}

@@ -77,7 +77,7 @@ def test_scales_afterwards(family, mode):
     for name, layer in layers(model).items():
         for new, old in zip(layer.unit.norms, layers(before)[name].unit.norms, strict=True):
             gamma = old.weight
-            kept = (gamma == 0) | (gamma.abs() >= TARGET) | torch.tensor(layer.unit.fixed)
+            kept = (gamma == 0) | (gamma.abs() >= TARGET) | torch.tensor(layer.fixed)
             assert torch.equal(new.weight[kept], gamma[kept])
             assert torch.equal(new.bias[kept], old.bias[kept])
             assert torch.equal(new.weight[~kept], TARGET * gamma[~kept].sign())
@@ -158,7 +158,7 @@ def test_fixed_scales_are_left_alone(family):
         nn.init.constant_(norm.weight, 0.125)
     nr.rescale(model, TARGET)
     for layer in layers(model).values():
-        assert (layer.unit.norms[0].weight == (0.125 if layer.unit.fixed else 0.5)).all()
+        assert (layer.unit.norms[0].weight == (0.125 if layer.fixed else 0.5)).all()
 
 
 @pytest.mark.parametrize("mode", [None, *MODES])

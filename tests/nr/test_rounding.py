@@ -148,7 +148,7 @@ def test_all_widths_are_multiples(family, multiple, mode):
         survived, width = rows[name].survived[1], sum(layer.unit.out_channels)
         assert width % multiple == 0 and width >= survived + multiple
         live = int(alive[name][0].sum())
-        up = old[name] if layer.unit.fixed else min(live + -live % multiple, old[name])
+        up = old[name] if layer.fixed else min(live + -live % multiple, old[name])
         assert survived == up
 
 

@@ -1,6 +1,7 @@
 """nr.sparsity: whom the penalty hits, when it is applied, and how λ grows."""
 
 import copy
+import warnings
 from itertools import pairwise
 
 import pytest
@@ -206,3 +207,21 @@ def test_grow_sparsity_with_the_defaults_of_the_specification():
     for previous, ratio in pairwise(history):
         sparsity = nr.grow_sparsity(sparsity, previous, ratio, threshold=0.01, step=5e-5)
     assert sparsity == pytest.approx(3 * 5e-5)  # after epochs 1, 3 and 5
+
+
+def test_an_optimizer_made_before_a_rebuild_warns_once():
+    model = worn("basic")
+    optimizer = nr.SGD(model, lr=0.1)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        train_step(model, optimizer, seed=0)
+        assert found == []
+        nr.rejuvenate(model)
+        optimizer.step()
+        optimizer.step()
+        assert [str(warning.message)[:45] for warning in found] == [
+            "nr.SGD: the network was rebuilt after this op"
+        ]
+        assert found[0].filename == __file__
+        train_step(model, nr.SGD(model, lr=0.1), seed=0)
+        assert len(found) == 1

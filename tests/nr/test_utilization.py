@@ -126,7 +126,7 @@ def test_whole_layer_rule_in_a_branch(family, gamma, alive):
 @pytest.mark.parametrize("family", ["basic", "bottleneck"])
 def test_fixed_layers_are_never_dead(family):
     model = build(family)
-    fixed = [name for name, layer in layers(model).items() if layer.unit.fixed]
+    fixed = [name for name, layer in layers(model).items() if layer.fixed]
     kill(model, dict.fromkeys(fixed, slice(None)))
     usage = nr.utilization(model)
     assert usage.live == usage.total
@@ -292,9 +292,13 @@ def test_relative_scales_are_those_of_prunable_layers_over_their_largest():
     first.copy_(torch.tensor([-0.5, 0.25]))
     second.copy_(torch.tensor([0.0, 0.0]))
     assert relative_scales(model).tolist() == [1, 0.5, 0, 0]
-    (fixed,) = [layer for layer in wiring(model).layers if layer.name == FIRST]
-    fixed.unit.fixed = True
-    assert relative_scales(model).tolist() == [0, 0]
+    fixed = build("basic")
+    stem = fixed.get_submodule("features.stem.0").norms[0]
+    assert len(relative_scales(fixed)) == sum(
+        len(norm.weight) for layer in prunable(fixed).values() for norm in layer.unit.norms
+    )
+    nn.init.constant_(stem.weight, 7.0)  # a sum reads it, so it is not among them
+    assert relative_scales(fixed).eq(1).all()
 
 
 def test_the_histogram_of_scales_counts_every_channel_once():

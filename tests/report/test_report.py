@@ -42,7 +42,7 @@ def structure(form: str = "plain") -> dict:
     network = models.build("cifar", "resnet", **OPTIONS)
     if form != "plain":
         for layer in wiring(network).layers:
-            if not layer.unit.fixed:
+            if not layer.fixed:
                 gamma = layer.unit.norms[0].weight.data
                 gamma[len(gamma) // 2 :] = 0
         nr.rejuvenate(network, form)
@@ -114,7 +114,7 @@ def test_parameters_with_and_without_cross_connections(tmp_path):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", form="attention", nr_cross="attention")
     removed, attention = (runs.read_run(tmp_path / name) for name in "ab")
-    network = nr.restore(models.build("cifar", "resnet", **OPTIONS), structure("removed"))
+    network = nr.build(structure("removed"))
     assert removed.params == nr.count_params(network) < removed.params_with_cross
     assert removed.macs == nr.count_macs(network, 32)
     assert removed.params_with_cross == attention.params == attention.params_with_cross

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import nr
+from tests.helpers import form, widths
 from tests.running import (
     ROOT,
     assert_same_run,
@@ -103,9 +104,9 @@ def test_checkpoints(straight):
     )
     keys = {"epoch", "arch", "state_dict", "acc", "best_acc", "optimizer"}
     assert keys <= last.keys()
-    assert before["structure"]["form"] == "plain"
+    assert form(before["structure"]) == "plain"
     assert after["structure"] == last["structure"]
-    assert after["structure"]["form"] == "removed"
+    assert form(after["structure"]) == "removed"
     assert before["epoch"] == after["epoch"] == last["run"]["search_epochs"] == last["epoch"] - 3
     network = nr.load(straight[0] / "checkpoint.pth.tar")
     assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 2, 10)
@@ -165,15 +166,15 @@ def test_rescaling_in_one_step_and_in_two(compressed, tmp_path):
 @pytest.mark.parametrize("cross", ["attention", "full"])
 def test_cross_connections(cross, tmp_path):
     drive(SMALL + f" --nr-cross {cross} --nr-flops --epochs 1", tmp_path)
-    assert load(tmp_path / "checkpoint.pth.tar")["structure"]["form"] == cross
+    assert form(load(tmp_path / "checkpoint.pth.tar")["structure"]) == cross
 
 
 def test_from_scratch(straight, tmp_path):
     drive(SMALL + " --nr-from-scratch --epochs 1", tmp_path)
     structure = load(tmp_path / "checkpoint.pth.tar")["structure"]
-    streams = load(straight[0] / "checkpoint.pth.tar")["structure"]["widths"]
-    assert structure["form"] == "plain"
-    assert structure["widths"] == {name: [sum(widths)] for name, widths in streams.items()}
+    streams = widths(load(straight[0] / "checkpoint.pth.tar")["structure"])
+    assert form(structure) == "plain"
+    assert widths(structure) == {name: [sum(pair)] for name, pair in streams.items()}
 
 
 def test_plain_training(tmp_path):

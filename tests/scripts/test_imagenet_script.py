@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import models
+from tests.helpers import form
 from tests.running import ROOT, assert_same_run, drive, load, run
 from utils.shown.log import read_log
 
@@ -37,7 +38,7 @@ def test_files_are_named_by_the_full_name(one_step):
     assert "model_best.pth.tar" in names
     payload = load(one_step / "checkpoint.pth.tar")
     assert payload["arch"] == "vgg16_nr"
-    assert payload["structure"]["form"] == "attention"
+    assert form(payload["structure"]) == "attention"
 
 
 def test_log_has_the_top_5_column(one_step):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import models
 import nr
-from tests.helpers import MODES, batch, logits_of, same_tensors, worn
+from tests.helpers import MODES, batch, described, dropped, logits_of, same_tensors, worn
 from utils.errors import InputError
 from utils.training import checkpoint
 from utils.training.checkpoint import CheckpointError
@@ -43,7 +43,7 @@ class Evil:
 def payload_of(model, arch: str, options: dict, **changes) -> dict:
     """Everything that utils.training.run puts in a checkpoint, in plain values."""
     return {
-        "format": 1,
+        "format": 2,
         "epoch": 3,
         "arch": arch,
         "acc": 12.5,
@@ -75,9 +75,27 @@ def rebuilt(family: str, how: str):
     return model
 
 
+def older(model) -> dict:
+    """What a file of format 1 says about the shapes of ``model``."""
+    found = described(nr.structure(model))
+    forms = [node["form"] for node in list(found.values())[1:]]
+    return {
+        "form": forms[0],
+        "widths": {name: node["out_channels"] for name, node in found.items()},
+        "dropped": dropped(model),
+    }
+
+
+def small_older(**changes) -> dict:
+    """The payload of a very small network in format 1."""
+    arch, options = SMALL
+    model = models.build("cifar", arch, **options)
+    return small(format=1, structure=older(model)) | changes
+
+
 def refusal(path: Path, read=checkpoint.read) -> str:
     """The message of the error that ``read`` must raise: one line that begins with the file."""
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(nr.FileError if read is nr.load else CheckpointError) as error:
         read(path)
     message = str(error.value)
     assert message.startswith(f"{path}: ")
@@ -338,13 +356,28 @@ def test_a_missing_key_is_named(path, key):
     assert refusal(path) == f"not a checkpoint of this program: no {key!r} in it"
 
 
-@pytest.mark.parametrize("number", [0, 2, "1", None, [1]], ids=repr)
+@pytest.mark.parametrize("number", [0, 3, "1", None, [1]], ids=repr)
 def test_another_format_is_refused(path, number):
     checkpoint.save(path, small(format=number))
-    assert refusal(path) == f"format {number!r}, expected 1"
+    assert refusal(path) == f"format {number!r}, expected 2"
 
 
 # Networks that do not fit.
+
+
+@pytest.mark.parametrize(("family", "how"), CASES)
+def test_a_file_of_format_1_has_the_same_logits(path, family, how):
+    model = worn(family)
+    if how != "before":
+        options = {"from_scratch": True} if how == "scratch" else {"cross": how}
+        nr.rejuvenate(model, **options)
+    payload = payload_of(model, *SPECS[family], format=1, structure=older(model))
+    checkpoint.save(path, payload)
+    images, _ = batch(count=4, size=32)
+    loaded = checkpoint.load_network(path)
+    assert torch.equal(loaded(images), logits_of(model, images))
+    assert nr.structure(loaded) == nr.structure(model)
+    assert refusal(path, nr.load).startswith("its network cannot be rebuilt: structure: ")
 
 
 def wider(structure: dict) -> dict:
@@ -374,9 +407,9 @@ def fewer(structure: dict) -> dict:
     ],
 )
 def test_a_structure_that_does_not_fit_the_weights(path, change):
-    payload = small()
+    payload = small_older()
     checkpoint.save(path, payload | {"structure": change(payload["structure"])})
-    assert refusal(path, nr.load).startswith("its network cannot be rebuilt: ")
+    assert refusal(path, checkpoint.load_network).startswith("its network cannot be rebuilt: ")
 
 
 @pytest.mark.parametrize(
@@ -396,9 +429,9 @@ def test_a_structure_that_does_not_fit_the_weights(path, change):
     ids=str,
 )
 def test_another_network_is_refused(path, change):
-    payload = small()
+    payload = small_older()
     checkpoint.save(path, payload | {"network": payload["network"] | change})
-    assert refusal(path, nr.load).startswith("its network cannot be rebuilt: ")
+    assert refusal(path, checkpoint.load_network).startswith("its network cannot be rebuilt: ")
 
 
 def without_first(weights: dict) -> dict:
@@ -420,6 +453,11 @@ def reshaped(weights: dict) -> dict:
         lambda weights: dict.fromkeys(weights, 0.5),
         lambda weights: None,
         lambda weights: list(weights),
+        lambda weights: {name: value.long() for name, value in weights.items()},
+        lambda weights: {name: value.to("meta") for name, value in weights.items()},
+        lambda weights: {n: torch.zeros(()).expand(v.shape) for n, v in weights.items()},
+        lambda weights: {name: value.to_sparse() for name, value in weights.items()},
+        lambda weights: dict(enumerate(weights.values())),
     ],
 )
 def test_weights_that_do_not_fit_are_refused(path, change):

@@ -17,7 +17,7 @@ import torch
 import cifar
 import imagenet
 import nr
-from tests.helpers import kill, prunable, same_tensors
+from tests.helpers import form, kill, prunable, same_tensors, widths
 from utils.data import batches
 from utils.data.images import ImageSet
 from utils.errors import InputError
@@ -255,7 +255,7 @@ def test_streams_and_structure_after_rejuvenation(epochs, tmp_path):
     go(tmp_path, "--nr-compress-only")
     assert nr.load(tmp_path / BEFORE).streams == 1
     assert nr.load(tmp_path / AFTER).streams == 2
-    assert checkpoint.read(tmp_path / AFTER)["structure"]["form"] == "removed"
+    assert form(checkpoint.read(tmp_path / AFTER)["structure"]) == "removed"
     widths = {name: row for name, *row in state_in(tmp_path).widths}
     before, survived, after = widths["features.stage3.0.branch.0"]
     assert (before, survived) == (16, 8) and after > 8
@@ -265,9 +265,9 @@ def test_from_scratch_has_one_stream_of_the_new_widths(epochs, tmp_path):
     go(tmp_path / "nr", "--nr-compress-only")
     go(tmp_path / "fs", "--nr-from-scratch --nr-compress-only")
     rebuilt, fresh = (checkpoint.read(tmp_path / name / AFTER) for name in ("nr", "fs"))
-    assert fresh["structure"]["form"] == "plain"
-    sums = {name: [sum(width)] for name, width in rebuilt["structure"]["widths"].items()}
-    assert fresh["structure"]["widths"] == sums
+    assert form(fresh["structure"]) == "plain"
+    sums = {name: [sum(width)] for name, width in widths(rebuilt["structure"]).items()}
+    assert widths(fresh["structure"]) == sums
     assert nr.load(tmp_path / "fs" / AFTER).streams == 1
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from nr.layers import Network
+from nr.wiring import image_shape
 from utils.errors import InputError
 from utils.files import write_atomically
 from utils.training.checkpoint import BEST, LAST, load_network
@@ -16,14 +16,14 @@ TOLERANCE = 1e-4  # relative difference of the exported logits
 def export(folder: Path, path: Path) -> float:
     """Write a run's best network (or its last) with torch.export; return its logits' deviation.
 
-    The program maps images [B, 3, H, W], B ≥ 1, to logits [B, S, classes]. Raises InputError if
+    The program maps images [B, C, H, W], B ≥ 1, to logits [B, S, classes]. Raises InputError if
     its logits differ from the network's by more than TOLERANCE of the largest.
     """
     found = [folder / name for name in (BEST, LAST) if (folder / name).exists()]
     if not found:
         raise InputError(f"{folder}: neither {BEST} nor {LAST} is there")
-    network: Network = load_network(found[0])
-    images = torch.randn(4, 3, network.image_size, network.image_size)
+    network = load_network(found[0])
+    images = torch.randn(4, *image_shape(network))
     program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("B")},))
     buffer = io.BytesIO()
     torch.export.save(program, buffer)

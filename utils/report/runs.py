@@ -8,8 +8,10 @@ import torch
 
 import models
 import nr
+from nr.wiring import IMAGE, wiring
 from utils.errors import InputError, one_line
 from utils.shown.log import read_log
+from utils.training.older import upgraded
 from utils.training.options import NO_REJUVENATION
 
 DATA_NAMES = {
@@ -59,9 +61,9 @@ def read_run(folder: Path) -> Run:
         description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         args, spec = description["args"], description["network"]
         rows = read_log(folder / "log.txt")
-        structure, size = description["structure"], args["image_size"]
-        counts = [count(spec, structure, size, cross) for cross in (False, True)]
-        searched = count(spec, None, size, False)[1]
+        size = args["image_size"]
+        counts = count(described(spec, description["structure"]), size)
+        searched = nr.count_macs(described(spec), size)
         return summary(folder, description, rows, counts, searched)
     except InputError as error:
         raise InputError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
@@ -71,13 +73,11 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: broken: {one_line(error)}") from error
 
 
-def summary(
-    folder: Path, description: dict, rows: list[dict], counts: list[tuple], searched: int
-) -> Run:
+def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, searched: int) -> Run:
     """The figures of a finished run. Raises InputError for an unfinished one.
 
-    ``counts``: parameters and multiply-adds without and with cross-connections; ``searched``:
-    multiply-adds of the network that was searched.
+    ``counts``: as ``count`` gives them; ``searched``: multiply-adds of the network that was
+    searched.
     """
     args, spec = description["args"], description["network"]
     train = [row for row in rows if row["Phase"] == "train"]
@@ -89,7 +89,7 @@ def summary(
                 f"search at utilization {search[-1]['Utilization']:.3f} after {len(search)} epochs"
             )
         raise InputError(f"unfinished: {state}")
-    (params, macs), (params_with_cross, _) = counts
+    params, params_with_cross, macs = counts
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
     sparsity = sparsity_text(search)
@@ -127,22 +127,25 @@ def read_evaluation(folder: Path) -> dict | None:
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def count(spec: dict, structure: dict | None, image_size: int, cross: bool) -> tuple[int, int]:
-    """Parameters and multiply-adds of a network, with ``cross`` those with gated connections.
-
-    ``structure``: None for the network as it was built.
-    """
-    if structure is not None and cross and structure["form"] == "removed":
-        structure = structure | {"form": "attention"}
-    network = described(spec, structure)
-    return nr.count_params(network), nr.count_macs(network, image_size)
-
-
 def described(spec: dict, structure: dict | None = None) -> nr.Network:
     """The network of a run.json without memory; as it was built where there is no structure."""
+    if structure is not None and "widths" in structure:
+        structure = upgraded(spec, structure)
     with torch.device("meta"):
-        network = models.build(spec["family"], spec["arch"], **spec["options"])
-        return network if structure is None else nr.restore(network, structure)
+        if structure is None:
+            return models.build(spec["family"], spec["arch"], **spec["options"])
+        return nr.build(structure)
+
+
+def count(network: nr.Network, image_size: int) -> tuple[int, int, int]:
+    """Parameters, those with the gated connections where they were removed, multiply-adds."""
+    params = with_cross = nr.count_params(network)
+    for layer in wiring(network).layers:
+        unit = layer.unit
+        if unit.form == "removed" and IMAGE not in layer.sources:
+            (i, j), (o, p) = unit.in_channels, unit.out_channels
+            with_cross += unit.kernel_size**2 * (i * p + j * o)
+    return params, with_cross, nr.count_macs(network, image_size)
 
 
 def model_name(spec: dict) -> str:

@@ -1,11 +1,6 @@
-"""Checkpoints: plain types and tensors in one file that rebuilds its own network.
-
-The file is torch.save's zip archive with a SHA-256 of all that precedes it in the archive's
-comment, so torch.load reads it, and a flipped bit anywhere is noticed.
-"""
+"""Checkpoints: plain types and tensors in one sealed file of nr's that rebuilds its own network."""
 
 import hashlib
-import io
 import os
 import random
 import socket
@@ -17,19 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import models
-import nr
+from nr import files
 from nr.layers import Network
 from utils.errors import InputError
-from utils.files import write_atomically
+from utils.files import telling, write_atomically
 from utils.machine import distributed
+from utils.training.older import upgraded
 
-FORMAT = 1
+FORMAT = 2
+OLDER = 1  # the format before, in which a network is described by its builder
 KEYS = ("format", "epoch", "arch", "state_dict", "network", "structure", "run", "args", "rng")
 LAST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
 DAMAGED = "checkpoint.damaged.pth.tar"  # where a last checkpoint that cannot be read is put
-SEAL = b"sha256:"
-SEAL_BYTES = len(SEAL) + 64
 
 
 class CheckpointError(InputError):
@@ -38,9 +32,8 @@ class CheckpointError(InputError):
 
 def save(path: Path, payload: dict) -> None:
     """Write a sealed checkpoint atomically."""
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    write_atomically(path, seal(buffer.getvalue()))
+    with telling():
+        files.write_sealed(path, payload)
 
 
 def save_last(folder: Path, payload: dict, best: bool = False) -> None:
@@ -81,28 +74,14 @@ def keep_as(path: Path, name: Path) -> None:
         raise InputError(f"{name}: could not be written: {error.strerror}") from error
 
 
-def seal(archive: bytes) -> bytes:
-    """A zip archive with the SHA-256 of its other bytes as its comment."""
-    length = SEAL_BYTES.to_bytes(2, "little")  # the last field of a zip without a comment
-    body = archive[:-2] + length
-    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
-
-
 def read(path: str | Path) -> dict:
     """The content of a checkpoint, on the CPU. Raises CheckpointError naming the file."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}") from error
-    _check_seal(path, data)
-    try:
-        payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; none of them may reach the user
-        raise CheckpointError(f"{path}: not a checkpoint, or a damaged one") from error
+    with telling(CheckpointError):
+        payload = files.read_sealed(path)
     missing = [k for k in KEYS if not isinstance(payload, dict) or k not in payload]
     if missing:
         raise CheckpointError(f"{path}: not a checkpoint of this program: no {missing[0]!r} in it")
-    if payload["format"] != FORMAT:
+    if payload["format"] not in (FORMAT, OLDER):
         raise CheckpointError(f"{path}: format {payload['format']!r}, expected {FORMAT}")
     return payload
 
@@ -153,28 +132,16 @@ def put_damaged_aside(folder: Path) -> None:
     keep_as(folder / PREVIOUS, folder / LAST)
 
 
-def _check_seal(path: str | Path, data: bytes) -> None:
-    """Refuse damage. A file without any comment was saved again by torch.save, and may load."""
-    body, end = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
-    if end.startswith(SEAL) and end[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode():
-        return
-    if end.startswith(SEAL) or data[-2:] != b"\0\0":
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint: its checksum does not match")
-
-
 def network(payload: dict, path: str | Path) -> Network:
     """Build the network of ``payload`` with its weights. Raises CheckpointError naming ``path``."""
     try:
-        spec = payload["network"]
-        with torch.device("meta"):  # no memory before the shapes are known to match
-            model = models.build(spec["family"], spec["arch"], **spec["options"])
-            nr.restore(model, payload["structure"])
-        weights = {k.removeprefix("module."): v for k, v in payload["state_dict"].items()}
-        model.load_state_dict(weights, strict=True, assign=True)
+        structure = payload["structure"]
+        if payload["format"] == OLDER:
+            structure = upgraded(payload["network"], structure)
+        return files.restored(structure, payload["state_dict"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: its network cannot be rebuilt: {reason}") from error
-    return model
 
 
 def load_network(path: str | Path) -> Network:

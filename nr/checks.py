@@ -1,0 +1,107 @@
+"""What the walk refuses in a network before it looks at shapes: each by name, with a remedy."""
+
+from torch import nn
+
+from nr.layers import FORMS, Classifier, ConvBN, Network, is_chain
+from nr.plain import Size
+
+LARGEST_SIDE = 2**16  # pixels; a larger map is a mistake
+
+
+def image_hw(image_size: object) -> Size:
+    """``image_size`` as (H, W). Raises ValueError for anything but an int or two."""
+    pair = tuple(image_size) if isinstance(image_size, tuple | list) else (image_size,) * 2
+    if len(pair) != 2 or not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in pair):
+        raise ValueError(f"image_size: {image_size!r} is neither a number of pixels nor (H, W)")
+    return pair
+
+
+def check_network(model: object) -> None:
+    """Refuse whatever is no Network of nr's units, by what it is."""
+    for inside in ("module", "_orig_mod"):  # DataParallel and its kin; torch.compile
+        if not isinstance(model, Network) and isinstance(getattr(model, inside, None), nn.Module):
+            raise ValueError(
+                f"the network is wrapped in {type(model).__name__}: pass what is in it,"
+                f" model.{inside}"
+            )
+    if not isinstance(model, Network):
+        raise ValueError(
+            f"{type(model).__name__} is no nr.Network: build it from nr.ConvBN, nr.Chain,"
+            " nr.Residual, nr.Concat and nr.Classifier"
+        )
+    check_forward(model, "the network", Network)
+    odd = sorted(
+        {*model._modules, *model._parameters, *model._buffers} - {"features", "classifier"}
+    )
+    if odd:
+        raise ValueError(f"{odd[0]}: an nr.Network has features and a classifier, and nothing else")
+    check_classifier(model.classifier)
+
+
+def check_forward(module: nn.Module, name: str, base: type) -> None:
+    if type(module).forward is not base.forward:
+        raise ValueError(
+            f"{name}: {type(module).__name__} has a forward of its own, which cannot be followed:"
+            f" use nr.{base.__name__} itself"
+        )
+
+
+def check_unit(unit: ConvBN, name: str, streams: int) -> None:
+    """The layers of a unit are as nr made them: nothing replaced, wrapped or reparametrized."""
+    convs, norms, k = unit.convs, unit.norms, unit.kernel_size
+    form, ins, outs = FORMS[unit.form], unit.in_channels, unit.out_channels
+    if len(norms) != streams or len(outs) != streams or len(convs) != len(form):
+        raise ValueError(f"{name}: has {len(norms)} streams, the classifier {streams}")
+    stride, padding = unit.stride // unit.step, unit.padding
+    window = ((stride, stride), (padding, padding), (1, 1), 1, None)
+    for conv, (reads, writes) in zip(convs, form, strict=True):
+        weight = conv._parameters.get("weight")
+        if type(conv) is not nn.Conv2d or weight is None:
+            raise ValueError(
+                f"{name}: its convolution is a {type(conv).__name__} whose weight is made of"
+                " others: remove the wrapper or parametrization first"
+            )
+        shape = (sum(outs[o] for o in writes), sum(ins[i] for i in reads), k, k)
+        found = (conv.stride, conv.padding, conv.dilation, conv.groups, conv._parameters["bias"])
+        if found != window or weight.shape != shape:
+            raise ValueError(
+                f"{name}: its convolution was replaced by {conv}: make a new nr.ConvBN"
+            )
+    for norm, width in zip(norms, outs, strict=True):
+        if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+            raise ValueError(f"{name}: its norm is a {type(norm).__name__}, not an nn.BatchNorm2d")
+        gamma, mean = norm._parameters.get("weight"), norm._buffers.get("running_mean")
+        if gamma is None or mean is None or gamma.shape != (width,):
+            raise ValueError(
+                f"{name}: its batch norm needs a scale and running statistics of {width} channels"
+                " (affine=True, track_running_stats=True)"
+            )
+
+
+def check_container(
+    module: nn.Module, name: str, branch: str | None, children: tuple[str, ...]
+) -> None:
+    odd = sorted({*module._modules, *module._parameters, *module._buffers} - {*children})
+    if odd:
+        raise ValueError(f"{name}.{odd[0]}: a {type(module).__name__} has only {children}")
+    if branch is not None:
+        raise ValueError(
+            f"{name}: a {type(module).__name__} inside the branch of {branch} cannot be dropped"
+            " with it: put it into the chain"
+        )
+
+
+def ends_in_unit(module: nn.Module) -> bool:
+    while is_chain(module) and len(module):
+        module = module[-1]
+    return isinstance(module, ConvBN)
+
+
+def check_classifier(classifier: object) -> None:
+    """The classifier is nr's, with one plain linear layer a stream."""
+    if not isinstance(classifier, Classifier):
+        raise ValueError(f"classifier: {type(classifier).__name__} is no nr.Classifier")
+    check_forward(classifier, "classifier", Classifier)
+    for linear, width in zip(classifier.linears, classifier.in_channels, strict=True):
+        if type(linear) is not nn.Linear or linear.in_features != width:
+            raise ValueError(f"classifier: {linear} is no nn.Linear of {width} inputs")

@@ -1,0 +1,207 @@
+"""Files written whole or not at all, sealed against damage, that describe their network whole.
+
+A file is torch.save's zip archive with a SHA-256 of all that precedes it in the archive's comment,
+so torch.load reads it, and a flipped bit anywhere is noticed.
+"""
+
+import copy
+import errno
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from nr.layers import Network
+from nr.structure import build_on_meta, class_name, structure
+
+SEAL = b"sha256:"
+SEAL_BYTES = len(SEAL) + 64
+# What file systems answer that have no fsync, or none for folders, as CIFS, FUSE and Windows:
+# the data is as safe as it can be there. A full or broken disk answers otherwise.
+NO_SYNC = (
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.ENOSYS,
+    errno.EPERM,
+    errno.EACCES,
+    errno.EBADF,
+    errno.EISDIR,
+)
+
+
+class FileError(ValueError):
+    """A file that cannot be written or read, is damaged, or holds no network of nr's."""
+
+
+def save(model: Network, path: str | Path) -> None:
+    """Write ``model`` to ``path``: its structure and its weights, in a file that nr.load reads.
+
+    Raises FileError naming the path, and ValueError for a network that nr cannot follow.
+    """
+    write_sealed(path, {"structure": structure(model), "state_dict": model.state_dict()})
+
+
+def load(path: str | Path, into: Network | None = None) -> Network:
+    """The network of a file of nr.save or of the scripts, on the CPU, in eval mode.
+
+    ``into``: a network of the same modules, of any widths, whose plain modules are taken where nr
+    does not know them; it becomes the network of the file, on its own device and in its own mode,
+    and is returned. Raises FileError naming the file for anything else; ``into`` is then as it was.
+    """
+    payload = read_sealed(path)
+    for key in ("structure", "state_dict"):
+        if not isinstance(payload, dict) or key not in payload:
+            raise FileError(f"{path}: holds no network of nr's: no {key!r} in it")
+    try:
+        network = restored(payload["structure"], payload["state_dict"], into)
+    except ValueError as error:
+        raise FileError(f"{path}: its network cannot be rebuilt: {error}") from error
+    if into is None:
+        return network.eval()
+    network.to(next(into.parameters()).device).train(into.training)
+    into.features, into.classifier = network.features, network.classifier
+    into.image_size = network.image_size
+    return into
+
+
+def restored(description: Mapping, weights: object, like: Network | None = None) -> Network:
+    """The described network with ``weights``, in train mode. Raises ValueError if they do not fit.
+
+    No memory is taken before the shapes are known to match. ``like`` has the custom modules.
+    """
+    weights = _checked_weights(weights)
+    network = build_on_meta(description, like and _modules_of(like))
+    if like is not None and not alike(structure(network), structure(like)):
+        raise ValueError("its modules are not those of the network to load into")
+    try:
+        network.load_state_dict(weights, strict=True, assign=True)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from error
+    return network
+
+
+def alike(a: object, b: object) -> bool:
+    """Whether two descriptions differ in nothing but what rejuvenation changes."""
+    if not isinstance(a, dict) or not isinstance(b, dict):
+        return a == b
+    return a.keys() == b.keys() and all(
+        name in ("form", "in_channels", "out_channels", "image_size")
+        or (name == "branch" and None in (a[name], b[name]))
+        or alike(a[name], b[name])
+        for name in a
+    )
+
+
+def _modules_of(network: Network):
+    """A finder of copies of the custom modules of ``network``."""
+
+    def find(place: str, name: str) -> nn.Module:
+        found = dict(network.named_modules(remove_duplicate=False)).get(place)
+        if found is None or class_name(found) != name:
+            raise ValueError(f"{place}: the file has a {name[:100]}, the network to load into not")
+        return copy.deepcopy(found)
+
+    return find
+
+
+def _checked_weights(weights: object) -> dict[str, Tensor]:
+    """Tensors by name, without the prefix of DataParallel; each as large as its memory."""
+    if not isinstance(weights, Mapping):
+        raise ValueError(f"its weights are a {type(weights).__name__}, not a dict")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_plain(value):
+            raise ValueError(f"its weights: {str(name)[:100]} is no tensor of real numbers")
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise ValueError(f"its weights: {name[:100]} is larger than what is stored of it")
+    return {name.removeprefix("module."): value for name, value in weights.items()}
+
+
+def _is_plain(value: Tensor) -> bool:
+    """Numbers that are there, one beside the other; a count of batches is an int."""
+    real = value.is_floating_point() or value.ndim == 0
+    return real and value.layout is torch.strided and not value.is_meta and not value.is_quantized
+
+
+def write_sealed(path: str | Path, payload: object) -> None:
+    """Write what torch.save writes, sealed and atomically. Raises FileError naming the path."""
+    buffer = io.BytesIO()
+    torch.save(payload, buffer)
+    write_atomically(Path(path), seal(buffer.getvalue()))
+
+
+def read_sealed(path: str | Path) -> object:
+    """The content of a file, on the CPU; nothing in it is executed. Raises FileError naming it."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from error
+    _check_seal(path, data)
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; none of them may reach the user
+        raise FileError(f"{path}: not a checkpoint, or a damaged one") from error
+
+
+def seal(archive: bytes) -> bytes:
+    """A zip archive with the SHA-256 of its other bytes as its comment."""
+    length = SEAL_BYTES.to_bytes(2, "little")  # the last field of a zip without a comment
+    body = archive[:-2] + length
+    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
+
+
+def _check_seal(path: str | Path, data: bytes) -> None:
+    """Refuse damage. A file without any comment was saved again by torch.save, and may load."""
+    body, end = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
+    if end.startswith(SEAL) and end[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode():
+        return
+    if end.startswith(SEAL) or data[-2:] != b"\0\0":
+        raise FileError(f"{path}: damaged, or not a checkpoint: its checksum does not match")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``: a temporary file beside it, fsync, rename, fsync of the folder.
+
+    Where a file system has no fsync, the rename alone has to do. Raises FileError naming the path
+    where the disk is full or the folder is read-only; an older file at ``path`` is then whole.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise FileError(f"{path}: could not be written: {error.strerror}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in ``folder`` survive a power cut, where folders can be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in NO_SYNC:
+            return
+        raise
+    try:
+        _sync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync(handle: int) -> None:
+    """Put what is written on the disk, where the file system can be asked to."""
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise

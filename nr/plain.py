@@ -1,0 +1,158 @@
+"""The plain modules between the units: what they do to sizes, to zeros and to scales.
+
+Plain modules work on every channel by itself. The table holds those of torch whose behaviour is
+known; any other module is tried on three channels and must prove it.
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Size = tuple[int, int]  # H, W in pixels
+
+
+class Kind(NamedTuple):
+    """A plain module of torch.
+
+    ``arguments``: those of its constructor, kept as attributes of the same names. ``resizes``:
+    its output may have another H and W. ``homogeneous``: f(s·x) = s·f(x) for s > 0, which
+    rescaling needs. ``keeps_zero``: f(0) = 0, so that a dead channel says nothing.
+    """
+
+    cls: type[nn.Module]
+    arguments: tuple[str, ...] = ()
+    resizes: bool = False
+    homogeneous: bool = True
+    keeps_zero: bool = True
+
+
+class Effect(NamedTuple):
+    """What one module does to maps of a given size; see Kind."""
+
+    size: Size
+    homogeneous: bool
+    keeps_zero: bool
+
+
+_POOL = ("kernel_size", "stride", "padding")
+_CURVED = {"homogeneous": False}
+KINDS = {
+    kind.cls: kind
+    for kind in (
+        Kind(nn.Identity),
+        Kind(nn.ReLU, ("inplace",)),
+        Kind(nn.LeakyReLU, ("negative_slope", "inplace")),
+        Kind(nn.PReLU, ("num_parameters",)),
+        Kind(nn.Dropout, ("p", "inplace")),
+        Kind(nn.Dropout2d, ("p", "inplace")),
+        Kind(nn.ReLU6, ("inplace",), **_CURVED),
+        Kind(nn.Hardtanh, ("min_val", "max_val", "inplace"), **_CURVED),
+        Kind(nn.Hardswish, ("inplace",), **_CURVED),
+        Kind(nn.SiLU, ("inplace",), **_CURVED),
+        Kind(nn.Mish, ("inplace",), **_CURVED),
+        Kind(nn.GELU, ("approximate",), **_CURVED),
+        Kind(nn.ELU, ("alpha", "inplace"), **_CURVED),
+        Kind(nn.CELU, ("alpha", "inplace"), **_CURVED),
+        Kind(nn.SELU, ("inplace",), **_CURVED),
+        Kind(nn.Tanh, **_CURVED),
+        Kind(nn.Softsign, **_CURVED),
+        Kind(nn.Sigmoid, keeps_zero=False, **_CURVED),
+        Kind(nn.Hardsigmoid, ("inplace",), keeps_zero=False, **_CURVED),
+        Kind(nn.Softplus, ("beta", "threshold"), keeps_zero=False, **_CURVED),
+        Kind(nn.MaxPool2d, (*_POOL, "dilation", "ceil_mode"), resizes=True),
+        Kind(
+            nn.AvgPool2d,
+            (*_POOL, "ceil_mode", "count_include_pad", "divisor_override"),
+            resizes=True,
+        ),
+        Kind(nn.AdaptiveAvgPool2d, ("output_size",), resizes=True),
+        Kind(nn.AdaptiveMaxPool2d, ("output_size",), resizes=True),
+        Kind(nn.Upsample, ("size", "scale_factor", "mode", "align_corners"), resizes=True),
+        Kind(nn.ZeroPad2d, ("padding",), resizes=True),
+        Kind(nn.ReflectionPad2d, ("padding",), resizes=True),
+        Kind(nn.ReplicationPad2d, ("padding",), resizes=True),
+    )
+}
+BY_NAME = {cls.__name__: kind for cls, kind in KINDS.items()}
+
+# Modules that are bound to a number of channels, and what to do instead.
+_NORM = "an nr.ConvBN's own batch norm is the only norm that is rebuilt with it"
+COUNTED = (
+    (nn.modules.conv._ConvNd, "put it into an nr.ConvBN, together with the batch norm after it"),
+    (nn.modules.batchnorm._NormBase, _NORM),
+    (nn.GroupNorm, _NORM),
+    (nn.LayerNorm, _NORM),
+    (nn.RMSNorm, _NORM),
+    (nn.Linear, "inside the features use an nr.ConvBN of kernel size 1 on the pooled map"),
+    (nn.PReLU, "use nn.PReLU() with one parameter, or nn.ReLU()"),
+)
+SCALES = (1e-3, 1e3)  # factors with which homogeneity is tried
+TOLERANCE = 1e-4  # of the largest value
+
+
+def effect(module: nn.Module, size: Size) -> Effect:
+    """What ``module`` does to maps [B, C, *size]. Raises ValueError with reason and remedy."""
+    kind = KINDS.get(type(module))
+    if kind is None or (kind.cls is nn.PReLU and module.num_parameters != 1):
+        _refuse_counted(module)
+        return _tried(module, size)
+    if kind.resizes:
+        with torch.no_grad():
+            size = _shape(module.forward, torch.empty(1, 1, *size, device="meta"))
+    homogeneous, keeps_zero = kind.homogeneous, kind.keeps_zero
+    if kind.cls is nn.Hardtanh:
+        bounds = (module.min_val, module.max_val)
+        homogeneous = all(bound == 0 or math.isinf(bound) for bound in bounds)  # never saturates
+        keeps_zero = bounds[0] <= 0 <= bounds[1]
+    return Effect(size, homogeneous, keeps_zero)
+
+
+def _refuse_counted(module: nn.Module) -> None:
+    for cls, remedy in COUNTED:
+        if isinstance(module, cls):
+            raise ValueError(f"it is bound to a number of channels, which changes: {remedy}")
+
+
+def _shape(f: Callable[[Tensor], Tensor], x: Tensor) -> Size:
+    """H and W of f(x). Raises ValueError unless B and C stay."""
+    try:
+        y = f(x)
+    except Exception as error:  # whatever a module may raise
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"it does not take maps of {list(x.shape)}: {reason}") from error
+    if not isinstance(y, Tensor) or y.ndim != 4 or y.shape[:2] != x.shape[:2]:
+        found = list(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise ValueError(
+            f"it makes {found} of {list(x.shape)}: a plain module keeps [B, C, ., .]"
+            " (nr.Classifier flattens by itself)"
+        )
+    return tuple(y.shape[2:])
+
+
+@torch.no_grad()
+def _tried(module: nn.Module, size: Size) -> Effect:
+    """The effect of a module that the table does not hold, from a copy of it in eval mode."""
+    try:
+        f = copy.deepcopy(module).cpu().float().eval().forward
+    except Exception as error:  # whatever a module may raise
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"it cannot be copied, to try what it does: {reason}") from error
+    x = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0), device="cpu")
+    new_size = _shape(f, x.clone())
+    y = f(x.clone())
+
+    def close(a: Tensor, b: Tensor) -> bool:
+        return bool((a - b).abs().max() <= TOLERANCE * b.abs().max())
+
+    for channel in range(3):
+        alone = x[:, channel : channel + 1].clone()
+        _shape(f, alone.clone())
+        if not close(f(alone), y[:, channel : channel + 1]):
+            raise ValueError("it mixes channels: a plain module treats each by itself")
+    zero = f(torch.zeros_like(x))
+    homogeneous = all(close(f(scale * x), scale * y) for scale in SCALES)
+    return Effect(new_size, homogeneous, not zero.any())

@@ -1,0 +1,167 @@
+"""nr.files: any network of nr's units there and back, custom modules, hostile files, no utils."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import nr
+from nr.files import read_sealed, write_sealed
+from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual
+from tests.helpers import MODES, build, kill, logits_of, same_tensors, vary, worn
+from tests.running import ROOT
+
+
+class Swish(nn.Module):
+    """A plain module that nr does not know, with a parameter."""
+
+    def __init__(self, slope: float = 1.0):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(slope))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+def own(image: int = 1, middle: nn.Module | None = None, width: int = 6) -> Network:
+    """A network that no builder makes: other windows, eps, plain modules and image."""
+    torch.manual_seed(0)
+    features = Chain(
+        ConvBN(image, width, 5, 2, padding=1, eps=1e-3, momentum=None),
+        middle or nn.LeakyReLU(0.2),
+        nn.Sequential(nn.MaxPool2d((3, 2), 2, ceil_mode=True), nn.PReLU()),
+        Residual(Chain(ConvBN(width, 8, 3), nn.SiLU(), ConvBN(8, width, 1))),
+        Concat(Chain(ConvBN(width, 5, 3), nn.ReLU())),
+        nn.Upsample(scale_factor=2.0),
+        ConvBN(width + 5, 7, 1, momentum=0.3),
+        nn.AdaptiveAvgPool2d(1),
+    )
+    return vary(Network(features, Classifier(7, 3), (20, 14)))
+
+
+def rejuvenated(model: Network, mode: str | None) -> Network:
+    if mode is not None:
+        kill(model, {"features.4.branch.0": [0, 1], "features.3.branch.0": slice(None)})
+        nr.rejuvenate(model, mode)
+    return model
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_any_network_comes_back(tmp_path, mode):
+    model = rejuvenated(own(), mode)
+    nr.save(model, tmp_path / "own.pth")
+    loaded = nr.load(str(tmp_path / "own.pth"))
+    images = torch.randn(2, 1, 20, 14)
+    assert not loaded.training
+    assert torch.equal(loaded(images), logits_of(model, images))
+    assert nr.structure(loaded) == nr.structure(model)
+    assert loaded.features[0].norms[0].eps == 1e-3 and loaded.features[0].norms[0].momentum is None
+    assert os.listdir(tmp_path) == ["own.pth"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_precision_comes_back(tmp_path, dtype):
+    model = own().to(dtype)
+    nr.save(model, tmp_path / "own.pth")
+    assert same_tensors(model.state_dict(), nr.load(tmp_path / "own.pth").state_dict())
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_a_custom_module_is_taken_from_the_network_to_load_into(tmp_path, mode):
+    model, path = rejuvenated(own(middle=Swish(3.0)), mode), tmp_path / "own.pth"
+    nr.save(model, path)
+    with pytest.raises(nr.FileError, match=r"features\.1 is a tests.*Swish.*nr\.load\(path, into="):
+        nr.load(path)
+    into = own(middle=Swish(), width=9).train()
+    assert nr.load(path, into=into) is into
+    assert into.training
+    images = torch.randn(2, 1, 20, 14)
+    assert torch.equal(logits_of(into, images), logits_of(model, images))
+
+
+@pytest.mark.parametrize(
+    "other", [lambda: own(), lambda: own(middle=nn.Tanh()), lambda: build("vgg")]
+)
+def test_another_network_is_not_loaded_into(tmp_path, other):
+    nr.save(own(middle=Swish()), tmp_path / "own.pth")
+    into = other()
+    before, modules = nr.structure(into), dict(into.named_modules())
+    with pytest.raises(nr.FileError, match="cannot be rebuilt"):
+        nr.load(tmp_path / "own.pth", into=into)
+    assert nr.structure(into) == before
+    assert dict(into.named_modules()) == modules
+
+
+def test_a_network_without_custom_modules_is_refused_where_others_stand(tmp_path):
+    nr.save(build("basic"), tmp_path / "basic.pth")
+    with pytest.raises(nr.FileError, match="not those of the network to load into"):
+        nr.load(tmp_path / "basic.pth", into=build("dense"))
+
+
+def test_weights_of_another_shape_leave_the_network_to_load_into(tmp_path):
+    model, path = own(), tmp_path / "own.pth"
+    nr.save(model, path)
+    payload = read_sealed(path)
+    payload["state_dict"]["classifier.linears.0.bias"] = torch.zeros(4)
+    write_sealed(path, payload)
+    into = own()
+    before = {name: value.clone() for name, value in into.state_dict().items()}
+    with pytest.raises(nr.FileError, match=r"own\.pth: its network cannot be rebuilt: .*linears"):
+        nr.load(path, into=into)
+    assert same_tensors(before, into.state_dict())
+
+
+def test_a_giant_description_takes_no_memory(tmp_path):
+    """4 TB of weights are described, and none is there."""
+    structure = nr.structure(own())
+    modules = structure["features"]["modules"]
+    modules["0"]["out_channels"] = modules["6"]["in_channels"] = [2**20]
+    for name in ("3", "4"):
+        del modules[name]
+    write_sealed(tmp_path / "giant.pth", {"structure": structure, "state_dict": {}})
+    with pytest.raises(nr.FileError, match="cannot be rebuilt"):
+        nr.load(tmp_path / "giant.pth")
+
+
+@pytest.mark.parametrize("payload", [{}, [], None, {"structure": {}}, {"state_dict": {}}], ids=repr)
+def test_a_file_of_another_kind_is_refused(tmp_path, payload):
+    write_sealed(tmp_path / "other.pth", payload)
+    with pytest.raises(nr.FileError, match=r"other\.pth: holds no network of nr's: no '"):
+        nr.load(tmp_path / "other.pth")
+
+
+def test_a_file_error_is_a_value_error():
+    assert issubclass(nr.FileError, ValueError)
+    with pytest.raises(nr.FileError, match="not here: No such file"):
+        nr.load("not here")
+
+
+def test_what_cannot_be_followed_is_not_saved(tmp_path):
+    model = own(middle=nn.BatchNorm2d(6))
+    with pytest.raises(ValueError, match="BatchNorm2d"):
+        nr.save(model, tmp_path / "own.pth")
+    assert os.listdir(tmp_path) == []
+
+
+ALONE = """
+import sys
+sys.modules["models"] = sys.modules["utils"] = None  # importing them raises ImportError
+import nr
+network = nr.load(sys.argv[1])
+nr.utilization(network)
+nr.save(network, sys.argv[2])
+assert nr.structure(nr.load(sys.argv[2])) == nr.structure(network)
+assert not [name for name in sys.modules if name.split(".")[0] in ("torchvision", "matplotlib")]
+"""
+
+
+def test_nr_needs_neither_models_nor_utils(tmp_path):
+    model = worn("dense")
+    nr.rejuvenate(model)
+    nr.save(model, tmp_path / "a.pth")
+    words = [sys.executable, "-c", ALONE, str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]
+    result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
