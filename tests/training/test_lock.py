@@ -16,17 +16,17 @@ from utils.errors import InputError
 from utils.training import lock
 from utils.training.lock import NAME, hold, let_go
 
-HOLDING = """
+HOLDING = r"""
 import os, sys
 from pathlib import Path
 from utils.training import lock
 held = lock.hold(Path(sys.argv[1]))
 if len(sys.argv) > 2 and os.fork() == 0:  # a worker process that outlives it
     held.release()
-    print("forked", flush=True)
+    os.write(1, b"forked\n")
     sys.stdin.read()
     os._exit(0)
-print("held", flush=True)
+os.write(1, b"held\n")
 sys.stdin.read()
 """
 
