@@ -955,3 +955,18 @@ def test_a_run_killed_between_checkpoint_and_log_is_whole_again(tmp_path, epochs
     assert (tmp_path / "log.txt").read_bytes() == log
     structure = json.loads(description)["structure"]
     assert json.loads((tmp_path / "run.json").read_text())["structure"] == structure
+
+
+def test_pruned_only_trains_the_live_channels_alone(tmp_path, epochs):
+    """--nr-cross none: one stream of the live widths, trained, resumed and evaluated."""
+    assert go(tmp_path, "--nr-cross none") == 0
+    payload = checkpoint.read(tmp_path / LAST)
+    path = tmp_path / BEFORE
+    before = checkpoint.read(path)["structure"]["widths"]
+    after = payload["structure"]["widths"]
+    assert payload["structure"]["form"] == "plain"
+    half = {name: [before[name][0] - before[name][0] // 2] for name in prunable(nr.load(path))}
+    assert half and after == before | half
+    assert [row["Phase"] for row in payload["run"]["rows"]].count("train") == 3
+    assert resume(tmp_path, "--nr-cross none --epochs 4") == 0
+    assert resume(tmp_path, "--nr-cross none -e") == 0
