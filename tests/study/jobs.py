@@ -9,6 +9,7 @@ from pathlib import Path
 import cifar
 import imagenet
 import nr
+from nr.wiring import IMAGE, wiring
 from tests.study.settings import ARMS, BOTH, COMPUTE, SEARCH, TRAIN, Arm, Setting
 from utils.report.runs import described
 from utils.shown.log import read_log
@@ -148,6 +149,18 @@ def macs(spec: str, structure: str | None = None) -> int:
     return nr.count_macs(network(spec, structure))
 
 
+def block_macs(searched: Searched) -> dict[str, int]:
+    """Multiply-adds of the convolutions of a rejuvenated network: survived, rejuvenated, cross."""
+    found = {"survived": 0, "rejuvenated": 0, "cross": 0}
+    for layer in wiring(network(searched.spec, searched.structure)).layers:
+        window = layer.unit.kernel_size**2 * layer.pixels
+        (i, j), (o, p) = layer.unit.in_channels, layer.unit.out_channels
+        found["survived"] += window * i * o
+        found["rejuvenated"] += window * j * p
+        found["cross"] += 0 if IMAGE in layer.sources else window * (i * p + j * o)
+    return found
+
+
 # Command lines.
 
 
@@ -202,9 +215,8 @@ def read_searched(folder: Path) -> Searched | None:
     if not (folder / "run.json").exists() or not (folder / "log.txt").exists():
         return None
     description = json.loads((folder / "run.json").read_text())
-    if description["structure"]["form"] == "plain":
+    spec, structure = (json.dumps(description[name]) for name in ("network", "structure"))
+    if network(spec, structure).streams == 1:
         return None
     epochs = sum(row["Phase"] == "search" for row in read_log(folder / "log.txt"))
-    return Searched(
-        epochs, json.dumps(description["network"]), json.dumps(description["structure"])
-    )
+    return Searched(epochs, spec, structure)

@@ -1,6 +1,5 @@
 """What is done and what is left, read from the folders of the runs."""
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from tests.study.jobs import (
     Places,
     Searched,
     Shape,
+    block_macs,
     macs,
     parsed_spec,
     read_searched,
@@ -25,6 +25,8 @@ from utils.training.checkpoint import LAST
 DONE, TRAINED, READY = "done", "to be evaluated", "ready"
 WAITING, BLOCKED = "waits for its search", "its search gave up"
 GAVE_UP, NOT_NEEDED = "gave up", "not needed: as long as plain-long"
+# The blocks that an arm trains after its search; the others train all.
+BLOCKS = {NR_CR: ("survived", "rejuvenated"), "pruned": ("survived",)}
 FINAL = (DONE, BLOCKED, GAVE_UP, NOT_NEEDED)
 
 
@@ -109,15 +111,8 @@ def _macs_of_phases(
     plain = macs(parsed_spec(words(job, places, shaped)))
     if not job.arm.resumes or stands.searched is None:
         return plain, plain
-    found = json.loads(stands.searched.structure)
-    widths, form = found["widths"], job.arm.flags.split()[-1]
-    if form == "none":
-        found |= {"form": "plain", "widths": {name: [pair[0]] for name, pair in widths.items()}}
-    elif job.arm.name != NR_CR and form in ("attention", "full"):
-        found |= {"form": form}
-    elif job.arm.name != NR_CR:
-        found |= {"form": "plain", "widths": {name: [sum(pair)] for name, pair in widths.items()}}
-    return plain, macs(stands.searched.spec, json.dumps(found))
+    blocks = block_macs(stands.searched)
+    return plain, sum(blocks[name] for name in BLOCKS.get(job.arm.name, blocks))
 
 
 def seconds_left(costs: Iterable[Cost], cores: int) -> float | None:

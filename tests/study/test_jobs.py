@@ -1,11 +1,13 @@
 """The study's lengths, schedules, widths and command lines."""
 
 import json
+from functools import cache
 
 import pytest
 
 import models
 import nr
+from tests.helpers import kill, prunable
 from tests.study import jobs
 from tests.study.jobs import Job, Places, Searched, shape, start_words, stretched, words
 from tests.study.settings import ALL_ARMS, ARMS, COMPUTE, GROUPS, Setting
@@ -21,13 +23,14 @@ def places(tmp_path) -> Places:
     return Places(tmp_path / RUNS, tmp_path / "images", tmp_path / "imagenet")
 
 
-def searched(epochs: int = 25, share: float = 0.5) -> Searched:
-    """A search of VGG-19 x0.25 at whose end this share of every layer was live."""
+@cache
+def searched(epochs: int = 25, form: str = "removed") -> Searched:
+    """A search of VGG-19 x0.25 at whose end half of every layer was live."""
     network = models.build("cifar", "vgg19_bn", **SPEC["options"])
-    widths = nr.structure(network)["widths"]
-    streams = {name: [int(w * share), w - int(w * share)] for name, (w,) in widths.items()}
-    structure = {"form": "removed", "widths": streams, "dropped": []}
-    return Searched(epochs, json.dumps(SPEC), json.dumps(structure))
+    for name, layer in prunable(network).items():
+        kill(network, {name: slice(layer.unit.out_channels[0] // 2)})
+    nr.rejuvenate(network, form)
+    return Searched(epochs, json.dumps(SPEC), json.dumps(nr.structure(network)))
 
 
 def job(arm: str, seed: int = 1, setting: Setting = SETTING_A) -> Job:
@@ -72,9 +75,8 @@ def test_lengths_of_the_arms():
 
 def test_no_plain_run_of_nearly_the_same_length():
     """With nothing removed NR-CR costs what the plain network costs: plain-long is the answer."""
-    found = searched(epochs=25)
-    whole = json.loads(found.structure) | {"form": "full"}
-    assert shape(job("plain-compute"), Searched(25, found.spec, json.dumps(whole))) is None
+    assert shape(job("plain-compute"), searched(form="full")) is None
+    assert shape(job("plain-compute"), searched()) is not None
     assert ARMS["plain-compute"].length == COMPUTE
 
 
@@ -140,9 +142,11 @@ def test_every_command_line_is_one_that_its_script_takes(group, places):
         known = searched() if found.setting.network == SETTING_A.network else None
         if found.arm.needs_search and (known is None or width != 0.25):
             continue  # widths of another network
-        line = words(found, places, shape(found, known))
+        shaped = shape(found, known)
+        line = words(found, places, shaped)
         spec = json.loads(jobs.parsed_spec(line))
-        assert spec["options"].get("width_mult", 1) == (0.177 if found.arm.narrow else width)
+        assert spec["options"].get("width_mult", 1) == shaped.width
+        assert (shaped.width == width) != found.arm.narrow
         script = jobs.cifar if line[0] == "cifar.py" else jobs.imagenet
         args, _ = script.parse(line[1:])
         assert (args.nr_target >= NO_REJUVENATION) == found.arm.name.startswith("plain")
@@ -165,3 +169,14 @@ def test_the_published_settings_are_those_of_the_specification(places):
         assert args.nr_sparsity == float(sparsity)
         assert args.dataset == data.lower().replace("-", "")
     assert len(GROUPS["paper imagenet"]) == len(PUBLISHED_IMAGENET)
+
+
+def test_the_blocks_of_a_rejuvenated_network_make_up_its_convolutions():
+    """Without the classifier: survived and rejuvenated those of NR-CR, with cross those of full."""
+    blocks = jobs.block_macs(searched())
+    own = blocks["survived"] + blocks["rejuvenated"]
+    for form, expected in (("removed", own), ("full", own + blocks["cross"])):
+        found = searched(form=form)
+        network = jobs.network(found.spec, found.structure)
+        classifier = sum(linear.weight.numel() for linear in network.classifier.linears)
+        assert jobs.macs(found.spec, found.structure) - classifier == expected

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from tests.report.test_report import structure as report_structure
 from tests.study import progress as states
 from tests.study.jobs import Job, Places, Shape
 from tests.study.progress import Cost, cost, progress, seconds_left
@@ -33,17 +34,7 @@ def leave(runs, arm: str, *, rejuvenated: bool = False, evaluated: bool = False,
     folder = runs / job(arm).name
     folder.mkdir(parents=True, exist_ok=True)
     write_log(folder / "log.txt", rows(**how))
-    if rejuvenated:
-        import models
-        import nr
-
-        network = models.build("cifar", "resnet", **SPEC["options"])
-        widths = {
-            name: [w // 2, w - w // 2] for name, (w,) in nr.structure(network)["widths"].items()
-        }
-        structure = {"form": "removed", "widths": widths, "dropped": []}
-    else:
-        structure = {"form": "plain", "widths": {}, "dropped": []}
+    structure = report_structure("removed" if rejuvenated else "plain")
     (folder / "run.json").write_text(json.dumps({"network": SPEC, "structure": structure}))
     if evaluated:
         (folder / "evaluation.json").write_text("{}")
