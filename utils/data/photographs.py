@@ -16,6 +16,7 @@ from torchvision.transforms import v2
 
 from utils.data.batches import Normaliser, test_shares, train_shares
 from utils.data.class_folders import Listing, list_splits, open_image
+from utils.data.modes import to_rgb
 from utils.data.sets import SUBSET_TEST, balanced_order
 from utils.data.workers import Decoder, Pipeline, Request
 from utils.errors import InputError
@@ -54,10 +55,11 @@ class Photographs:
         return len(self.labels)
 
     def image(self, index: int) -> Image.Image:
-        """One image, RGB, of its own size; InputError if it is broken."""
-        with open_image(os.fsdecode(self.files[index])) as image:
+        """One image, RGB, of its own size; InputError if it is broken or of no known range."""
+        file = os.fsdecode(self.files[index])
+        with open_image(file) as image:
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return to_rgb(image, file)
 
 
 @dataclass(frozen=True)
