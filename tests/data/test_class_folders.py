@@ -1,3 +1,6 @@
+import builtins
+import errno
+import os
 import tarfile
 from pathlib import Path
 
@@ -6,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.datasets import ImageFolder
 
 from tests.image_files import message, pixels_of, write
 from utils.data import class_folders
@@ -62,19 +66,51 @@ def test_home_folder_is_expanded(root, monkeypatch):
     assert len(load(Path("~") / root.name)[0]) == 3 * TRAIN
 
 
-def test_labels_of_the_test_set_are_those_of_train(root):
+def test_labels_of_the_test_set_are_those_of_train(root, capsys):
     for file in (root / "test/bird").iterdir():
         file.unlink()
     (root / "test/bird").rmdir()
     _, test = load(root)
     assert test.labels.tolist() == [1, 1, 2, 2]
     assert test.classes == CLASSES
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [f"Warning: {root}/test lacks 1 of the 3 classes of {root}/train: bird"]
 
 
-def test_other_files_and_hidden_folders_are_passed_over(root):
+def test_many_classes_that_the_test_split_lacks_are_counted(root, capsys):
+    for number in range(5):
+        write(root / f"train/extra{number}/0.png", pixels_of(number))
+    load(root)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        f"/test lacks 5 of the 8 classes of {root}/train: extra0, extra1, extra2 and 2 more"
+    )
+
+
+def test_hidden_things_and_those_of_systems_are_no_images_and_no_classes(root):
     (root / "train/cat/notes.txt").write_text("no image")
-    (root / "train/.thumbnails").mkdir()
-    assert load(root)[0].classes == CLASSES
+    for folder in (".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails"):
+        for place in ("train", "test", "train/cat", "test/dog"):
+            write(root / place / folder / "0.png", pixels_of(0))
+    for name in (".DS_Store", "._0.png", ".0.png", "Thumbs.db"):
+        for place in ("train", "test", "train/cat", "test/dog"):
+            (root / place / name).write_bytes(b"no image")
+    train, test = load(root)
+    assert train.classes == CLASSES and (len(train), len(test)) == (3 * TRAIN, 3 * TEST)
+
+
+def test_images_may_lie_deeper_and_behind_links(root, tmp_path_factory):
+    """In the order of torchvision's ImageFolder, which decides the order of training."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name in ("b/1.png", "b/c/0.PNG", "a.png", "d-/2.jpg"):
+        write(root / "train/cat/deep" / name, pixels_of(1))
+        write(elsewhere / "more" / name, pixels_of(1))
+    (root / "train/cat/linked").symlink_to(elsewhere / "more")
+    (root / "train/zebra").symlink_to(elsewhere)
+    classes, (train, _) = class_folders.list_splits(root, class_folders.SPLITS)
+    wanted = ImageFolder(root / "train")
+    assert list(classes) == wanted.classes == [*CLASSES, "zebra"]
+    assert list(zip(train.files, train.labels, strict=True)) == wanted.samples
 
 
 def remove(folder: Path) -> None:
@@ -110,6 +146,32 @@ def unknown_class(root):
     write(root / "test/fox/0.png", pixels_of(0))
 
 
+def one_class(root):
+    for name in ("cat", "dog"):
+        remove(root / "train" / name)
+        (root / "train" / name).rmdir()
+
+
+def class_that_is_its_split(root):
+    (root / "train/train").symlink_to("../train")
+
+
+def loop_in_a_class(root):
+    (root / "train/cat/deep").mkdir()
+    (root / "train/cat/deep/again").symlink_to("..")
+
+
+def loop_of_two(root):
+    for name, other in (("one", "two"), ("two", "one")):
+        (root / name).mkdir()
+        (root / name / other).symlink_to(root / other)
+    (root / "test/cat/more").symlink_to(root / "one")
+
+
+def link_to_itself(root):
+    (root / "train/cat/a").symlink_to("a")
+
+
 def not_an_image(root):
     (root / "train/dog/2.png").write_bytes(b"nothing\nlike an image")
 
@@ -140,6 +202,11 @@ def other_mode(root):
         (empty_class, ["{root}/train/cat: no images", ".png"]),
         (empty_test_class, ["{root}/test/dog: no images"]),
         (unknown_class, ["{root}/test/fox: a class that {root}/train does not have"]),
+        (one_class, ["{root}/train: only one class folder (bird)", "at least 2 are needed"]),
+        (class_that_is_its_split, ["{root}/train/train: a link to a folder that it lies in"]),
+        (loop_in_a_class, ["{root}/train/cat/deep/again: a link to a folder that it lies in"]),
+        (loop_of_two, ["{root}/test/cat/more/two/one: a link to a folder that it lies in"]),
+        (link_to_itself, ["{root}/train/cat/a: Too many levels of symbolic links"]),
         (not_an_image, ["{root}/train/dog/2.png: a broken image"]),
         (truncated_image, ["{root}/test/cat/1.png: a broken image"]),
         (dangling_link, ["{root}/train/cat/9.png: No such file"]),
@@ -151,6 +218,25 @@ def test_folder_errors_name_what_is_wrong(root, damage, words):
     damage(root)
     text = message(load, root)
     assert all(word.format(root=root) in text for word in words), text
+
+
+@pytest.mark.parametrize("place", ["train", "train/cat", "test/dog/deep", "train/cat/0.png"])
+def test_what_cannot_be_read_is_named(root, monkeypatch, place):
+    """Refused by a stand-in for the system: root, who runs the tests elsewhere, may read all."""
+    (root / "test/dog/deep").mkdir()
+    refused, scan, opened = str(root / place), os.scandir, builtins.open
+
+    def refusing(call):
+        def instead(path, *rest, **options):
+            if str(path) == refused:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return call(path, *rest, **options)
+
+        return instead
+
+    monkeypatch.setattr(os, "scandir", refusing(scan))
+    monkeypatch.setattr(builtins, "open", refusing(opened))
+    assert message(load, root) == f"{refused}: Permission denied"
 
 
 def test_missing_root_is_named(tmp_path):

@@ -124,10 +124,11 @@ def test_file_names_in_other_letters(root):
     assert train.image(index).size == (32, 32)
 
 
-def test_labels_of_val_are_those_of_train(root):
+def test_labels_of_val_are_those_of_train(root, capsys):
     (root / "val/n01").rename(root / "elsewhere")
     _, test = photographs.load_imagenet(str(root), SIZE)
     assert test.labels.tolist() == [1, 1, 2] and test.classes == CLASSES
+    assert f"{root}/val lacks 1 of the 3 classes" in capsys.readouterr().err
 
 
 def no_train(root):
@@ -148,6 +149,11 @@ def empty_class(root):
     (root / "train/n07").mkdir()
 
 
+def one_class(root):
+    for name in ("n02", "n03"):
+        (root / "train" / name).rename(root / name)
+
+
 def unknown_class(root):
     write(root / "val/n09/0.png", pixels_of(0))
 
@@ -159,6 +165,7 @@ def unknown_class(root):
         (no_val, ["{root}/val: no such folder; --data {root}", "train/<class>/*"]),
         (flat_val, ["{root}/val: no class folders in it", "val/<class>/*"]),
         (empty_class, ["{root}/train/n07: no images"]),
+        (one_class, ["{root}/train: only one class folder (n01)", "at least 2 are needed"]),
         (unknown_class, ["{root}/val/n09: a class that {root}/train does not have"]),
     ],
 )
@@ -234,9 +241,10 @@ def test_crops_and_flips_vary(tmp_path):
     ramp = np.broadcast_to(np.arange(0, 240, 4, dtype=np.uint8)[None, :, None], (60, 60, 3))
     for index in range(200):
         write(tmp_path / f"train/a/{index:03}.png", ramp)
-    write(tmp_path / "val/a/0.png", ramp)
+    for folder in ("train/b", "val/a"):
+        write(tmp_path / folder / "0.png", ramp)
     train, _ = photographs.load_imagenet(str(tmp_path), SIZE)
-    ((pixels, _),) = train_batches(train, batch_size=200).epoch(0)
+    ((pixels, _),) = train_batches(train, batch_size=201).epoch(0)
     slope = (pixels[:, 0, :, -1] - pixels[:, 0, :, 0]).mean(1)  # [N], negative where flipped
     assert 70 < (slope < 0).sum() < 130
     assert slope.abs().max() > 2 * slope.abs().min()
@@ -290,10 +298,11 @@ def replace_seed(decoder: photographs.Decoder, seed: int) -> photographs.Decoder
 def test_images_with_the_same_pixels_are_cropped_differently(tmp_path):
     for index in range(8):
         write(tmp_path / f"train/a/{index}.png", pixels_of(0))
-    write(tmp_path / "val/a/0.png", pixels_of(0))
+    for folder in ("train/b", "val/a"):
+        write(tmp_path / folder / "0.png", pixels_of(0))
     train, _ = photographs.load_imagenet(str(tmp_path), SIZE)
-    ((pixels, _),) = train_batches(train, batch_size=8).epoch(0)
-    assert len({image.numpy().tobytes() for image in pixels}) == 8
+    ((pixels, _),) = train_batches(train, batch_size=9).epoch(0)
+    assert len({image.numpy().tobytes() for image in pixels}) == 9
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -12,13 +12,27 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.data.images import IMAGE_SIZE, ImageSet
 from utils.errors import InputError, one_line
+from utils.machine import distributed
 
 SPLITS = ("train", "test")  # of `folder`
 FOLDER_IMAGE = f"RGB {IMAGE_SIZE}x{IMAGE_SIZE}"  # PIL mode and size of an image of `folder`
+LEAST_CLASSES = 2  # of a data set, section 8
+NAMED = 3  # classes that the test split lacks, before the others are only counted
+# Folders that systems put beside those of the user, as they do .ipynb_checkpoints and ._x.jpg.
+SYSTEM_FOLDERS = (
+    "@eaDir",  # Synology
+    "#recycle",
+    "#snapshot",
+    "@Recycle",  # QNAP
+    "__MACOSX",
+    "$RECYCLE.BIN",  # Windows
+    "System Volume Information",
+    "lost+found",
+)
 DECODE_CHUNK = 256  # images a decoding thread takes at a time; one by one costs half more
 
 
@@ -32,11 +46,17 @@ class Listing(NamedTuple):
 def list_splits(root: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], list[Listing]]:
     """The classes of ``root``/<split>/<class>/*, sorted, and the images of each split.
 
-    The first split decides the classes. InputError naming the folder that is missing, empty or
-    a class of another split only.
+    The first split decides the classes, at least two; one that another split does not have is
+    named on the screen. Hidden files and those of systems are passed over. InputError naming the
+    folder that is missing, empty, unreadable, a link to itself or a class of another split only.
     """
     with system_errors_named(root):
         classes = class_folders(root, splits[0], splits)
+        if len(classes) < LEAST_CLASSES:
+            raise InputError(
+                f"{root / splits[0]}: only one class folder ({classes[0]}) in it, "
+                f"at least {LEAST_CLASSES} are needed"
+            )
         return classes, [list_images(root, split, classes, splits) for split in splits]
 
 
@@ -55,11 +75,7 @@ def class_folders(root: Path, split: str, splits: Sequence[str]) -> tuple[str, .
     rule = f"--data {root} must hold " + " and ".join(f"{name}/<class>/*" for name in splits)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; {rule}")
-    try:
-        names, _ = find_classes(folder)
-    except FileNotFoundError:
-        names = []
-    classes = tuple(name for name in names if not name.startswith("."))
+    classes = tuple(entry.name for entry in visible(folder) if entry.is_dir())
     if not classes:
         raise InputError(f"{folder}: no class folders in it; {rule}")
     return classes
@@ -68,19 +84,54 @@ def class_folders(root: Path, split: str, splits: Sequence[str]) -> tuple[str, .
 def list_images(root: Path, split: str, classes: Sequence[str], splits: Sequence[str]) -> Listing:
     """The images of a split; InputError for a class folder that is empty or not in ``classes``."""
     label_of = {name: label for label, name in enumerate(classes)}
-    labels_of = {}
-    for name in class_folders(root, split, splits):
+    folder, known = root / split, root / splits[0]
+    listing = Listing([], [])
+    names = class_folders(root, split, splits)
+    for name in names:
         if name not in label_of:
-            known = root / splits[0]
-            raise InputError(f"{root / split / name}: a class that {known} does not have")
-        labels_of[name] = label_of[name]
-    samples = make_dataset(root / split, labels_of, IMG_EXTENSIONS, allow_empty=True)
-    found = {label for _, label in samples}
-    for name, label in labels_of.items():
-        if label not in found:
+            raise InputError(f"{folder / name}: a class that {known} does not have")
+        files = images_below(folder, name)
+        if not files:
             types = " ".join(IMG_EXTENSIONS)
-            raise InputError(f"{root / split / name}: no images ({types}) in this class folder")
-    return Listing([file for file, _ in samples], [label for _, label in samples])
+            raise InputError(f"{folder / name}: no images ({types}) in this class folder")
+        listing.files.extend(files)
+        listing.labels.extend([label_of[name]] * len(files))
+    if lacking := [name for name in classes if name not in names]:
+        more = f" and {len(lacking) - NAMED} more" if len(lacking) > NAMED else ""
+        distributed.warn(
+            f"Warning: {folder} lacks {len(lacking)} of the {len(classes)} classes of {known}: "
+            f"{', '.join(lacking[:NAMED])}{more}"
+        )
+    return listing
+
+
+def visible(folder: Path | str) -> list[os.DirEntry]:
+    """What is in ``folder``, sorted by name, without hidden things and those of systems."""
+    with os.scandir(folder) as entries:
+        seen = [e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM_FOLDERS]
+    return sorted(seen, key=lambda entry: entry.name)
+
+
+def images_below(folder: Path, name: str) -> list[str]:
+    """Image files at any depth of ``folder``/``name``, by folder, then by name.
+
+    InputError naming a link that leads back to a folder above it.
+    """
+    found: list[tuple[str, str]] = []
+
+    def walk(path: str, above: tuple[str, ...]) -> None:
+        real = os.path.realpath(path)
+        if real in above:
+            raise InputError(f"{path}: a link to a folder that it lies in ({real})")
+        for entry in visible(path):
+            if entry.is_dir():
+                walk(entry.path, (*above, real))
+            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+                found.append((path, entry.name))
+
+    top = Path(os.path.realpath(folder))
+    walk(str(folder / name), tuple(map(str, (top, *top.parents))))
+    return [os.path.join(*parts) for parts in sorted(found)]
 
 
 @contextmanager
@@ -89,6 +140,8 @@ def open_image(file: str) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
             yield image
+    except InputError:
+        raise
     except Exception as error:  # PIL has many kinds for a broken file, one for each format
         reason = getattr(error, "strerror", None) or f"a broken image ({one_line(error)})"
         raise InputError(f"{file}: {reason}") from error
