@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         train_set, val_set = load_imagenet(args.data, args.image_size, args.subset)
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
-    run = Run(args, spec, devices, folder, sparsity=args.nr_sparsity_start)
+    run = Run(args, spec, devices, folder, args.nr_sparsity_start, train_set.classes)
     place = (args.workers, devices[0], distributed.rank(), distributed.world())
     val_batches = TestBatches(val_set, args.test_batch, *place)
     if args.evaluate:

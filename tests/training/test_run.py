@@ -34,6 +34,7 @@ FLAGS = f"{SEARCH} --epochs 3 --train-batch 8 --test-batch 5 --manualSeed 1 -j 0
 PLAIN = "--nr-target 1"
 LAST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
 BEFORE, AFTER = "NR_resnet_before_0.6.pth.tar", "NR_resnet_0.6.pth.tar"
+CLASSES = tuple("abcdefghij")
 BATCHES = 5  # of an epoch: 3 to train on and 2 to test on
 
 
@@ -62,7 +63,7 @@ def data(monkeypatch):
 
     def made(count: int) -> ImageSet:
         images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-        return ImageSet(images, torch.arange(count) % 10, tuple("abcdefghij"))
+        return ImageSet(images, torch.arange(count) % 10, CLASSES)
 
     sets = made(24), made(10)
     monkeypatch.setattr(cifar, "load_cifar", lambda *_, **__: sets)
@@ -123,7 +124,7 @@ def made(folder: Path, flags: str = "") -> Run:
     args, keywords = cifar.parse([*FLAGS.split(), "-c", str(folder), *flags.split()])
     spec = {"family": "cifar", "arch": args.arch, "options": keywords | {"num_classes": 10}}
     where = script.open_folder(args)
-    return Run(args, spec, [torch.device("cpu")], where, sparsity=args.nr_sparsity)
+    return Run(args, spec, [torch.device("cpu")], where, args.nr_sparsity, CLASSES)
 
 
 def interrupt(monkeypatch, after: int, signum: int = signal.SIGTERM) -> None:
@@ -658,6 +659,45 @@ def test_auto_without_a_checkpoint_is_a_fresh_run(tmp_path, capsys):
     assert f"==> Nothing to resume in {tmp_path}: a fresh run" in capsys.readouterr().out
 
 
+def other_classes(monkeypatch, data, classes: tuple[str, ...]) -> None:
+    """The same images under other names."""
+    sets = [dataclasses.replace(images, classes=classes) for images in data]
+    monkeypatch.setattr(cifar, "load_cifar", lambda *_, **__: sets)
+
+
+@pytest.mark.parametrize("flags", ["--resume auto", "-e --resume auto"])
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ("abxdefghyj", "class 3 is 'c', that of the data 'x'"),
+        ("bacdefghij", "class 1 is 'a', that of the data 'b'"),
+        ("abcdefghijk", "class 11 is none, that of the data 'k'"),
+        ("abcdefghi", "class 10 is 'j', that of the data none"),
+    ],
+)
+def test_other_class_names_are_refused_naming_the_first(
+    tmp_path, data, monkeypatch, flags, classes, words
+):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    assert checkpoint.read(tmp_path / LAST)["classes"] == list(CLASSES)
+    before = contents(tmp_path)
+    other_classes(monkeypatch, data, tuple(classes))
+    with pytest.raises(InputError) as caught:
+        go(tmp_path, f"{PLAIN} --epochs 2 {flags}")
+    assert str(caught.value) == f"{tmp_path / LAST}: {words}"
+    assert contents(tmp_path) == before
+
+
+def test_a_checkpoint_without_class_names_goes_on_and_gets_them(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    payload = checkpoint.read(tmp_path / LAST)
+    del payload["classes"]
+    checkpoint.save(tmp_path / LAST, payload)
+    assert resume(tmp_path, f"{PLAIN} -e") == 0
+    assert resume(tmp_path, f"{PLAIN} --epochs 2") == 0
+    assert checkpoint.read(tmp_path / LAST)["classes"] == list(CLASSES)
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -835,7 +875,7 @@ def test_drawn_seeds_differ(tmp_path):
     parsed = [cifar.parse(without_seed(f"-c {tmp_path / name}")) for name in "abc"]
     spec = {"family": "cifar", "arch": "resnet", "options": parsed[0][1]}
     runs = [
-        Run(args, spec, [torch.device("cpu")], script.open_folder(args), sparsity=0)
+        Run(args, spec, [torch.device("cpu")], script.open_folder(args), 0, CLASSES)
         for args, _ in parsed
     ]
     assert len({run.state.seed for run in runs}) == 3

@@ -1,5 +1,8 @@
 """Whether a checkpoint belongs to the run that the flags describe."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
+
 from utils.training.options import NO_REJUVENATION
 
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
@@ -27,4 +30,17 @@ def mismatch(payload: dict, spec: dict, flags: dict) -> str | None:
         return f"stands in its search, which --nr-target {target:g} never ends"
     if payload["partial"] is not None and was.get("train_batch") != flags["train_batch"]:
         return "stands inside an epoch, so --train-batch cannot change here"
+    return None
+
+
+def other_class(payload: dict, classes: Sequence[str]) -> str | None:
+    """The first class that the checkpoint and the data name differently, or None.
+
+    A checkpoint without class names was written before they were kept, and fits any.
+    """
+    pairs = zip_longest(payload.get("classes", classes), classes)
+    for number, (was, now) in enumerate(pairs, start=1):
+        if was != now:
+            had, has = ("none" if name is None else repr(name) for name in (was, now))
+            return f"class {number} is {had}, that of the data {has}"
     return None

@@ -3,6 +3,7 @@
 import random
 import time
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from utils.training import checkpoint
 from utils.training import state as states
 from utils.training.engine import step_lr
 from utils.training.folder import RunFolder
-from utils.training.identity import mismatch
+from utils.training.identity import mismatch, other_class
 from utils.training.signals import Stopped, StopRequest
 from utils.training.state import Epoch, RunState
 from utils.training.trainer import Trainer
@@ -29,8 +30,8 @@ class Run:
     """The state, folder and network of a run.
 
     ``spec``: family, arch and options of the network, which is built here or, with --resume,
-    rebuilt from the checkpoint; ``sparsity``: λ of a fresh run's search. Raises InputError for a
-    checkpoint that does not fit.
+    rebuilt from the checkpoint; ``sparsity``: λ of a fresh run's search; ``classes``: names of
+    the data set's. Raises InputError for a checkpoint that does not fit.
     """
 
     def __init__(
@@ -40,8 +41,10 @@ class Run:
         devices: list[torch.device],
         folder: RunFolder,
         sparsity: float,
+        classes: Sequence[str],
     ):
-        self.args, self.spec, self.folder, self.stop = args, spec, folder, StopRequest()
+        self.args, self.spec, self.classes = args, spec, list(classes)
+        self.folder, self.stop = folder, StopRequest()
         sgd = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
         self.trainer = Trainer(devices, **sgd, amp=args.amp, compiled=args.compile)
         self.improved = False  # whether the last epoch is the best of the train phase, unsaved
@@ -74,7 +77,8 @@ class Run:
     def _resume(self, path: Path, payload: dict) -> None:
         print(f"==> Resuming from {path}")
         with checkpoint.restoring(path):
-            if wrong := mismatch(payload, self.spec, vars(self.args)):
+            wrong = other_class(payload, self.classes)
+            if wrong := wrong or mismatch(payload, self.spec, vars(self.args)):
                 raise InputError(f"{path}: {wrong}")
             network = checkpoint.network(payload, path)
             self.state = RunState(**payload["run"])
@@ -146,6 +150,7 @@ class Run:
             "acc": state.acc,
             "best_acc": state.best_acc,
             "network": self.spec,
+            "classes": self.classes,
             "run": asdict(state),
             "args": vars(args),
             **self.trainer.payload(),
