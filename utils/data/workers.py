@@ -8,16 +8,19 @@ import os
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from multiprocessing.queues import Queue
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.data.batches import Normaliser
 from utils.errors import InputError, one_line
@@ -26,6 +29,18 @@ from utils.machine.seeding import ORDER, mixed_seed
 # Forked workers share the list of files and start at once; the server that Python 3.14 forks from
 # would end, and the workers with it, at a SIGTERM meant to stop the run after its batch.
 START_METHOD = "fork" if sys.platform == "linux" else None
+
+# What a system says that refuses the workers something, and what helps.
+REMEDIES = {
+    "Too many open files": "raise ulimit -n",
+    "ancdata": "raise ulimit -n",  # the receiver of an open file has no room for it
+    "AF_UNIX path too long": "set TMPDIR to a shorter path",
+    "Resource temporarily unavailable": "raise ulimit -u",
+    "can't start new thread": "raise ulimit -u",
+    "Cannot allocate memory": "free some memory",
+    "No space left on device": "make /dev/shm larger (docker run --shm-size)",
+    "out of shared memory": "make /dev/shm larger (docker run --shm-size)",
+}
 
 
 @contextmanager
@@ -99,6 +114,7 @@ def start_worker(number: int) -> None:
     A signal sent to all processes of a run must not take the workers from under its last batch.
     """
     warnings.filterwarnings("ignore", module="PIL")
+    Queue._on_queue_feeder_error = send_refusal  # Python's hook, as concurrent.futures uses it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux, not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -111,6 +127,39 @@ def exit_with_parent() -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
         pass
     os._exit(0)
+
+
+def refusal(workers: int, error: Exception) -> str | None:
+    """In one line what the system refused the workers and what helps; None for other errors.
+
+    An error of a worker holds its traceback, of which the last line says what it is; torch's own
+    advice, to change the code, is left out.
+    """
+    reason = (str(error).splitlines() or [""])[-1].partition(" Please ")[0].strip(" .")
+    helps = [remedy for words, remedy in REMEDIES.items() if words in reason]
+    if not helps and not isinstance(error, OSError) and not reason.startswith("DataLoader worker"):
+        return None
+    remedy = f"{helps[0]}, or try" if helps else "try"
+    return f"--workers {workers}: {reason}; {remedy} fewer with -j (0: none)"
+
+
+def end_half_started(error: Exception) -> None:
+    """End the workers of a loader whose start failed on the way, which torch itself cannot."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        loader = frame.f_locals.get("self")
+        if isinstance(loader, _MultiProcessingDataLoaderIter):
+            if not hasattr(loader, "_workers_status"):  # set last
+                for worker in getattr(loader, "_workers", []):
+                    worker.kill()
+                    worker.join()
+                loader._shutdown = True
+            return
+
+
+def send_refusal(results: Queue, error: Exception, result: tuple[int, object]) -> None:
+    """Send why a result cannot be sent in its place, or the main process would wait for ever."""
+    workers = get_worker_info().num_workers
+    results.put((result[0], refusal(workers, error) or f"--workers {workers}: {one_line(error)}"))
 
 
 class Pipeline:
@@ -140,23 +189,26 @@ class Pipeline:
         """The batches asked for, in order, on the device: float32 [B, 3, s, s], int64 [B].
 
         One series at a time: a second one takes the workers from the first. InputError for a
-        broken image, and for a worker that the system has ended, as for want of memory.
+        broken image, and where the system ends a worker or refuses it memory, files or a start.
         """
         self.requests[:] = requests
+        for request, pixels in zip(requests, self._decoded(), strict=True):
+            if isinstance(pixels, str):
+                raise InputError(pixels)
+            labels = self.labels[request.index]
+            if self.device.type == "cuda":
+                labels = labels.pin_memory()
+            pixels, labels = (part.to(self.device, non_blocking=True) for part in (pixels, labels))
+            with one_thread() if self.workers else nullcontext():
+                images = self.normalise(pixels)
+            yield images, labels
+
+    def _decoded(self) -> Iterator[Tensor | str]:
+        """What Decoder makes of the requests; InputError for what the system refuses workers."""
         try:
-            for request, pixels in zip(requests, self.loader, strict=True):
-                if isinstance(pixels, str):
-                    raise InputError(pixels)
-                labels = self.labels[request.index]
-                if self.device.type == "cuda":
-                    labels = labels.pin_memory()
-                pixels, labels = (
-                    part.to(self.device, non_blocking=True) for part in (pixels, labels)
-                )
-                with one_thread() if self.workers else nullcontext():
-                    images = self.normalise(pixels)
-                yield images, labels
-        except RuntimeError as error:
-            if str(error).startswith("DataLoader worker"):
-                raise InputError(f"--workers {self.workers}: {one_line(error)}") from error
+            yield from self.loader
+        except (OSError, RuntimeError) as error:
+            end_half_started(error)
+            if self.workers and (text := refusal(self.workers, error)):
+                raise InputError(text) from error
             raise

@@ -1,0 +1,155 @@
+"""data.workers where the system refuses them something: one line, status 1, nothing left running.
+
+Limits of a process cannot be raised again, so each is set in a process of its own.
+"""
+
+import errno
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.image_files import message
+from tests.running import ENVIRONMENT, ROOT
+from utils.data import photographs, workers
+
+SECONDS = 120  # after which a test counts as hanging
+ENDING = "or try fewer with -j (0: none)"
+SCRIPT = """
+import resource, sys
+import imagenet
+from utils.training.script import exit_status
+if limit := {limit}:
+    import torch._dynamo  # the files that are open before a limit counts
+    used = len(__import__("os").listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + limit,) * 2)
+sys.exit(exit_status(imagenet.main))
+"""
+FLAGS = (
+    "--synthetic --subset 20 -a resnet18_nr --epochs 1 --schedule 30 --image-size 32"
+    " --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-target 1 -j 2 -c"
+)
+
+
+def started(folder: Path, limit: int = 0, **variables: str) -> subprocess.Popen:
+    """imagenet.py with two workers and ``limit`` more open files than it has at its start."""
+    return subprocess.Popen(
+        [sys.executable, "-c", SCRIPT.format(limit=limit), *FLAGS.split(), str(folder)],
+        cwd=ROOT,
+        env=ENVIRONMENT | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def refused(process: subprocess.Popen) -> str:
+    """The line on the error stream of a process that ends with status 1."""
+    try:
+        _, errors = process.communicate(timeout=SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 1, errors
+    (line,) = errors.splitlines()
+    return line
+
+
+def long_folder(tmp_path: Path) -> Path:
+    """A path of 200 characters below ``tmp_path``: too long for a socket."""
+    folder = tmp_path / ("a" * 100) / ("b" * 98)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def test_a_tmpdir_too_long_for_a_socket(tmp_path):
+    line = refused(started(tmp_path / "run", TMPDIR=str(long_folder(tmp_path))))
+    assert "--workers 2: AF_UNIX path too long; set TMPDIR to a shorter path" in line
+    assert line.endswith(ENDING)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts its open files in /proc")
+@pytest.mark.parametrize("limit", [2, 7, 11, 14])
+def test_few_open_files(tmp_path, limit):
+    """Whatever is the first that cannot be opened: a queue, a start, a batch."""
+    line = refused(started(tmp_path, limit))
+    assert "Too many open files" in line
+
+
+def epoch(number: int = 2) -> list:
+    train, _ = photographs.make_synthetic(16, 20)
+    return list(photographs.TrainBatches(train, 4, 1, number, "cpu").epoch(0))
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.ENOMEM])
+@pytest.mark.parametrize("first", [1, 2])
+def test_a_start_that_fails(monkeypatch, capfd, code, first):
+    """``first``: the worker that cannot be forked; those before it are ended."""
+    fork, calls = os.fork, []
+
+    def refusing() -> int:
+        calls.append(None)
+        if len(calls) == first:
+            raise OSError(code, os.strerror(code))
+        return fork()
+
+    monkeypatch.setattr(os, "fork", refusing)
+    text = message(epoch)
+    assert text.startswith(f"--workers 2: [Errno {code}] {os.strerror(code)}; ")
+    assert text.endswith(ENDING)
+    assert not multiprocessing.active_children()
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("reason", ["No space left on device (28)", "Cannot allocate memory (12)"])
+def test_shared_memory_that_a_worker_does_not_get(monkeypatch, reason):
+    def refusing(*_):
+        raise RuntimeError(f"unable to allocate shared memory(shm) for file </torch_1>: {reason}")
+
+    monkeypatch.setattr(workers, "default_collate", refusing)
+    text = message(epoch)
+    assert text.startswith("--workers 2: ") and reason in text and text.endswith(ENDING)
+    assert "Traceback" not in text
+
+
+def test_threads_that_a_worker_does_not_get(monkeypatch):
+    start = workers.start_worker
+
+    def refusing(*_):
+        raise RuntimeError("can't start new thread")
+
+    def refused_start(number: int) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refusing)
+            start(number)
+
+    monkeypatch.setattr(workers, "start_worker", refused_start)
+    assert "can't start new thread; raise ulimit -u" in message(epoch)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_end_a_run_whose_workers_send_nothing(tmp_path, signum):
+    """A line that came after the signal, or the signal's status: never a run that waits."""
+    process = started(tmp_path / "run", TMPDIR=str(long_folder(tmp_path)))
+    try:
+        while "Epoch" not in (line := process.stdout.readline()):
+            assert line
+        process.send_signal(signum)
+        assert process.wait(timeout=SECONDS) in (1, 128 + signum)
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_batch_that_a_worker_cannot_send(monkeypatch):
+
+    def refusing(storage, *rest):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", refusing)  # in its thread
+    assert "Too many open files; raise ulimit -n" in message(epoch)
