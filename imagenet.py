@@ -8,8 +8,9 @@ import argparse
 import sys
 
 import nr
-from models.imagenet import ALIASES
+from models.imagenet import ALIASES, pretrained
 from utils.data.photographs import TestBatches, TrainBatches, load_imagenet, make_synthetic
+from utils.errors import InputError
 from utils.machine import distributed
 from utils.training import options, script
 from utils.training.run import Run
@@ -41,6 +42,20 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     )
     add("--synthetic", action="store_true", help="made images (--subset of them), no --data")
     add("--image-size", type=options.positive_int, default=224, help="pixels, H = W")
+    add(
+        "--iter-size",
+        type=options.positive_int,
+        default=1,
+        metavar="N",
+        help="batches whose gradients make one step, weighed as one large batch",
+    )
+    add(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="resnet: begin with torchvision's weights, from FILE or downloaded",
+    )
     add("--nr-sparsity-start", type=options.real(0), default=0.0, help="λ at first")
     add("--nr-increase-step", type=options.real(0), default=5e-5, help="by which λ grows")
     add(
@@ -57,8 +72,28 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     if args.train_batch < LEAST_BATCH:
         parser.error(f"--train-batch {args.train_batch}: at least {LEAST_BATCH} are needed")
     args.arch = ALIASES.get(args.arch, args.arch)
+    if args.pretrained and (args.arch not in pretrained.ARCHS or args.width_mult != 1):
+        known = " ".join(pretrained.ARCHS)
+        parser.error(f"--pretrained: torchvision has weights of {known}, of --width-mult 1 only")
     options.check(parser, args, "synthetic" if args.synthetic else "imagenet")
     return args, options.check_network(parser, "imagenet", args)
+
+
+def begin_pretrained(run: Run, source: str | bool) -> None:
+    """Give a fresh run torchvision's weights, of the file ``source`` or, if True, downloaded."""
+    if run.resumed:
+        print("==> --pretrained: the checkpoint has its own weights, so it is not applied")
+        return
+    file = None if source is True else source
+    try:
+        with distributed.main_first():
+            weights = pretrained.read(run.spec["arch"], file)
+        whole = pretrained.load(run.network, weights)
+    except ValueError as error:
+        raise InputError(f"--pretrained: {error}") from error
+    print(f"==> Weights of {file or 'torchvision'}")
+    if not whole:
+        print("==> --pretrained: its classes are not as many, so the classifier begins afresh")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -73,12 +108,19 @@ def main(argv: list[str] | None = None) -> int:
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity_start, train_set.classes)
+    if args.pretrained:
+        begin_pretrained(run, args.pretrained)
     place = (args.workers, devices[0], distributed.rank(), distributed.world())
     val_batches = TestBatches(val_set, args.test_batch, *place)
     if args.evaluate:
         return script.evaluate(run, val_batches)
     train_batches = TrainBatches(
-        train_set, args.train_batch, run.state.seed, *place, devices=len(devices)
+        train_set,
+        args.train_batch,
+        run.state.seed,
+        *place,
+        devices=len(devices),
+        iter_size=args.iter_size,
     )
 
     # Search phase: penalise the scales, harder and harder, until enough of the network is dead.

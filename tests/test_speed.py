@@ -66,7 +66,7 @@ class Batches:
 
     def __init__(self, *sizes: int):
         self.batches = [batch(count=size, seed=number) for number, size in enumerate(sizes)]
-        self.shares = [Namespace(weight=1.0) for _ in sizes]
+        self.shares = [Namespace(weight=1.0, steps=True) for _ in sizes]
 
     def __len__(self) -> int:
         return len(self.batches)

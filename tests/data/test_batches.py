@@ -269,3 +269,20 @@ def test_the_batches_are_the_same_on_a_gpu():
         for (pixels, labels), (there, labels_there) in zip(host, device, strict=True):
             assert there.is_cuda and torch.equal(labels, labels_there.cpu())
             torch.testing.assert_close(there.cpu(), pixels, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("iter_size", [1, 2, 3, 50])
+def test_a_step_weighs_every_image_alike(world, iter_size):
+    """Weight times the mean over a process's images: 1 / images of the step, for each image."""
+    ranks = [batches.train_shares(107, 10, rank, world, iter_size) for rank in range(world)]
+    assert [share.steps for share in ranks[0]] == [
+        number % iter_size == 0 or number == 11 for number in range(1, 12)
+    ]
+    for start in range(0, 11, iter_size):
+        images = min(107, 10 * (start + iter_size)) - 10 * start
+        for share in (share for rank in ranks for share in rank[start : start + iter_size]):
+            taken = share.positions.stop - share.positions.start
+            assert share.weight / taken / world == pytest.approx(1 / images)
+    if iter_size == 1:
+        assert ranks == [batches.shares(107, 10, rank, world) for rank in range(world)]

@@ -6,11 +6,14 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 import models
 from tests.helpers import form
 from tests.running import ROOT, assert_same_run, drive, load, run
 from utils.shown.log import read_log
+from utils.training import signals
 
 SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 TINY = "--image-size 32 --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 40 -j 2"
@@ -78,12 +81,57 @@ def test_evaluation(one_step):
     assert f"Valid Acc.: {row['Valid Acc.']:.2f}" in result.stdout
 
 
+PLAIN = (
+    "--synthetic --subset 40 -a resnet18_nr --epochs 1 --schedule 30 --image-size 32"
+    " --train-batch 4 --manualSeed 1 -j 0 --nr-target 1"
+)
+
+
+def test_a_step_of_several_batches_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """--iter-size: stopped after a step, in the middle of the epoch, and gone on with."""
+    flags = f"{PLAIN} --width-mult 0.05"
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert "Training (10/10)" in train(f"{flags} --iter-size 4", straight).stdout
+    with monkeypatch.context() as patch:
+        asked = []
+        patch.setattr(
+            signals.StopRequest, "agreed", lambda self: asked.append(0) or 15 * (len(asked) == 2)
+        )
+        train(f"{flags} --iter-size 4", stopped, 128 + signal.SIGTERM)
+    assert len(load(stopped / "checkpoint.pth.tar")["partial"]) == 8  # batches of 10
+    refused = train(f"{flags} --resume auto", stopped, 1).stderr
+    assert "inside an epoch, so --iter-size cannot change here" in refused
+    train(f"{flags} --iter-size 4 --resume auto", stopped)
+    assert_same_run(straight, stopped)
+
+
+def test_pretrained_weights_begin_a_fresh_run_only(tmp_path):
+    name, folder, file = "features.stem.0.convs.0.weight", tmp_path / "run", tmp_path / "w.pth"
+    weights = torchvision.models.resnet18().state_dict()
+    torch.save(weights, file)
+    flags = f"{PLAIN} --lr 1e-9 --pretrained {file}"
+    out = train(flags, folder).stdout
+    assert f"==> Weights of {file}" in out
+    assert "--pretrained: its classes are not as many, so the classifier begins afresh" in out
+    first = load(folder / "checkpoint.pth.tar")["state_dict"][name]
+    assert torch.allclose(first, weights["conv1.weight"], atol=1e-6)
+    torch.save({name: torch.zeros_like(tensor) for name, tensor in weights.items()}, file)
+    out = train(f"{flags} --epochs 2 --resume auto", folder).stdout
+    assert "--pretrained: the checkpoint has its own weights, so it is not applied" in out
+    again = load(folder / "checkpoint.pth.tar")["state_dict"][name]
+    assert torch.allclose(again, first, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "flags, status, words",
     [
         ("", 2, "--data"),
         ("--synthetic --image-size 16", 2, "--image-size 16"),
         ("--synthetic --depth 18", 2, "--depth"),
+        ("--synthetic --iter-size 0", 2, "--iter-size"),
+        ("--synthetic -a vgg_nr --pretrained", 2, "--pretrained: torchvision has weights of resn"),
+        ("--synthetic --width-mult 0.5 --pretrained", 2, "of --width-mult 1 only"),
+        ("--synthetic --subset 10 --pretrained /no/w.pth", 1, "--pretrained: /no/w.pth: "),
         ("--data /nowhere", 1, "/nowhere"),
     ],
 )

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import nr
-from tests.helpers import batch, relative_difference, same_tensors, tiny, vary
-from utils.data.batches import shares
+from tests.helpers import batch, norms, relative_difference, same_tensors, tiny, vary
+from utils.data.batches import grouped, shares
 from utils.errors import InputError
 from utils.shown.meters import Figures
 from utils.training.engine import evaluate, step_lr, stream_loss, train_epoch
@@ -25,9 +25,9 @@ AMP_TOLERANCE = 0.05  # bfloat16 has 8 significant bits: 0.004 a rounding, some 
 class Batches:
     """Fixed batches of these sizes, other ones in every epoch; remembers what it was asked."""
 
-    def __init__(self, sizes: tuple[int, ...]):
+    def __init__(self, sizes: tuple[int, ...], iter_size: int = 1):
         self.sizes, self.asked = sizes, []
-        self.shares = shares(sum(sizes), max(sizes), 0, 1)
+        self.shares = grouped(shares(sum(sizes), max(sizes), 0, 1), list(sizes), iter_size)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -215,6 +215,68 @@ def test_an_interrupted_epoch_goes_on_bit_for_bit(after):
     assert done.tolist() == expected[:after].tolist()
     sums = train_epoch(model, batches, 2, optimizer, False, Stop(), done)
     assert batches.asked == [(2, 0), (2, 0), (2, after)]
+    assert torch.equal(sums, expected)
+    assert same_tensors(model.state_dict(), whole.state_dict())
+
+
+class Joined(Batches):
+    """The batches of another series as large ones: each of all the images of a step."""
+
+    def __init__(self, small: Batches, iter_size: int):
+        starts = range(0, len(small), iter_size)
+        self.small, self.iter_size = small, iter_size
+        super().__init__(tuple(sum(small.sizes[at : at + iter_size]) for at in starts))
+
+    def all(self, epoch: int):
+        parts = list(self.small.all(epoch))
+        for start in range(0, len(parts), self.iter_size):
+            yield tuple(map(torch.cat, zip(*parts[start : start + self.iter_size], strict=True)))
+
+
+def evaluating(model: nn.Module) -> None:
+    """Let the engine train ``model`` without batch statistics."""
+    for norm in norms(model.eval()):
+        norm.train = lambda mode=True: None
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("iter_size", [2, 3, 9])
+def test_a_step_of_several_batches_is_that_of_one_large_batch(iter_size, streams):
+    """With batch norms in eval mode; the last step of the epoch has fewer and a smaller batch."""
+    model = network(streams)
+    large = copy.deepcopy(model)
+    for each in (model, large):
+        evaluating(each)
+    small = Batches((6, 6, 6, 6, 3), iter_size)
+    sums = trained(model, small, epoch=1)
+    assert sums.shape == (5, 4) and sums[:, 0].tolist() == [6, 6, 6, 6, 3]
+    joined = trained(large, Joined(small, iter_size), epoch=1)
+    assert sums.sum(0)[0] == joined.sum(0)[0] == 27
+    for name, value in model.named_parameters():
+        wanted = large.get_parameter(name)
+        assert relative_difference(value.grad, wanted.grad) < 1e-5, name
+        torch.testing.assert_close(value, wanted, rtol=1e-6, atol=1e-6)
+
+
+def test_the_optimizer_steps_once_a_group(monkeypatch):
+    steps, step = [], nr.SGD.step
+    monkeypatch.setattr(nr.SGD, "step", lambda self: steps.append(None) or step(self))
+    trained(network(), Batches((6, 6, 6, 6, 3), iter_size=2))
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_run_of_several_batches_a_step_stops_after_one_and_goes_on_bit_for_bit(after):
+    model, batches = network(), Batches((6, 6, 6, 6, 3), iter_size=2)
+    whole = copy.deepcopy(model)
+    expected = trained(whole, batches, epoch=2)
+    optimizer = nr.SGD(model, **SGD)
+    with pytest.raises(Stopped) as stopped:
+        train_epoch(model, batches, 2, optimizer, False, Stop(after))
+    done = stopped.value.sums
+    assert done.tolist() == expected[: 2 * after].tolist()
+    sums = train_epoch(model, batches, 2, optimizer, False, Stop(), done)
+    assert batches.asked[-1] == (2, 2 * after)
     assert torch.equal(sums, expected)
     assert same_tensors(model.state_dict(), whole.state_dict())
 

@@ -172,3 +172,8 @@ def test_the_batch_size_counts_inside_an_epoch_only():
     assert mismatch(payload(partial=[]), SPEC, flags) == words
     assert mismatch(payload(partial=[]), SPEC, FLAGS) is None
     assert mismatch(payload(partial=None), SPEC, flags) is None
+    flags = FLAGS | {"iter_size": 2}
+    words = "stands inside an epoch, so --iter-size cannot change here"
+    assert mismatch(payload(partial=[]), SPEC, flags) == words
+    assert mismatch(payload(partial=[]), SPEC, FLAGS | {"iter_size": 1}) is None
+    assert mismatch(payload(partial=None), SPEC, flags) is None

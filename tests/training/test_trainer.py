@@ -34,7 +34,7 @@ class Stop:
 class Batches:
     """Three batches of 8 images, to train and to test on."""
 
-    shares = [SimpleNamespace(weight=1.0)] * 3
+    shares = [SimpleNamespace(weight=1.0, steps=True)] * 3
 
     def __len__(self) -> int:
         return 3

@@ -39,7 +39,8 @@ class Share(NamedTuple):
     """What one process takes of a batch."""
 
     positions: slice  # in the order of the epoch
-    weight: float  # of its mean loss, so that the mean over processes is that over images
+    weight: float  # of its mean loss: summed over a step, the mean over processes is over images
+    steps: bool = True  # whether the optimizer steps after it
 
 
 def shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
@@ -56,12 +57,14 @@ def shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
 
 
 def train_shares(
-    count: int, batch_size: int, rank: int, world: int, devices: int = 1
+    count: int, batch_size: int, rank: int, world: int, devices: int = 1, iter_size: int = 1
 ) -> list[Share]:
     """``shares`` without a last batch that has less than 2 images for each device.
 
-    ``devices``: how many a process has. InputError if nothing is left then, if a batch is smaller
-    than ``world``, or if its cut leaves less than 2 images for one of several devices.
+    ``devices``: how many a process has; ``iter_size``: batches of a step, or fewer in the last one
+    of an epoch, which are weighed as one batch of all their images. InputError if nothing is left
+    then, if a batch is smaller than ``world``, or if its cut leaves less than 2 images for one of
+    several devices.
     """
     check_batch("--train-batch", batch_size, world)
     if devices > 1:
@@ -73,7 +76,20 @@ def train_shares(
             f"{count} training images: a batch on {world} process(es) of {devices} device(s) needs"
             f" at least {min(batch_size, even(count, world * devices))}"
         )
-    return shares(kept, batch_size, rank, world)
+    sizes = [min(batch_size, kept - start) for start in range(0, kept, batch_size)]
+    return grouped(shares(kept, batch_size, rank, world), sizes, iter_size)
+
+
+def grouped(taken: list[Share], sizes: list[int], iter_size: int) -> list[Share]:
+    """Shares of batches of these ``sizes``, of which each ``iter_size`` in a row make one step."""
+    weighed = []
+    for start in range(0, len(taken), iter_size):
+        end = min(start + iter_size, len(taken))
+        images = sum(sizes[start:end])
+        for number in range(start, end):
+            weight = taken[number].weight * (sizes[number] / images)
+            weighed.append(taken[number]._replace(weight=weight, steps=number == end - 1))
+    return weighed
 
 
 def fits(size: int, world: int, devices: int) -> bool:

@@ -167,8 +167,9 @@ class TrainBatches:
 
     Order and augmentation depend on ``seed`` and the epoch alone, not on ``workers``, the
     processes that decode (0: this one). ``batch_size`` is the total of ``world`` processes, of
-    which this is ``rank``, with ``devices`` each; shares and last batch as in
-    ``utils.data.batches.TrainBatches``, and so are its InputErrors.
+    which this is ``rank``, with ``devices`` each; ``iter_size`` batches make a step (see
+    ``train_shares``). Shares and last batch as in ``utils.data.batches.TrainBatches``, and so are
+    its InputErrors.
     """
 
     def __init__(
@@ -181,8 +182,9 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         devices: int = 1,
+        iter_size: int = 1,
     ):
-        self.shares = train_shares(len(images), batch_size, rank, world, devices)
+        self.shares = train_shares(len(images), batch_size, rank, world, devices, iter_size)
         self.count, self.seed = len(images), seed
         decoder = Decoder(images, train_transform(images.image_size), seed)
         self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, MEAN, STD))

@@ -115,6 +115,7 @@ def start_worker(number: int) -> None:
     """
     warnings.filterwarnings("ignore", module="PIL")
     Queue._on_queue_feeder_error = send_refusal  # Python's hook, as concurrent.futures uses it
+    sys.excepthook = lambda *_: None  # of the thread that lends memory: the main process will tell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux, not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -135,9 +136,11 @@ def refusal(workers: int, error: Exception) -> str | None:
     An error of a worker holds its traceback, of which the last line says what it is; torch's own
     advice, to change the code, is left out.
     """
-    reason = (str(error).splitlines() or [""])[-1].partition(" Please ")[0].strip(" .")
+    last = (str(error).splitlines() or [type(error).__name__])[-1]
+    reason = last.partition(" Please ")[0].strip(" .")
     helps = [remedy for words, remedy in REMEDIES.items() if words in reason]
-    if not helps and not isinstance(error, OSError) and not reason.startswith("DataLoader worker"):
+    system = isinstance(error, (OSError, EOFError)) or reason.startswith("DataLoader worker")
+    if not helps and not system:
         return None
     remedy = f"{helps[0]}, or try" if helps else "try"
     return f"--workers {workers}: {reason}; {remedy} fewer with -j (0: none)"
@@ -207,7 +210,7 @@ class Pipeline:
         """What Decoder makes of the requests; InputError for what the system refuses workers."""
         try:
             yield from self.loader
-        except (OSError, RuntimeError) as error:
+        except (OSError, EOFError, RuntimeError) as error:
             end_half_started(error)
             if self.workers and (text := refusal(self.workers, error)):
                 raise InputError(text) from error

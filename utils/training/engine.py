@@ -36,6 +36,9 @@ def train_epoch(
 ) -> Tensor:
     """Train on every batch of ``epoch`` once; return this process's sums [batches, 4].
 
+    The shares of ``batches`` say how each batch is weighed, and after which the optimizer steps:
+    gradients add up till then, and a run stops there only.
+
     ``done``: the sums [k, 4] of the k batches that an interrupted run had finished. Raises
     Stopped with the sums so far after a signal, and InputError, naming the batch, for a loss that
     is not finite.
@@ -44,16 +47,20 @@ def train_epoch(
     first = 0 if done is None else len(done)
     sums = _allocate(model, len(batches), done)
     display = Display("Training", len(batches), first)
-    coming = _timed(batches.epoch(epoch, first), display)
+    coming, begins_step = _timed(batches.epoch(epoch, first), display), True
     for count, (images, labels) in enumerate(coming, start=first + 1):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
             logits = model(images)
         loss = stream_loss(logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        (loss * batches.shares[count - 1].weight).backward()
-        optimizer.step()
+        share = batches.shares[count - 1]
+        if begins_step:
+            optimizer.zero_grad(set_to_none=True)
+        (loss * share.weight).backward()
+        if share.steps:
+            optimizer.step()
+        begins_step = share.steps
         sums[count - 1] = batch_sums(logits, labels, loss)
-        signum = stop.agreed()
+        signum = stop.agreed() if share.steps else 0
         if signum or display.due(count):
             _refuse_non_finite(sums[:count], epoch, optimizer.param_groups[0]["lr"])
             display.show(count, sums[:count].sum(dim=0))

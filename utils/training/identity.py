@@ -8,6 +8,9 @@ from utils.training.options import NO_REJUVENATION
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
 IDENTITY = ("dataset", "subset", "image_size")
 
+# Flags that cut an epoch into steps, and what a run without them has: fixed inside an epoch.
+STEP = {"train_batch": None, "iter_size": 1}
+
 
 def mismatch(payload: dict, spec: dict, flags: dict) -> str | None:
     """Why the run of a checkpoint is not the one of ``spec`` and ``flags``, or None if it is.
@@ -28,8 +31,10 @@ def mismatch(payload: dict, spec: dict, flags: dict) -> str | None:
     target = flags["nr_target"]
     if payload["run"]["phase"] == "search" and target >= NO_REJUVENATION:
         return f"stands in its search, which --nr-target {target:g} never ends"
-    if payload["partial"] is not None and was.get("train_batch") != flags["train_batch"]:
-        return "stands inside an epoch, so --train-batch cannot change here"
+    for name, default in STEP.items() if payload["partial"] is not None else ():
+        if was.get(name, default) != flags.get(name, default):
+            flag = name.replace("_", "-")
+            return f"stands inside an epoch, so --{flag} cannot change here"
     return None
 
 

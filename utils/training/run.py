@@ -50,6 +50,7 @@ class Run:
         self.improved = False  # whether the last epoch is the best of the train phase, unsaved
         found = self.folder.find(args.resume, needed=args.evaluate)
         checkpoint.refuse_different(found)
+        self.resumed = found is not None
         if found is None:
             self._begin(sparsity)
         else:

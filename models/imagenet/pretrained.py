@@ -1,0 +1,79 @@
+"""torchvision's weights of its ResNets in ours: the same networks under other names."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+import torchvision
+from torch import Tensor
+
+from models.imagenet.resnet import PLANS
+from nr.layers import Network
+
+ARCHS = {f"resnet{depth}_nr": f"resnet{depth}" for depth in PLANS}  # ours: torchvision's
+CLASSIFIER = "classifier.linears.0."
+COUNTER = "num_batches_tracked"  # of batch norm: no weight, and not in every file
+
+
+def read(arch: str, file: str | None) -> dict[str, Tensor]:
+    """The weights of torchvision's ``arch``, by its names: of ``file`` or downloaded.
+
+    ``file``: a state_dict as torch.save writes it. ValueError, in one line, where there is none.
+    """
+    try:
+        if file is None:
+            weights = torchvision.models.get_model_weights(ARCHS[arch]).DEFAULT
+            return dict(weights.get_state_dict(progress=True))
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of the network, the file system, pickle and torch
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        source = f"torchvision's {ARCHS[arch]} cannot be had" if file is None else file
+        raise ValueError(f"{source}: {reason}") from error
+    if not isinstance(content, Mapping) or not all(torch.is_tensor(v) for v in content.values()):
+        raise ValueError(f"{file}: must be a state_dict, of tensors by name")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def load(network: Network, weights: Mapping[str, Tensor]) -> bool:
+    """Copy torchvision's ``weights`` into ``network``, a fresh one of this module's ARCHS.
+
+    Where they are of another number of classes the classifier stays as it is, and False is
+    returned. ValueError, and the network as it was, where a name or shape is not the network's.
+    """
+    own = {k: v for k, v in network.state_dict().items() if not k.endswith(COUNTER)}
+    given = {renamed(k): (k, v) for k, v in weights.items() if not k.endswith(COUNTER)}
+    for name, (theirs, _) in given.items():
+        if name not in own:
+            raise ValueError(f"{theirs}: the network has no such weight")
+    whole = True
+    for name, tensor in own.items():
+        if name not in given:
+            raise ValueError(f"there are no weights for {name}")
+        theirs, found = given[name]
+        if found.shape == tensor.shape:
+            continue
+        if not name.startswith(CLASSIFIER) or found.shape[1:] != tensor.shape[1:]:
+            raise ValueError(
+                f"{theirs}: is {tuple(found.shape)}, the network's is {tuple(tensor.shape)}"
+            )
+        whole = False
+    kept = {k: v for k, (_, v) in given.items() if whole or not k.startswith(CLASSIFIER)}
+    network.load_state_dict(kept, strict=False)
+    return whole
+
+
+def renamed(name: str) -> str:
+    """Our name of a weight of torchvision's ResNets; another name as it is."""
+
+    def branch(match: re.Match) -> str:
+        layer = 2 * (int(match["number"]) - 1)  # a ReLU stands between two units
+        return f"branch.{layer}.{'convs' if match['kind'] == 'conv' else 'norms'}.0."
+
+    name = re.sub(r"^layer(\d+)\.", r"features.stage\1.", name)
+    name = re.sub(r"^(?=(conv|bn)1\.)", "features.stem.0.", name)
+    name = re.sub(r"(?<=stem\.0\.)conv1\.", "convs.0.", name)
+    name = re.sub(r"(?<=stem\.0\.)bn1\.", "norms.0.", name)
+    name = re.sub(r"(?P<kind>conv|bn)(?P<number>\d)\.", branch, name)
+    name = name.replace("downsample.0.", "shortcut.convs.0.")
+    name = name.replace("downsample.1.", "shortcut.norms.0.")
+    return re.sub(r"^fc\.", CLASSIFIER, name)

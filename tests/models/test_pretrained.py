@@ -1,0 +1,129 @@
+"""models.imagenet.pretrained: torchvision's ResNets and ours give the same logits, bit for bit."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+
+import models
+from models.imagenet import pretrained
+from tests.helpers import batch, logits_of, random_norms, relative_difference, same_tensors
+
+IMAGES = batch(count=2, size=64)[0]
+
+
+def saved(arch: str, file: Path) -> torch.nn.Module:
+    """A random network of torchvision, in eval mode, whose state_dict is in ``file``."""
+    torch.manual_seed(1)
+    network = getattr(torchvision.models, arch)().eval()
+    random_norms(network)
+    torch.save(network.state_dict(), file)
+    return network
+
+
+def take_pixels_first(network: torch.nn.Module) -> None:
+    """Compute the strided 1x1 convolutions as ours do (see nr.layers.ConvBN): equal up to bits."""
+    for conv in network.modules():
+        if isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (1, 1):
+            step, conv.stride = conv.stride[0], (1, 1)
+            conv.register_forward_pre_hook(lambda _, args, s=step: (args[0][..., ::s, ::s],))
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_logits_are_torchvisions_bit_for_bit(tmp_path, arch, prefix):
+    theirs = saved(arch, tmp_path / "w.pth")
+    torch.save({prefix + k: v for k, v in theirs.state_dict().items()}, tmp_path / "w.pth")
+    ours = models.build("imagenet", f"{arch}_nr")
+    assert pretrained.load(ours, pretrained.read(f"{arch}_nr", str(tmp_path / "w.pth")))
+    logits = logits_of(ours, IMAGES)[:, 0]
+    assert relative_difference(logits, theirs(IMAGES).detach()) < 1e-4
+    take_pixels_first(theirs)
+    assert torch.equal(logits, theirs(IMAGES).detach())
+
+
+@pytest.mark.parametrize("arch", sorted(pretrained.ARCHS))
+def test_every_weight_has_its_place(arch):
+    with torch.device("meta"):
+        ours, theirs = (
+            models.build("imagenet", arch),
+            getattr(torchvision.models, pretrained.ARCHS[arch])(),
+        )
+    own = {k: v.shape for k, v in ours.state_dict().items() if pretrained.COUNTER not in k}
+    given = theirs.state_dict().items()
+    assert own == {pretrained.renamed(k): v.shape for k, v in given if pretrained.COUNTER not in k}
+
+
+def test_other_classes_leave_the_classifier_fresh(tmp_path):
+    theirs = saved("resnet18", tmp_path / "w.pth").state_dict()
+    ours = models.build("imagenet", "resnet18_nr", num_classes=7)
+    fresh = ours.classifier.linears[0].weight.clone()
+    assert not pretrained.load(ours, theirs)
+    assert torch.equal(ours.classifier.linears[0].weight, fresh)
+    assert torch.equal(ours.features.stem[0].convs[0].weight, theirs["conv1.weight"])
+
+
+def missing(weights):
+    del weights["layer1.0.bn1.bias"]
+
+
+def unknown(weights):
+    weights["layer1.0.se.weight"] = torch.zeros(1)
+
+
+def other_shape(weights):
+    weights["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (missing, "there are no weights for features.stage1.0.branch.0.norms.0.bias"),
+        (unknown, "layer1.0.se.weight: the network has no such weight"),
+        (other_shape, "conv1.weight: is (64, 3, 3, 3), the network's is (64, 3, 7, 7)"),
+    ],
+)
+def test_other_weights_are_refused_and_change_nothing(tmp_path, damage, words):
+    weights = saved("resnet18", tmp_path / "w.pth").state_dict()
+    damage(weights)
+    ours = models.build("imagenet", "resnet18_nr")
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with pytest.raises(ValueError) as caught:
+        pretrained.load(ours, weights)
+    assert str(caught.value) == words
+    assert same_tensors(before, ours.state_dict())
+
+
+@pytest.mark.parametrize("content", [None, b"no archive", [1, 2], {"epoch": 3}])
+def test_a_file_that_holds_no_weights_is_named_in_one_line(tmp_path, content):
+    file = tmp_path / "w.pth"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        torch.save(content, file)
+    with pytest.raises(ValueError) as caught:
+        pretrained.read("resnet18_nr", str(file))
+    assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_without_a_file_torchvision_is_asked(monkeypatch):
+    asked = []
+
+    def state_dict(weights, progress):
+        asked.append(weights)
+        return {}
+
+    enum = torchvision.models.ResNet34_Weights
+    monkeypatch.setattr(enum, "get_state_dict", state_dict)
+    assert pretrained.read("resnet34_nr", None) == {}
+    assert asked == [enum.DEFAULT]
+
+
+def test_a_download_that_fails_is_told_in_one_line(monkeypatch):
+    def refused(*_, **__):
+        raise OSError("no\nnetwork")
+
+    monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", refused)
+    with pytest.raises(ValueError, match=r"^torchvision's resnet34 cannot be had: no$"):
+        pretrained.read("resnet34_nr", None)
