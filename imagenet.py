@@ -9,7 +9,13 @@ import sys
 
 import nr
 from models.imagenet import ALIASES, pretrained
-from utils.data.photographs import TestBatches, TrainBatches, load_imagenet, make_synthetic
+from utils.data.photographs import (
+    TestBatches,
+    TrainBatches,
+    load_imagenet,
+    make_synthetic,
+    usual_test_batch,
+)
 from utils.errors import InputError
 from utils.machine import distributed
 from utils.training import options, script
@@ -28,6 +34,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         epochs=90,
         schedule=[30, 60],
         train_batch=256,
+        test_batch=None,
         workers=8,
         nr_target=0.5,
         nr_cross="attention",
@@ -101,6 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     devices = distributed.start(args.gpu_id)
     folder = script.open_folder(args)
 
+    if args.test_batch is None:
+        args.test_batch = usual_test_batch(args.train_batch, devices[0])
     if args.synthetic:
         train_set, val_set = make_synthetic(args.image_size, args.subset)
     else:

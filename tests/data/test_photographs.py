@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision import transforms
 
 from nr import SGD
-from tests.helpers import tiny
+from tests.helpers import tiny, vary
 from tests.image_files import message, pixels_of, write
 from utils.data import photographs
 from utils.machine.seeding import ORDER, mixed_seed
@@ -83,6 +83,17 @@ def normalised(image: Image.Image) -> Tensor:
 def opened(images: photographs.Photographs, index: int) -> Image.Image:
     with Image.open(os.fsdecode(images.files[index])) as image:
         return image.convert("RGB")
+
+
+class Never:
+    """A stop request that never comes."""
+
+    signum = 0
+
+    def agreed(self) -> int:
+        return 0
+
+    agreed_now = agreed
 
 
 def order_of(count: int, seed: int, epoch: int) -> list[int]:
@@ -395,6 +406,24 @@ def test_the_processes_share_the_batches_of_one(train, test, world):
     assert same(test_batches(test, batch_size=5), joined(parts))
 
 
+def test_the_usual_test_batch_is_as_large_as_the_memory_is_known_to_allow():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    usual = photographs.usual_test_batch
+    assert [usual(batch, cpu) for batch in (16, 256)] == [100, 100]
+    assert [usual(batch, gpu) for batch in (16, 256)] == [100, 256]
+
+
+def test_the_accuracy_does_not_depend_on_the_test_batch():
+    _, test = photographs.make_synthetic(SIZE, 120)
+    model = vary(tiny(classes=len(test.classes)))
+    found = [
+        engine.evaluate(model, test_batches(test, batch_size=size), False, Never())
+        for size in (5, 7, 24)
+    ]
+    assert len({(figures.top1, figures.top5) for figures in found}) == 1
+    assert all(f.loss == pytest.approx(found[0].loss, rel=1e-6) for f in found)
+
+
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
 def test_each_test_image_goes_to_one_process(test, world):
     images = replace(test, labels=torch.arange(5))
@@ -590,14 +619,6 @@ def test_synthetic_can_be_learned():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_the_engine_trains_and_evaluates_on_them(workers):
-    class Never:
-        signum = 0
-
-        def agreed(self) -> int:
-            return 0
-
-        agreed_now = agreed
-
     train, test = photographs.make_synthetic(SIZE, 20)
     model = tiny(classes=len(train.classes))
     optimizer = SGD(model, 0.1, momentum=0.9, weight_decay=0.0)

@@ -105,6 +105,12 @@ def test_a_step_of_several_batches_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert_same_run(straight, stopped)
 
 
+@pytest.mark.parametrize(("flags", "size"), [("", 100), ("--test-batch 3", 3)])
+def test_the_test_batch_of_a_cpu_is_100_or_the_one_given(tmp_path, flags, size):
+    train(f"{PLAIN} --width-mult 0.05 --train-batch 128 {flags}", tmp_path)
+    assert load(tmp_path / "checkpoint.pth.tar")["args"]["test_batch"] == size
+
+
 def test_pretrained_weights_begin_a_fresh_run_only(tmp_path):
     name, folder, file = "features.stem.0.convs.0.weight", tmp_path / "run", tmp_path / "w.pth"
     weights = torchvision.models.resnet18().state_dict()

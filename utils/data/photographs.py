@@ -25,6 +25,7 @@ from utils.machine.seeding import ORDER, mixed_seed
 SPLITS = ("train", "val")  # folders, section 8
 MEAN = (0.485, 0.456, 0.406)  # of pixels / 255, the usual ones of ImageNet
 STD = (0.229, 0.224, 0.225)  # likewise
+TEST_BATCH = 100  # images, section 8
 RESIZE = 256 / 224  # shorter side of a test image for each pixel of its crop, section 8
 
 SYNTHETIC_TRAIN = 5000  # images without --subset
@@ -160,6 +161,15 @@ def test_transform(image_size: int) -> v2.Compose:
 
 
 # --- batches
+
+
+def usual_test_batch(train_batch: int, device: torch.device) -> int:
+    """Images of a test batch, of which the accuracy is independent, where no number is asked for.
+
+    A GPU has the memory for a training batch, whose activations training keeps, and so for as many
+    images in evaluation, which keeps none; at 100 it mostly waits for its next launch.
+    """
+    return max(TEST_BATCH, train_batch) if device.type == "cuda" else TEST_BATCH
 
 
 class TrainBatches:

@@ -94,7 +94,12 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
     add("--epochs", type=positive_int, help="epochs of the train phase")
     add("--start-epoch", type=natural, default=0, help="number of a fresh run's first epoch")
     add("--train-batch", type=positive_int, help="training batch, over all devices")
-    add("--test-batch", type=positive_int, default=100, help="test batch, over all devices")
+    add(
+        "--test-batch",
+        type=positive_int,
+        default=100,
+        help="test batch, over all devices (imagenet.py: 100, on a GPU --train-batch if larger)",
+    )
     add(
         "--lr",
         "--learning-rate",
