@@ -39,7 +39,7 @@ from tests.helpers import (
     vary,
     worn,
 )
-from utils.machine.syncbn import HostBatchNorm2d
+from utils.machine.syncbn import WholeBatchNorm2d
 
 FIRST, SECOND = "features.first", "features.second"
 HALF_VGG19 = [63, 63, 127, 127, *[255] * 4, *[511] * 8]
@@ -482,7 +482,7 @@ class OwnNorm(torch.nn.BatchNorm2d):
     """A batch norm of a user's own."""
 
 
-@pytest.mark.parametrize("norm", [OwnNorm, torch.nn.SyncBatchNorm, HostBatchNorm2d])
+@pytest.mark.parametrize("norm", [OwnNorm, torch.nn.SyncBatchNorm, WholeBatchNorm2d])
 @pytest.mark.parametrize("scratch", [False, True])
 def test_the_batch_norm_is_kept(norm, scratch):
     model = worn("basic")

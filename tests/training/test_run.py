@@ -473,7 +473,7 @@ def test_several_runs_from_one_search_in_one_folder(epochs, tmp_path):
     resume(tmp_path, "--nr-cross full", path=str(tmp_path / BEFORE))
     aside = contents(tmp_path / "earlier-1")
     assert aside == {name: data for name, data in first.items() if name != BEFORE}
-    assert checkpoint.read(tmp_path / AFTER)["structure"]["form"] == "full"
+    assert form(checkpoint.read(tmp_path / AFTER)["structure"]) == "full"
 
 
 def test_a_folder_is_refused_before_the_data_is_loaded(monkeypatch, tmp_path):
@@ -1002,9 +1002,9 @@ def test_pruned_only_trains_the_live_channels_alone(tmp_path, epochs):
     assert go(tmp_path, "--nr-cross none") == 0
     payload = checkpoint.read(tmp_path / LAST)
     path = tmp_path / BEFORE
-    before = checkpoint.read(path)["structure"]["widths"]
-    after = payload["structure"]["widths"]
-    assert payload["structure"]["form"] == "plain"
+    before = widths(checkpoint.read(path)["structure"])
+    after = widths(payload["structure"])
+    assert form(payload["structure"]) == "plain"
     half = {name: [before[name][0] - before[name][0] // 2] for name in prunable(nr.load(path))}
     assert half and after == before | half
     assert [row["Phase"] for row in payload["run"]["rows"]].count("train") == 3
