@@ -23,6 +23,8 @@ def summarise(jobs: list[Job], runs: Path, out: Path) -> str:
     """Tables of what is finished in ``runs``; pictures and the text itself go to ``out``."""
     finished, open_lines = [], []
     for job in jobs:
+        if not (runs / job.name / "run.json").exists():  # not begun, or not needed
+            continue
         try:
             finished.append(read_run(runs / job.name))
         except InputError as error:
