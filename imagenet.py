@@ -60,6 +60,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         "--pretrained",
         nargs="?",
         const=True,
+        type=options.path,
         metavar="FILE",
         help="resnet: begin with torchvision's weights, from FILE or downloaded",
     )

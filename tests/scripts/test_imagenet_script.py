@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import signal
 import tarfile
 from pathlib import Path
 
@@ -136,6 +137,7 @@ def test_pretrained_weights_begin_a_fresh_run_only(tmp_path):
         ("--synthetic --depth 18", 2, "--depth"),
         ("--synthetic --iter-size 0", 2, "--iter-size"),
         ("--synthetic -a vgg_nr --pretrained", 2, "--pretrained: torchvision has weights of resn"),
+        ("--synthetic --pretrained ''", 2, "--pretrained"),
         ("--synthetic --width-mult 0.5 --pretrained", 2, "of --width-mult 1 only"),
         ("--synthetic --subset 10 --pretrained /no/w.pth", 1, "--pretrained: /no/w.pth: "),
         ("--data /nowhere", 1, "/nowhere"),
