@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nr.norms import BatchNorm, norm_like, take_after
+
 Streams = tuple[Tensor, ...]
 
 # The convolutions of a ConvBN in each form: (input streams read, output streams written).
@@ -26,27 +28,6 @@ FORMS: dict[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = {
 CROSS = ("removed", "attention", "full")  # the forms of a rejuvenated network
 PRUNED = "none"  # in the place of one of CROSS: no rejuvenated channels, so no second stream
 REJUVENATED_GAMMA = 0.5  # γ of a rejuvenated channel at birth
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """torch's batch norm without its count of batches, which is one small operation a pass.
-
-    Only ``momentum=None`` would read the count. Files that hold it load.
-    """
-
-    def __init__(self, num_features: int, **options):
-        super().__init__(num_features, **options)
-        self.num_batches_tracked = None
-        self.register_load_state_dict_pre_hook(_drop_count)
-
-    def reset_running_stats(self) -> None:
-        self.running_mean.zero_()
-        self.running_var.fill_(1)
-
-
-def _drop_count(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """Take the count of batches, which torch's loading adds where it misses it, out again."""
-    state_dict.pop(f"{prefix}num_batches_tracked", None)
 
 
 class ConvBN(nn.Module):
@@ -172,23 +153,6 @@ def _square(what: str, value: object, least: int) -> int:
     if len(pair) != 2 or pair[0] != pair[1] or type(pair[0]) is not int or pair[0] < least:
         raise ValueError(f"ConvBN: {what} {value!r}: a square window is needed, one int >= {least}")
     return pair[0]
-
-
-def norm_like(norm: nn.Module, width: int) -> nn.Module:
-    """A fresh batch norm of the class, eps and momentum of ``norm``."""
-    fresh = type(norm)(width, eps=norm.eps, momentum=norm.momentum)
-    if isinstance(norm, nn.SyncBatchNorm):
-        fresh.process_group = norm.process_group
-        fresh._non_persistent_buffers_set = norm._non_persistent_buffers_set.copy()
-    return fresh
-
-
-def take_after(layer: nn.Module, old: nn.Module) -> None:
-    """Give ``layer`` the device, precision, mode and frozen parameters of ``old``."""
-    layer.to(old.weight.device, old.weight.dtype).train(old.training)
-    for name, parameter in old.named_parameters():
-        if name in layer._parameters and layer._parameters[name] is not None:
-            layer._parameters[name].requires_grad_(parameter.requires_grad)
 
 
 def gate(own: Tensor, cross: Tensor) -> Tensor:
