@@ -1,7 +1,8 @@
 """Neural Rejuvenation on CIFAR-size images (Qiao, Lin, Zhang, Yuille, CVPR 2019).
 
 The method in order: train with a penalty on batch-norm scales until utilization falls to
---nr-target (search phase), rebuild the network at the same budget, train it (train phase).
+--nr-target (search phase), rebuild the network at the same budget, train it (train phase);
+with --nr-rounds merge its two streams into one network, and again.
 """
 
 import argparse
@@ -68,31 +69,46 @@ def main(argv: list[str] | None = None) -> int:
     train_batches = TrainBatches(
         train_set, args.train_batch, run.state.seed, *share, devices=len(devices)
     )
+    return rejuvenation(run, args, train_batches, test_batches)
 
-    # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
-    while run.state.searching:
-        if run.state.utilization <= args.nr_target:
-            run.before_rejuvenation()
-            report = nr.rejuvenate(
-                run.network,
-                cross=args.nr_cross,
-                flops=args.nr_flops,
-                image_size=IMAGE_SIZE,
-                from_scratch=args.nr_from_scratch,
-                round_to=args.nr_round_to,
-            )
-            run.after_rejuvenation(report)
-        elif run.state.epoch >= args.nr_max_epochs:
-            return script.give_up(run, "--nr-sparsity")
-        else:
-            run.state.sparsity = args.nr_sparsity
-            run.epoch(train_batches, test_batches)
-            run.save()
-    if args.nr_compress_only:
-        return 0
 
-    # Train phase: the two streams together, on a schedule that starts again.
-    return script.train(run, train_batches, test_batches)
+def rejuvenation(
+    run: Run, args: argparse.Namespace, train_batches: TrainBatches, test_batches: TestBatches
+) -> int:
+    """The method, from where ``run`` stands to the end of its last round: the exit status."""
+    while True:
+        # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
+        while run.state.searching:
+            if run.state.utilization <= args.nr_target:
+                run.before_rejuvenation()
+                report = nr.rejuvenate(
+                    run.network,
+                    cross=args.nr_cross,
+                    flops=args.nr_flops,
+                    image_size=IMAGE_SIZE,
+                    from_scratch=args.nr_from_scratch,
+                    round_to=args.nr_round_to,
+                )
+                run.after_rejuvenation(report)
+            elif run.state.phase_epoch >= args.nr_max_epochs:
+                return script.give_up(run, "--nr-sparsity")
+            else:
+                run.state.sparsity = args.nr_sparsity
+                run.epoch(train_batches, test_batches)
+                run.save()
+        last = run.state.round >= args.nr_rounds
+        if last and args.nr_compress_only:
+            return 0
+
+        # Train phase: the two streams together, on a schedule that starts again.
+        script.train(run, train_batches, test_batches)
+        if last:
+            return 0
+
+        # The next round: both streams as one plain network, whose scales are penalised again.
+        run.before_merging()
+        nr.merge(run.network)
+        run.after_merging()
 
 
 if __name__ == "__main__":

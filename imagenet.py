@@ -1,7 +1,7 @@
 """Neural Rejuvenation on ImageNet-size images (Qiao, Lin, Zhang, Yuille, CVPR 2019).
 
-As in cifar.py: search phase, rejuvenation, train phase. Here λ grows by itself: after each search
-epoch in which utilization hardly fell it is raised by --nr-increase-step.
+As in cifar.py: search phase, rejuvenation, train phase, in rounds. Here λ grows by itself: after
+each search epoch in which utilization hardly fell it is raised by --nr-increase-step.
 """
 
 import argparse
@@ -132,38 +132,53 @@ def main(argv: list[str] | None = None) -> int:
         devices=len(devices),
         iter_size=args.iter_size,
     )
+    return rejuvenation(run, args, train_batches, val_batches)
 
-    # Search phase: penalise the scales, harder and harder, until enough of the network is dead.
-    while run.state.searching:
-        before = run.state.utilization
-        if before <= args.nr_target:
-            run.before_rejuvenation()
-            report = nr.rejuvenate(
-                run.network,
-                cross=args.nr_cross,
-                flops=args.nr_flops,
-                image_size=args.image_size,
-                from_scratch=args.nr_from_scratch,
-                round_to=args.nr_round_to,
-            )
-            run.after_rejuvenation(report)
-        elif run.state.epoch >= args.nr_max_epochs:
-            return script.give_up(run, "--nr-increase-step")
-        else:
-            run.epoch(train_batches, val_batches)
-            run.state.sparsity = nr.grow_sparsity(
-                run.state.sparsity,
-                before,
-                run.state.utilization,
-                threshold=args.nr_increase_thres,
-                step=args.nr_increase_step,
-            )
-            run.save()
-    if args.nr_compress_only:
-        return 0
 
-    # Train phase: both streams together, on a schedule that starts again.
-    return script.train(run, train_batches, val_batches)
+def rejuvenation(
+    run: Run, args: argparse.Namespace, train_batches: TrainBatches, val_batches: TestBatches
+) -> int:
+    """The method, from where ``run`` stands to the end of its last round: the exit status."""
+    while True:
+        # Search phase: penalise the scales, harder and harder, until enough of them is dead.
+        while run.state.searching:
+            before = run.state.utilization
+            if before <= args.nr_target:
+                run.before_rejuvenation()
+                report = nr.rejuvenate(
+                    run.network,
+                    cross=args.nr_cross,
+                    flops=args.nr_flops,
+                    image_size=args.image_size,
+                    from_scratch=args.nr_from_scratch,
+                    round_to=args.nr_round_to,
+                )
+                run.after_rejuvenation(report)
+            elif run.state.phase_epoch >= args.nr_max_epochs:
+                return script.give_up(run, "--nr-increase-step")
+            else:
+                run.epoch(train_batches, val_batches)
+                run.state.sparsity = nr.grow_sparsity(
+                    run.state.sparsity,
+                    before,
+                    run.state.utilization,
+                    threshold=args.nr_increase_thres,
+                    step=args.nr_increase_step,
+                )
+                run.save()
+        last = run.state.round >= args.nr_rounds
+        if last and args.nr_compress_only:
+            return 0
+
+        # Train phase: both streams together, on a schedule that starts again.
+        script.train(run, train_batches, val_batches)
+        if last:
+            return 0
+
+        # The next round: both streams as one plain network, and λ from its start again.
+        run.before_merging()
+        nr.merge(run.network)
+        run.after_merging()
 
 
 if __name__ == "__main__":

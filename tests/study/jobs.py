@@ -175,9 +175,10 @@ def words(job: Job, places: Places, shaped: Shape) -> list[str]:
     flags.append(f"--epochs {shaped.epochs} --schedule {' '.join(map(str, shaped.schedule))}")
     if "--nr-target" not in arm.flags:
         flags.append(f"--nr-target {setting.target:g}")
-    if arm.searches and setting.sparsity is not None:
+    searches = arm.searches_in(arm.rounds)
+    if searches and setting.sparsity is not None:
         flags.append(f"--nr-sparsity {setting.sparsity:g}")
-    if arm.searches:
+    if searches:
         flags.append(f"--nr-max-epochs {setting.max_epochs}")
     flags += [arm.flags, f"--manualSeed {job.seed}", places.extra]
     split = [word for part in flags for word in shlex.split(part)]

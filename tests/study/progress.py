@@ -16,9 +16,9 @@ from tests.study.jobs import (
     shape,
     words,
 )
-from tests.study.settings import NR_CR, SEARCH
+from tests.study.settings import NR_CR, SEARCH, TWO_ROUNDS
 from utils.report.runs import EVALUATION
-from utils.shown.log import read_log
+from utils.shown.log import read_log, rounds
 from utils.training.checkpoint import LAST
 
 # States of a run. READY and TRAINED are those in which there is something to do.
@@ -26,7 +26,8 @@ DONE, TRAINED, READY = "done", "to be evaluated", "ready"
 WAITING, BLOCKED = "waits for its search", "its search gave up"
 GAVE_UP, NOT_NEEDED = "gave up", "not needed: as long as plain-long"
 # The blocks that an arm trains after its search; the others train all.
-BLOCKS = {NR_CR: ("survived", "rejuvenated"), "pruned": ("survived",)}
+OWN = ("survived", "rejuvenated")
+BLOCKS = {NR_CR: OWN, TWO_ROUNDS: OWN, "pruned": ("survived",)}
 FINAL = (DONE, BLOCKED, GAVE_UP, NOT_NEEDED)
 
 
@@ -55,14 +56,16 @@ def progress(job: Job, runs: Path) -> Progress:
 
 
 def _state(job: Job, folder: Path, rows: tuple[dict, ...], shaped: Shape) -> str:
-    searching = [row for row in rows if row["Phase"] == "search"]
+    lengths = rounds(rows) or [(0, 0)]
+    number, (search, train) = len(lengths), lengths[-1]
     if job.arm.name == SEARCH:
         trained = read_searched(folder) is not None
     else:
-        trained = len(rows) - len(searching) >= shaped.epochs
+        trained = number >= job.arm.rounds and train >= shaped.epochs
     if not trained:
-        all_searched = job.arm.searches and len(searching) == len(rows) >= job.setting.max_epochs
-        low = bool(searching) and searching[-1]["Utilization"] <= job.setting.target
+        own = job.arm.searches_in(number) and not train
+        all_searched = own and search >= job.setting.max_epochs
+        low = bool(search) and rows[-1]["Utilization"] <= job.setting.target
         return GAVE_UP if all_searched and not low else READY
     evaluated = (folder / EVALUATION).exists() or not job.setting.evaluated
     return DONE if evaluated else TRAINED
@@ -87,20 +90,23 @@ class Cost:
 
 
 def cost(job: Job, stands: Progress, places: Places) -> Cost:
-    """What ``job`` has cost and will; a search counts as long as it may be."""
+    """What ``job`` has cost and will; a search that is not over counts as long as it may be."""
     shaped = stands.shaped or Shape(job.setting.epochs, job.setting.schedule, job.setting.width)
     plain, train = _macs_of_phases(job, stands, places, shaped)
     images = job.setting.train_images
-    searching = [row for row in stands.rows if row["Phase"] == "search"]
-    training = len(stands.rows) - len(searching)
-    own = searching if job.arm.searches else []
-    seconds = sum(row["Seconds"] for row in [*own, *stands.rows[len(searching) :]])
+    lengths = rounds(stands.rows) or [(0, 0)]
+    others = 0 if job.arm.searches else lengths[0][0]  # epochs of its seed's search
+    seconds = sum(row["Seconds"] for row in stands.rows[others:])
+    searched, trained = map(sum, zip(*lengths, strict=True))
     left = 0.0
     if stands.state not in (*FINAL, TRAINED):
-        left_search = job.setting.max_epochs - len(searching) if job.arm.searches else 0
-        left_train = 0 if job.arm.name == SEARCH else shaped.epochs - training
-        left = plain * max(left_search, 0) + train * max(left_train, 0)
-    done = plain * len(own) + train * training
+        number, (search, training) = len(lengths), lengths[-1]
+        to_come, longest = job.arm.rounds - number, job.setting.max_epochs
+        present = longest - search if job.arm.searches_in(number) and not training else 0
+        left_search = max(present, 0) + to_come * longest
+        left_train = max(shaped.epochs - training, 0) + to_come * shaped.epochs
+        left = plain * left_search + (0 if job.arm.name == SEARCH else train * left_train)
+    done = plain * (searched - others) + train * trained
     return Cost(job.setting.network, done * images, left * images, seconds)
 
 

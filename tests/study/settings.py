@@ -11,7 +11,8 @@ class Arm:
 
     ``flags``: beside those of its setting; ``searches``: it has a search of its own; ``resumes``:
     it starts from the network that its seed's search ended with; ``length``: how many epochs its
-    train phase has; ``narrow``: as wide as gives it NR-CR's parameters.
+    train phase has; ``narrow``: as wide as gives it NR-CR's parameters; ``rounds``: of the method,
+    each after the first with a search of its own.
     """
 
     name: str
@@ -20,13 +21,19 @@ class Arm:
     resumes: bool = False
     length: str = TRAIN
     narrow: bool = False
+    rounds: int = 1
 
     @property
     def needs_search(self) -> bool:
         """Whether it can only start when its seed's search is done."""
         return self.resumes or self.length != TRAIN or self.narrow
 
+    def searches_in(self, number: int) -> bool:
+        """Whether the search of round ``number``, from 1, is its own."""
+        return self.searches if number == 1 else number <= self.rounds
 
+
+TWO_ROUNDS = "two-rounds"
 SEARCH, NR_CR, PLAIN_LONG, PLAIN_COMPUTE = "search", "nr-cr", "plain-long", "plain-compute"
 ARMS = {
     arm.name: arm
@@ -38,6 +45,7 @@ ARMS = {
         Arm("full", "--nr-cross full", resumes=True),
         Arm("nr-fs", "--nr-from-scratch", resumes=True),
         Arm("pruned", "--nr-cross none", resumes=True),
+        Arm(TWO_ROUNDS, "--nr-cross removed --nr-rounds 2", resumes=True, rounds=2),
         Arm(PLAIN_LONG, "--nr-target 1", length=BOTH),
         Arm(PLAIN_COMPUTE, "--nr-target 1", length=COMPUTE),
         Arm("plain-narrow", "--nr-target 1", length=BOTH, narrow=True),

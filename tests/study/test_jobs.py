@@ -64,7 +64,7 @@ def test_lengths_of_the_arms():
     found = searched(epochs=25)
     shapes = {arm: shape(job(arm), found) for arm in ALL_ARMS}
     assert shapes["search"].schedule == (40,)  # the learning rate does not fall
-    for arm in ("plain", "nr-cr", "nr-ca", "full", "nr-fs", "pruned"):
+    for arm in ("plain", "nr-cr", "nr-ca", "full", "nr-fs", "pruned", "two-rounds"):
         assert (shapes[arm].epochs, shapes[arm].schedule) == (40, (20, 30))
     assert (shapes["plain-long"].epochs, shapes["plain-long"].schedule) == (65, (33, 49))
     plain, rejuvenated = (jobs.macs(found.spec, s) for s in (None, found.structure))
@@ -118,12 +118,28 @@ def test_command_lines_of_setting_a(places):
         "plain": ("40", "20 30", "--nr-target 1"),
         "nr-cr": ("40", "20 30", "--nr-target 0.25 --nr-cross removed"),
         "pruned": ("40", "20 30", "--nr-target 0.25 --nr-cross none"),
+        "two-rounds": (
+            "40",
+            "20 30",
+            "--nr-target 0.25 --nr-sparsity 0.0014 --nr-max-epochs 45 --nr-cross removed"
+            " --nr-rounds 2",
+        ),
         "plain-long": ("65", "33 49", "--nr-target 1"),
     }
     for arm, parts in expected.items():
         line = words(job(arm), places, shape(job(arm), searched()))
         folder = places.runs / f"a-{arm}-seed1"
         assert " ".join(line) == f"{shared.format(*parts)} -c {folder}"
+
+
+@pytest.mark.parametrize("setting", [GROUPS["setting a"][0], GROUPS["setting b"][0]])
+def test_two_rounds_start_from_the_search_of_their_seed(setting, places):
+    found = job("two-rounds", 2, setting)
+    assert found in jobs.all_jobs((setting,), None)
+    line = start_words(found, places, shape(found, searched()), begun=False)
+    before = places.runs / f"{setting.name}-search-seed2" / "NR_vgg19_bn_before_0.25.pth.tar"
+    assert line[-2:] == ["--resume", str(before)]
+    assert found.arm.needs_search and found.arm.rounds == 2
 
 
 def test_evaluation_is_on_every_test_image_with_the_last_network(places):
@@ -150,6 +166,7 @@ def test_every_command_line_is_one_that_its_script_takes(group, places):
         script = jobs.cifar if line[0] == "cifar.py" else jobs.imagenet
         args, _ = script.parse(line[1:])
         assert (args.nr_target >= NO_REJUVENATION) == found.arm.name.startswith("plain")
+        assert args.nr_rounds == found.arm.rounds
         assert args.checkpoint == str(places.runs / found.name)
         assert "-" not in found.setting.name
 

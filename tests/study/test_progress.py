@@ -83,6 +83,45 @@ def test_a_search_is_in_the_log_of_those_that_start_from_it(tmp_path):
     assert state(tmp_path, "nr-cr") == states.READY
 
 
+@pytest.mark.parametrize(
+    ("lengths", "utilization", "expected"),
+    [
+        (((4, 2),), 0.95, states.READY),
+        (((4, 3),), 0.95, states.READY),
+        (((4, 3), (29, 0)), 0.95, states.READY),
+        (((4, 3), (30, 0)), 0.95, states.GAVE_UP),
+        (((4, 3), (30, 0)), 0.85, states.READY),
+        (((4, 3), (5, 2)), 0.95, states.READY),
+        (((4, 3), (5, 3)), 0.95, states.TRAINED),
+    ],
+)
+def test_two_rounds_end_with_the_second(lengths, utilization, expected, tmp_path):
+    leave(tmp_path, "search", search=4, train=0, rejuvenated=True)
+    leave(tmp_path, "two-rounds", search=0, train=0)
+    log = [row for pair in lengths for row in rows(*pair, utilization)]
+    write_log(tmp_path / job("two-rounds").name / "log.txt", log)
+    assert state(tmp_path, "two-rounds") == expected
+
+
+def test_what_is_left_of_two_rounds(tmp_path):
+    """The first search is another run's; the second counts 30 epochs until it is over."""
+    places = Places(tmp_path, tmp_path, tmp_path)
+    leave(tmp_path, "search", search=4, train=0, rejuvenated=True)
+    leave(tmp_path, "two-rounds", search=0, train=0)
+
+    def left(*lengths: tuple[int, int]) -> Cost:
+        log = [row for pair in lengths for row in rows(*pair)]
+        write_log(tmp_path / job("two-rounds").name / "log.txt", log)
+        return cost(job("two-rounds"), progress(job("two-rounds"), tmp_path), places)
+
+    search, train = (left((4, 3), epochs).done - left((4, 3)).done for epochs in ((1, 0), (0, 1)))
+    assert 0 < train < search
+    assert left((4, 1)).left == pytest.approx(30 * search + (2 + 3) * train)
+    assert left((4, 3), (10, 0)).left == pytest.approx(20 * search + 3 * train)
+    assert left((4, 3), (10, 1)).left == pytest.approx(2 * train)
+    assert left((4, 3), (10, 1)).seconds == 2 * 14
+
+
 def test_what_is_left_of_a_run(tmp_path):
     places = Places(tmp_path, tmp_path, tmp_path)
     leave(tmp_path, "plain", search=0, train=2)

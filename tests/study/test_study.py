@@ -31,7 +31,7 @@ def here(monkeypatch):
 @pytest.mark.parametrize(
     "flags, count",
     [
-        ("", 30 + 30 + 10),
+        ("", 33 + 33 + 10),
         ("--pilot a b", 14),
         ("--paper cifar imagenet jpeg", 18 + 15),
         ("--quick", 8),

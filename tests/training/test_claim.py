@@ -16,11 +16,17 @@ BEFORE, AFTER = "NR_vgg_before_0.5.pth.tar", "NR_vgg_0.5.pth.tar"
 SEEN = ["curves.png", "log.txt", "run.json"]
 
 
-def payload(epoch: int, phase: str = "train", seed: int = 1, batches: int = 0) -> dict:
-    """The run's checkpoint after ``epoch`` epochs and ``batches`` batches; the best was the 4th."""
+def payload(
+    epoch: int, phase: str = "train", seed: int = 1, batches: int = 0, number: int | None = None
+) -> dict:
+    """The run's checkpoint after ``epoch`` epochs and ``batches`` batches; the best was the 4th.
+
+    ``number``: of its round, which files from before there were rounds do not have.
+    """
     rows = [{"Seconds": seed + number / 8} for number in range(epoch)]
     best = [0.0, 0.0, 0.0, 30.0, 50.0, 50.0][epoch]
     run = {"phase": phase, "seed": seed, "rows": rows, "rescaled": False, "best_acc": best}
+    run |= {} if number is None else {"round": number}
     empty = dict.fromkeys(("arch", "state_dict", "network", "structure", "args", "rng"))
     partial = torch.zeros(batches, 4) if batches else None
     return empty | {"format": checkpoint.FORMAT, "epoch": epoch, "run": run, "partial": partial}
@@ -123,6 +129,14 @@ def test_from_another_folder(tmp_path, there):
     assert (target / "earlier-1").exists() == other
 
 
+def test_the_best_of_an_earlier_round_comes_along_to_the_search_of_the_next(tmp_path):
+    now = payload(5, "search", number=2)
+    source, target = make(tmp_path / "a", FINISHED | {LAST: now}), tmp_path / "b"
+    target.mkdir()
+    claim(target, source / LAST, now)
+    assert epochs(target) == {LAST: 5, BEST: 4}
+
+
 def test_a_best_that_lies_beyond_is_not_brought_along(tmp_path):
     source, target = make(tmp_path / "a", FINISHED), tmp_path / "b"
     target.mkdir()
@@ -150,6 +164,9 @@ def test_a_file_of_the_users_goes_on_and_stays(tmp_path):
         (payload(2, batches=1), payload(2), False),
         (payload(2, batches=1), payload(2, batches=2), True),
         (payload(2, batches=1), payload(3), True),
+        (payload(5), payload(5, "search", number=2), True),
+        (payload(5, "search", number=2), payload(5), False),
+        (payload(5, batches=1), payload(5, "search", number=2, batches=1), True),
     ],
 )
 def test_what_comes_first(first, second, is_first):

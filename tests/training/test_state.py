@@ -17,6 +17,7 @@ from utils.training.state import (
     at_phase_end,
     begin,
     improves,
+    next_round,
 )
 
 SEARCH = RunState("search", 1, epoch=4, sparsity=1e-4, utilization=0.75, seconds=2.5)
@@ -30,6 +31,7 @@ FLAGS = {
     "image_size": 32,
     "nr_target": 0.5,
     "train_batch": 8,
+    "nr_rounds": 1,
 }
 
 
@@ -115,12 +117,53 @@ def test_rejuvenation_ends_the_search_and_starts_the_clock_again():
     )
 
 
+def test_the_next_round_searches_again_on_clocks_that_begin_at_0():
+    """What the run has shown so far stays; what is drawn of the round before is kept."""
+    first = replace(
+        TRAIN,
+        acc=30.0,
+        rescaled=True,
+        rows=[{"Phase": "train"}],
+        live=[{"stem": 0.5}],
+        scales=[[1, 2]],
+        widths=[["stem", 16, 8, 11]],
+    )
+    after = next_round(first, 1e-4, (70, 90))
+    assert (after.searching, after.phase_epoch, after.utilization) == (True, 0, 1.0)
+    assert after == RunState(
+        "search",
+        1,
+        epoch=7,
+        round=2,
+        round_start=7,
+        sparsity=1e-4,
+        acc=30.0,
+        best_acc=40.0,
+        rows=[{"Phase": "train"}],
+        past=[{"live": [{"stem": 0.5}], "scales": [[1, 2]], "widths": [["stem", 16, 8, 11]]}],
+        macs=[70, 90],
+    )
+    trained = after_rejuvenation(replace(after, epoch=10), SimpleNamespace(layers=[]))
+    assert (trained.search_epochs, trained.phase_epoch, trained.sparsity) == (3, 0, 0)
+    assert replace(trained, epoch=12).phase_epoch == 2
+    third = next_round(replace(trained, epoch=12), 1e-4, (50, 60))
+    assert (third.round, third.round_start, third.macs) == (3, 12, [70, 90, 50, 60])
+    assert len(third.past) == 2
+
+
+@pytest.mark.parametrize(("number", "suffix"), [(1, ""), (2, "_round2"), (11, "_round11")])
+def test_files_of_later_rounds_are_named_by_them(number, suffix):
+    assert replace(SEARCH, round=number).suffix == suffix
+
+
 @pytest.mark.parametrize(
     ("state", "ends"),
     [
         (SEARCH, False),
         (replace(SEARCH, utilization=0.5), True),
         (replace(SEARCH, epoch=6), True),
+        (replace(SEARCH, epoch=9, round=2, round_start=4), False),
+        (replace(SEARCH, epoch=10, round=2, round_start=4), True),
         (replace(TRAIN, epoch=5), True),
         (TRAIN, False),
         (replace(TRAIN, epoch=8), True),
@@ -153,6 +196,15 @@ def test_a_checkpoint_of_the_same_run_fits(phase):
 def test_what_is_wrong_is_named_and_evaluation_does_not_mind(flags, words):
     assert mismatch(payload(), SPEC, FLAGS | flags) == words
     assert mismatch(payload(), SPEC, FLAGS | flags | {"evaluate": True}) is None
+
+
+@pytest.mark.parametrize(("rounds", "fits"), [(1, False), (2, True), (3, True)])
+def test_a_round_that_the_flags_do_not_have_is_wrong(rounds, fits):
+    later = payload()
+    later["run"]["round"] = 2
+    words = "stands in round 2, but --nr-rounds is 1"
+    assert mismatch(later, SPEC, FLAGS | {"nr_rounds": rounds}) == (None if fits else words)
+    assert mismatch(later, SPEC, FLAGS | {"evaluate": True}) is None
 
 
 @pytest.mark.parametrize("evaluate", [False, True])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.report.runs import Run
-from utils.report.tables import exact, markdown, spread
+from utils.report.tables import epochs_text, exact, markdown, spread
 
 FOLDER = re.compile(r"(?P<setting>[^-]+)-(?P<arm>.+)-seed\d+")
 # 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom.
@@ -100,7 +100,7 @@ def comparison_table(by_arm: dict[str, list[Run]], bases: list[str]) -> str:
                 arm,
                 str(len(tested)),
                 exact([run.params for run in runs]),
-                f"{exact([run.search for run in runs])} + {exact([run.train for run in runs])}",
+                epochs_text(runs),
                 spread(run.training_macs / BILLION for run in runs),
                 spread(run.train_accuracy for run in runs),
                 spread(tested) if tested else "not evaluated",

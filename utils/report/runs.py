@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -10,7 +11,7 @@ import models
 import nr
 from nr.wiring import IMAGE, wiring
 from utils.errors import InputError, one_line
-from utils.shown.log import read_log
+from utils.shown.log import phases, read_log, rounds
 from utils.training.older import upgraded
 from utils.training.options import NO_REJUVENATION
 
@@ -24,6 +25,7 @@ EVALUATION = "evaluation.json"  # what -e printed about the last network, where 
 # Flags that do not make two runs different ones.
 INCIDENTAL = ("manualSeed", "checkpoint", "resume", "gpu_id", "workers", "test_batch", "evaluate")
 SEARCH_FLAGS = ("nr_sparsity", "nr_max_epochs", "nr_compress_only", "start_epoch")
+ROUNDS = 1  # where a run.json is too old to have the flag
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Run:
     arm: str
     data: str
     sparsity: str
-    search: int
+    search: int  # epochs of all rounds, as train
     train: int
     params: int
     params_with_cross: int
@@ -48,9 +50,10 @@ class Run:
     train_accuracy: float  # %, of the last epoch
     tested: float | None  # error of the last network on tested_images, from evaluation.json
     tested_images: int | None
-    training_macs: int  # forward passes of search and train phase, of one image an epoch
+    training_macs: int  # forward passes of every phase, of one image an epoch
     minutes: float
     seed: int
+    epochs: tuple[int, ...]  # of search and train phase, round by round
     setting: str  # equal for the seeds of one command
     rows: list[dict]
 
@@ -80,19 +83,15 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
     searched.
     """
     args, spec = description["args"], description["network"]
-    train = [row for row in rows if row["Phase"] == "train"]
-    search = [row for row in rows if row["Phase"] == "search"]
-    if len(train) < args["epochs"]:
-        state = f"{len(train)} of {args['epochs']} epochs of the train phase"
-        if not train and search:
-            state = (
-                f"search at utilization {search[-1]['Utilization']:.3f} after {len(search)} epochs"
-            )
+    if state := unfinished(args, rows):
         raise InputError(f"unfinished: {state}")
+    train = [row for row in rows if row["Phase"] == "train"]
+    epochs = tuple(chain.from_iterable(rounds(rows)))
     params, params_with_cross, macs = counts
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
-    sparsity = sparsity_text(search)
+    kept.setdefault("nr_rounds", ROUNDS)
+    sparsity = sparsity_text(rows)
     evaluation = read_evaluation(folder)
     return Run(
         folder=folder.as_posix(),
@@ -102,7 +101,7 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
         arm=arm_name(args),
         data=data_name(args),
         sparsity=sparsity,
-        search=len(search),
+        search=sum(epochs[::2]),
         train=len(train),
         params=params,
         params_with_cross=params_with_cross,
@@ -113,12 +112,33 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
         train_accuracy=train[-1]["Train Acc."],
         tested=100 - evaluation["accuracy"] if evaluation else None,
         tested_images=evaluation["images"] if evaluation else None,
-        training_macs=searched * len(search) + macs * len(train),
+        training_macs=training_macs([searched, *description.get("macs", []), macs], epochs),
         minutes=sum(row["Seconds"] for row in rows) / 60,
         seed=description["seed"],
+        epochs=epochs,
         setting=json.dumps([spec, kept, sparsity], sort_keys=True),
         rows=rows,
     )
+
+
+def unfinished(args: dict, rows: list[dict]) -> str | None:
+    """Where a run stands that has not trained to the end of its last round; None for one that has.
+
+    ``args``: its flags; ``rows``: of its log.txt.
+    """
+    lengths, last = rounds(rows) or [(0, 0)], args.get("nr_rounds", ROUNDS)
+    search, train = lengths[-1]
+    if len(lengths) >= last and train >= args["epochs"]:
+        return None
+    where = f"{train} of {args['epochs']} epochs of the train phase"
+    if search and not train:
+        where = f"search at utilization {rows[-1]['Utilization']:.3f} after {search} epochs"
+    return where if last == 1 else f"round {len(lengths)} of {last}, {where}"
+
+
+def training_macs(macs: list[int], epochs: tuple[int, ...]) -> int:
+    """Multiply-adds of one image an epoch, from those of the network of each phase."""
+    return sum(cost * count for cost, count in zip(macs, epochs, strict=True))
 
 
 def read_evaluation(folder: Path) -> dict | None:
@@ -173,7 +193,9 @@ def arm_name(args: dict) -> str:
         arm = "NR-FS"
     if args["nr_bn_target"] is not None:
         arm += f" + NR-BR {args['nr_bn_target']:g}"
-    return arm + (", by FLOPs" if args["nr_flops"] else "")
+    arm += ", by FLOPs" if args["nr_flops"] else ""
+    count = args.get("nr_rounds", ROUNDS)
+    return arm if count == 1 else f"{arm}, {count} rounds"
 
 
 def data_name(args: dict) -> str:
@@ -185,9 +207,11 @@ def data_name(args: dict) -> str:
     return name if args["subset"] is None else f"{name}, {args['subset']:,} images"
 
 
-def sparsity_text(search: list[dict]) -> str:
-    """λ of the search, first and last where it grew."""
-    if not search:
-        return "-"
-    first, last = search[0]["Sparsity"], search[-1]["Sparsity"]
-    return f"{first:g}" if first == last else f"{first:g} to {last:g}"
+def sparsity_text(rows: list[dict]) -> str:
+    """λ of the searches, first and last where it grew; those of several rounds if they differ."""
+    texts = []
+    for phase in phases(rows):
+        if phase.searching:
+            first, last = (rows[i]["Sparsity"] for i in (phase.start, phase.stop - 1))
+            texts.append(f"{first:g}" if first == last else f"{first:g} to {last:g}")
+    return ", ".join(dict.fromkeys(texts)) or "-"

@@ -4,6 +4,7 @@ import csv
 import io
 import statistics
 from collections.abc import Iterable
+from itertools import zip_longest
 
 from utils.report.runs import Run
 
@@ -44,6 +45,12 @@ def exact(values: Iterable[int]) -> str:
     return f"{least:,}" if least == largest else f"{least:,} to {largest:,}"
 
 
+def epochs_text(runs: list[Run]) -> str:
+    """The epochs of search and train phase, round by round."""
+    phases = zip_longest(*(run.epochs for run in runs), fillvalue=0)
+    return " + ".join(exact(counts) for counts in phases)
+
+
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -68,7 +75,7 @@ def measured(group: list[Run], published: str) -> list[str]:
         exact([run.macs for run in group]),
         first.data,
         first.sparsity,
-        exact([run.search for run in group]) + f" + {first.train}",
+        epochs_text(group),
         spread(run.last for run in group),
         spread(run.best for run in group),
     ]
@@ -120,7 +127,7 @@ def csv_text(runs: list[Run]) -> str:
     """A row a run, with everything that the tables are made of."""
     fields = [name for name in Run.__dataclass_fields__ if name not in ("rows", "setting")]
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(fields)
-    writer.writerows([getattr(run, name) for name in fields] for run in runs)
+    writer = csv.DictWriter(text, fields, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(vars(run) | {"epochs": epochs_text([run])} for run in runs)
     return text.getvalue()

@@ -1,10 +1,47 @@
 """log.txt: tab separated, one row an epoch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from utils.errors import InputError
 from utils.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A search or train phase in a log: its rows are ``start`` to ``stop`` - 1."""
+
+    searching: bool
+    start: int
+    stop: int
+
+    @property
+    def epochs(self) -> int:
+        return self.stop - self.start
+
+
+def phases(rows: Sequence[dict]) -> list[Phase]:
+    """The phases of a log in order."""
+    found, start = [], 0
+    for name, group in groupby(rows, key=lambda row: row["Phase"]):
+        stop = start + len(list(group))
+        found.append(Phase(name == "search", start, stop))
+        start = stop
+    return found
+
+
+def rounds(rows: Sequence[dict]) -> list[tuple[int, int]]:
+    """Epochs of the search and of the train phase of every round, 0 where it has none."""
+    lengths: list[tuple[int, int]] = []
+    for phase in phases(rows):
+        if phase.searching:
+            lengths.append((phase.epochs, 0))
+        else:
+            search = lengths.pop()[0] if phase.start else 0
+            lengths.append((search, phase.epochs))
+    return lengths
 
 
 def write_log(path: Path, rows: Sequence[dict]) -> None:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import write_atomically
+from utils.shown.log import Phase, phases
 
 SURVIVED, REJUVENATED, BEFORE = "#2f6fa8", "#f2962e", "#1f2933"
 TRAIN, VALID, USAGE, SEARCH = "#8d99a6", "#a3195b", "#2a9d6f", "#eef1f4"
@@ -48,7 +49,7 @@ def curves(rows: list[dict], path: Path) -> None:
     """
     if not rows:
         return
-    search = sum(row["Phase"] == "search" for row in rows)
+    spans = phases(rows)
     errors = [
         ("train", "Train Acc.", TRAIN, "-"),
         ("validation", "Valid Acc.", VALID, "-"),
@@ -60,19 +61,19 @@ def curves(rows: list[dict], path: Path) -> None:
         for label, key, colour, line in errors:
             if key in rows[0]:
                 values = [100 - row[key] for row in rows]
-                _line(right, values, search, label=label, color=colour, linestyle=line)
+                _line(right, values, spans, label=label, color=colour, linestyle=line)
         for key, colour in (("Train Loss", TRAIN), ("Valid Loss", VALID)):
-            _line(left, [row[key] for row in rows], search, color=colour)
+            _line(left, [row[key] for row in rows], spans, color=colour)
         usage = right.twinx()
         values = [row["Utilization"] for row in rows]
-        _line(usage, values, search, label="utilization", color=USAGE, linewidth=1)
+        _line(usage, values, spans, label="utilization", color=USAGE, linewidth=1)
         usage.set(ylim=(0, 1.03))
         usage.set_ylabel("utilization", color=USAGE)
         usage.tick_params(axis="y", colors=USAGE)
-        _epochs(left, len(rows), search, label="search phase")
-        _epochs(right, len(rows), search)
+        _epochs(left, spans, label="search phase")
+        _epochs(right, spans)
         left.set_title("Loss (sum over streams)", pad=22)
-        right.set_title(_error_title(rows, search), pad=22)
+        right.set_title(_error_title(rows), pad=22)
         figure.legend(loc="outside lower center", ncols=len(errors) + 2)
         save(figure, path)
 
@@ -143,8 +144,8 @@ def scales(history: list[list[int]], dead: float, path: Path) -> None:
 def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
     """Draw the validation errors of several runs over each other into ``path``.
 
-    ``runs``: (label, rows of log.txt); epoch 0 is the start of the train phase, the search lies
-    before it. Runs with equal labels share a colour.
+    ``runs``: (label, rows of log.txt); epoch 0 is the start of the first train phase, the first
+    search lies before it. Runs with equal labels share a colour.
     """
     labels = list(dict.fromkeys(label for label, _ in runs))
     colours = matplotlib.colormaps["tab10"].colors
@@ -153,17 +154,19 @@ def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
         axes = figure.subplots()
         named = set()
         for label, rows in runs:
-            search = sum(row["Phase"] == "search" for row in rows)
-            epochs = [epoch - search + 1 for epoch in range(len(rows))]
+            spans = phases(rows)
+            search = spans[0].stop if spans[0].searching else 0
             colour = colours[labels.index(label) % len(colours)]
-            for part, line in ((slice(0, search), ":"), (slice(search, None), "-")):
-                errors = [100 - row["Valid Acc."] for row in rows[part]]
+            for span in spans:
+                epochs = [epoch - search + 1 for epoch in range(span.start, span.stop)]
+                errors = [100 - row["Valid Acc."] for row in rows[span.start : span.stop]]
+                line = ":" if span.searching else "-"
                 text = label if line == "-" and label not in named else None
+                named.add(text)
                 dots = "." if len(errors) <= FEW_EPOCHS else None
                 axes.plot(
-                    epochs[part], errors, line, marker=dots, color=colour, linewidth=1.2, label=text
+                    epochs, errors, line, marker=dots, color=colour, linewidth=1.2, label=text
                 )
-            named.add(label)
         axes.axvline(0.5, color=REJUVENATED, linewidth=1.5, zorder=1)
         axes.grid(axis="y")
         axes.set(
@@ -217,29 +220,32 @@ def style() -> AbstractContextManager[None]:
     return matplotlib.rc_context(defaults | STYLE)
 
 
-def _line(axes: Axes, values: list[float], search: int, **style) -> None:
-    """Plot one value an epoch, broken at the rejuvenation; a short phase gets dots as well."""
-    gap = search + 0.5
-    epochs = [*range(1, search + 1), gap, *range(search + 1, len(values) + 1)]
-    lengths = (search, len(values) - search)
-    dots = [i for i, epoch in enumerate(epochs) if lengths[epoch > gap] <= FEW_EPOCHS]
-    values = [*values[:search], float("nan"), *values[search:]]
-    axes.plot(epochs, values, marker=".", markersize=7, markevery=dots, **style)
+def _line(axes: Axes, values: list[float], spans: list[Phase], **style) -> None:
+    """Plot one value an epoch, broken between two phases; a short phase gets dots as well."""
+    epochs, broken, dots = [], [], []
+    for span in spans:
+        if span.epochs <= FEW_EPOCHS:
+            dots += range(len(epochs), len(epochs) + span.epochs)
+        epochs += [*range(span.start + 1, span.stop + 1), span.stop + 0.5]
+        broken += [*values[span.start : span.stop], float("nan")]
+    axes.plot(epochs, broken, marker=".", markersize=7, markevery=dots, **style)
 
 
-def _epochs(axes: Axes, epochs: int, search: int, label: str | None = None) -> None:
-    """The x axis of a curve: whole epochs, the search phase shaded, the rejuvenation marked."""
+def _epochs(axes: Axes, spans: list[Phase], label: str | None = None) -> None:
+    """The x axis of a curve: whole epochs, search phases shaded, rejuvenations marked."""
+    epochs = spans[-1].stop
     axes.set(xlim=(0.5, epochs + 0.5), xlabel="epoch")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
     axes.xaxis.set_major_locator(_whole_numbers())
-    if search:
-        axes.axvspan(0.5, search + 0.5, color=SEARCH, zorder=0, label=label)
-    if 0 < search < epochs:
-        at = search + 0.5
-        axes.axvline(at, color=REJUVENATED, linewidth=1.5, zorder=1)
-        above = axes.get_xaxis_transform()
-        axes.text(at, 1.01, "rejuvenation", color=REJUVENATED, ha="center", transform=above)
+    above = axes.get_xaxis_transform()
+    for span in (span for span in spans if span.searching):
+        at = span.stop + 0.5
+        axes.axvspan(span.start + 0.5, at, color=SEARCH, zorder=0, label=label)
+        label = None  # once in the legend
+        if span.stop < epochs:
+            axes.axvline(at, color=REJUVENATED, linewidth=1.5, zorder=1)
+            axes.text(at, 1.01, "rejuvenation", color=REJUVENATED, ha="center", transform=above)
 
 
 def _whole_numbers() -> MaxNLocator:
@@ -247,11 +253,12 @@ def _whole_numbers() -> MaxNLocator:
     return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
-def _error_title(rows: list[dict], search: int) -> str:
-    """The best validation error of the train phase is the result, so the title states it."""
-    if search == len(rows):
+def _error_title(rows: list[dict]) -> str:
+    """The best validation error of the train phases is the result, so the title states it."""
+    trained = [epoch for epoch, row in enumerate(rows) if row["Phase"] == "train"]
+    if not trained:
         return "Error (%)"
-    epoch = max(range(search, len(rows)), key=lambda i: rows[i]["Valid Acc."])
+    epoch = max(trained, key=lambda epoch: rows[epoch]["Valid Acc."])
     return f"Error (%), best {100 - rows[epoch]['Valid Acc.']:.2f} in epoch {epoch + 1}"
 
 

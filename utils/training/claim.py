@@ -64,7 +64,7 @@ def claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
 
     ``payload``: the content of ``resumed``. What this run would overwrite and does not stem from
     is put aside. Then the last checkpoint is ``resumed``, whatever happens to the first epoch; and
-    the best of the train phase is brought along from its folder, where it is there.
+    the best of the train phases is brought along from its folder, where it is there.
     """
     with _named(folder):
         _claim(folder, resumed, payload)
@@ -126,7 +126,8 @@ def precedes(state: dict, other: dict) -> bool:
 
 def _progress(state: dict) -> tuple:
     """How far a run has come since its last epoch."""
-    return state["phase"] == "train", state["rescaled"], state["batches"]
+    trains = state["phase"] == "train"
+    return state.get("round", 1), trains, state["rescaled"], state["batches"]
 
 
 def _state(path: Path) -> dict | None:
@@ -152,9 +153,11 @@ def _is_kept(path: Path, resumed: Path, now: dict) -> bool:
 
 def _is_best(state: dict | None, now: dict) -> bool:
     """Whether ``state`` is the best that the run at ``now`` has had."""
+    has_trained = now["phase"] == "train" or now.get("round", 1) > 1
     return (
         state is not None
-        and state["phase"] == now["phase"] == "train"
+        and has_trained
+        and state["phase"] == "train"
         and state["best_acc"] == now["best_acc"]
         and precedes(state, now)
     )

@@ -12,7 +12,7 @@ from utils.files import write_atomically
 from utils.shown import plots
 from utils.shown.log import read_log, write_log
 from utils.training import checkpoint, claim
-from utils.training.state import RunState
+from utils.training.state import ROUND_PICTURES, RunState, round_suffix
 
 DRAWING_SHARE = 0.05  # of a run's time, at most
 
@@ -90,6 +90,7 @@ class RunFolder:
             "seed": payload["run"]["seed"],
             "network": payload["network"],
             "structure": payload["structure"],
+            "macs": payload["run"]["macs"],
             "args": payload["args"],
         }
         entries = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items())
@@ -113,15 +114,23 @@ class RunFolder:
 
     def _draw(self, state: RunState, due: bool, search_due: bool) -> None:
         """The pictures that are due or not there yet; ``search_due``: those of the search."""
+        if state.rows and (due or not (self.path / "curves.png").exists()):
+            plots.curves(state.rows, self.path / "curves.png")
+        for number, shown in enumerate(state.past, start=1):
+            self._draw_round(shown, round_suffix(number), due and self.drawing == 0)
+        present = {name: getattr(state, name) for name in ROUND_PICTURES}
+        self._draw_round(present, state.suffix, search_due)
 
-        def wanted(path: Path, again: bool) -> bool:
-            return again or not path.exists()
+    def _draw_round(self, shown: dict, suffix: str, due: bool) -> None:
+        """The pictures of one round's search and rejuvenation; ``shown``: as in state.past."""
 
-        if state.rows and wanted(path := self.path / "curves.png", due):
-            plots.curves(state.rows, path)
-        if state.live and wanted(path := self.path / "utilization.png", search_due):
-            plots.utilization(state.live, path)
-        if state.scales and wanted(path := self.path / "scales.png", search_due):
-            plots.scales(state.scales, DEAD_RATIO, path)
-        if state.widths and wanted(path := self.path / "widths.png", search_due):
-            plots.widths([tuple(row) for row in state.widths], path)
+        def wanted(name: str) -> Path | None:
+            path = self.path / f"{name}{suffix}.png"
+            return path if due or not path.exists() else None
+
+        if shown["live"] and (path := wanted("utilization")):
+            plots.utilization(shown["live"], path)
+        if shown["scales"] and (path := wanted("scales")):
+            plots.scales(shown["scales"], DEAD_RATIO, path)
+        if shown["widths"] and (path := wanted("widths")):
+            plots.widths([tuple(row) for row in shown["widths"]], path)

@@ -31,6 +31,9 @@ def mismatch(payload: dict, spec: dict, flags: dict) -> str | None:
     target = flags["nr_target"]
     if payload["run"]["phase"] == "search" and target >= NO_REJUVENATION:
         return f"stands in its search, which --nr-target {target:g} never ends"
+    number, rounds = payload["run"].get("round", 1), flags["nr_rounds"]
+    if number > rounds:
+        return f"stands in round {number}, but --nr-rounds is {rounds}"
     for name, default in STEP.items() if payload["partial"] is not None else ():
         if was.get(name, default) != flags.get(name, default):
             flag = name.replace("_", "-")

@@ -180,7 +180,14 @@ def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
         "--nr-max-epochs",
         type=positive_int,
         metavar="N",
-        help="give up the search after N epochs (default: --epochs)",
+        help="give up a search after N epochs (default: --epochs)",
+    )
+    add(
+        "--nr-rounds",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="after a train phase merge both streams, search, rejuvenate and train again",
     )
 
 
@@ -229,11 +236,16 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
         parser.error(f"--schedule {' '.join(map(str, args.schedule))}: epochs must increase")
     if args.evaluate and not args.resume:
         parser.error("-e evaluates the checkpoint named by --resume, and none is named")
-    needing = ("nr_compress_only", "nr_from_scratch", "nr_bn_target", "nr_round_to")
+    needing = ("nr_compress_only", "nr_from_scratch", "nr_bn_target", "nr_round_to", "nr_rounds")
     for name in needing if args.nr_target >= NO_REJUVENATION else ():
         if getattr(args, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             parser.error(f"--{flag}: --nr-target {args.nr_target:g} never rejuvenates")
+    if args.nr_rounds > 1 and args.nr_cross == "attention" and not args.nr_from_scratch:
+        parser.error(
+            f"--nr-rounds {args.nr_rounds}: --nr-cross attention has gates, which cannot be merged"
+            " into one stream for another round; removed, full or none can"
+        )
     if args.nr_max_epochs is None:
         args.nr_max_epochs = args.epochs
     searches = args.nr_target < NO_REJUVENATION

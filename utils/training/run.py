@@ -11,7 +11,7 @@ import torch
 
 import models
 import nr
-from nr.layers import Network
+from nr.layers import ConvBN, Network
 from nr.rejuvenation import Report
 from utils.errors import InputError
 from utils.machine import distributed
@@ -30,8 +30,8 @@ class Run:
     """The state, folder and network of a run.
 
     ``spec``: family, arch and options of the network, which is built here or, with --resume,
-    rebuilt from the checkpoint; ``sparsity``: λ of a fresh run's search; ``classes``: names of
-    the data set's. Raises InputError for a checkpoint that does not fit.
+    rebuilt from the checkpoint; ``sparsity``: λ with which every search begins; ``classes``:
+    names of the data set's. Raises InputError for a checkpoint that does not fit.
     """
 
     def __init__(
@@ -44,15 +44,16 @@ class Run:
         classes: Sequence[str],
     ):
         self.args, self.spec, self.classes = args, spec, list(classes)
-        self.folder, self.stop = folder, StopRequest()
+        self.folder, self.stop, self.sparsity = folder, StopRequest(), sparsity
+        self.trained_macs = 0  # of the network before it is merged
         sgd = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
         self.trainer = Trainer(devices, **sgd, amp=args.amp, compiled=args.compile)
-        self.improved = False  # whether the last epoch is the best of the train phase, unsaved
+        self.improved = False  # whether the last epoch is the best of the train phases, unsaved
         found = self.folder.find(args.resume, needed=args.evaluate)
         checkpoint.refuse_different(found)
         self.resumed = found is not None
         if found is None:
-            self._begin(sparsity)
+            self._begin()
         else:
             self._resume(*found)
         if distributed.is_main() and not args.evaluate:
@@ -64,12 +65,12 @@ class Run:
     def network(self) -> Network:
         return self.trainer.network
 
-    def _begin(self, sparsity: float) -> None:
+    def _begin(self) -> None:
         seed = self.args.manualSeed
         if seed is None:
             seed = distributed.gathered(random.SystemRandom().randrange(2**31))[0]
             print(f"==> Seed: {seed} (--manualSeed)")
-        self.state = states.begin(seed, self.args.nr_target, sparsity, self.args.start_epoch)
+        self.state = states.begin(seed, self.args.nr_target, self.sparsity, self.args.start_epoch)
         seed_generators(seed, NETWORK)
         self.trainer.use(
             models.build(self.spec["family"], self.spec["arch"], **self.spec["options"])
@@ -83,6 +84,11 @@ class Run:
                 raise InputError(f"{path}: {wrong}")
             network = checkpoint.network(payload, path)
             self.state = RunState(**payload["run"])
+        if not self.args.evaluate and self.state.round < self.args.nr_rounds and gated(network):
+            raise InputError(
+                f"{path}: --nr-rounds {self.args.nr_rounds}: its attention cross-connections"
+                " cannot be merged into one stream for another round"
+            )
         self.trainer.use(network)
         with checkpoint.restoring(path):
             self.trainer.restore(payload, self.state)
@@ -92,7 +98,8 @@ class Run:
         args, state = self.args, self.state
         lr = step_lr(args.lr, state.phase_epoch, args.schedule, args.gamma)
         count = args.nr_max_epochs if state.searching else args.epochs
-        print(f"\nEpoch: [{state.phase_epoch + 1} | {count}] LR: {lr:g} ({state.phase})")
+        phase = state.phase if state.round == 1 else f"{state.phase}, round {state.round}"
+        print(f"\nEpoch: [{state.phase_epoch + 1} | {count}] LR: {lr:g} ({phase})")
         start = time.perf_counter()
         try:
             train, test = self.trainer.epoch(state, lr, train_batches, test_batches, self.stop)
@@ -111,10 +118,12 @@ class Run:
         self.state = states.after_epoch(state, epoch, top5=self.spec["family"] == "imagenet")
 
     def before_rejuvenation(self) -> None:
-        """Save the network, and make its rejuvenated weights a function of the run's seed."""
-        self.save(f"NR_{self.spec['arch']}_before_{self.args.nr_target:g}.pth.tar")
+        """Save the network, and make its rejuvenated weights a function of seed and round."""
+        state = self.state
+        self.save(f"NR_{self.spec['arch']}_before_{self.args.nr_target:g}{state.suffix}.pth.tar")
         distributed.copy_from_main(self.network)
-        seed_generators(self.state.seed, REJUVENATION)
+        number = () if state.round == 1 else (state.round,)
+        seed_generators(state.seed, REJUVENATION, *number)
 
     def after_rejuvenation(self, report: Report) -> None:
         """From the search to the train phase, with a fresh optimizer; both files are saved."""
@@ -126,8 +135,22 @@ class Run:
         self.trainer.use(self.network)
         distributed.check_equal(self.network)
         self.rescale_once()
-        self.save(f"NR_{self.spec['arch']}_{self.args.nr_target:g}.pth.tar")
+        self.save(f"NR_{self.spec['arch']}_{self.args.nr_target:g}{self.state.suffix}.pth.tar")
         self.save()
+
+    def before_merging(self) -> None:
+        """Let every process merge the same streams, and keep what an image costs in them."""
+        distributed.copy_from_main(self.network)
+        self.trained_macs = nr.count_macs(self.network, self.args.image_size)
+
+    def after_merging(self) -> None:
+        """From a train phase to the search of the next round, with a fresh optimizer."""
+        macs = self.trained_macs, nr.count_macs(self.network, self.args.image_size)
+        self.state = states.next_round(self.state, self.sparsity, macs)
+        params = nr.count_params(self.network)
+        print(f"\n| Round {self.state.round}: one stream of {params:,} parameters")
+        self.trainer.use(self.network)
+        distributed.check_equal(self.network)
 
     def rescale_once(self) -> None:
         """NR-BR at the start of the train phase, unless this network has had it."""
@@ -165,3 +188,8 @@ class Run:
         self.improved = False
         ends = states.at_phase_end(state, args.nr_target, args.nr_max_epochs, args.epochs)
         self.folder.show(state, due=ends or self.trainer.partial is not None)
+
+
+def gated(network: Network) -> bool:
+    """Whether cross-attention connects the streams of ``network``."""
+    return any(unit.form == "attention" for unit in network.modules() if isinstance(unit, ConvBN))

@@ -88,17 +88,19 @@ def evaluate(run: Run, test_batches) -> int:
 
 
 def give_up(run: Run, flag: str) -> int:
-    """The search never reached its target: say so, naming the flag that would help."""
+    """A search never reached its target: say so, naming the flag that would help."""
+    state = run.state
+    search = "the search" if state.round == 1 else f"the search of round {state.round}"
     distributed.warn(
-        f"Gave up the search after {run.state.epoch} epochs: utilization is"
-        f" {run.state.utilization:.4f}, the target {run.args.nr_target:g}; a larger {flag}"
+        f"Gave up {search} after {state.phase_epoch} epochs: utilization is"
+        f" {state.utilization:.4f}, the target {run.args.nr_target:g}; a larger {flag}"
         f" gets there sooner. The checkpoint is kept in {run.folder.path}."
     )
     return GAVE_UP
 
 
-def train(run: Run, train_batches, test_batches) -> int:
-    """The train phase, to its end, on a schedule that starts again; returns the exit status."""
+def train(run: Run, train_batches, test_batches) -> None:
+    """The train phase, to its end, on a schedule that starts again."""
     run.rescale_once()
     while run.state.phase_epoch < run.args.epochs:
         run.epoch(train_batches, test_batches)
@@ -106,4 +108,3 @@ def train(run: Run, train_batches, test_batches) -> int:
     if distributed.is_main():
         run.folder.complete()
     print(f"\nBest acc: {run.state.best_acc:.2f}")
-    return 0

@@ -6,6 +6,7 @@ from nr.rejuvenation import Report
 from utils.shown.meters import Figures
 from utils.training.options import NO_REJUVENATION
 
+ROUND_PICTURES = ("live", "scales", "widths")  # what of the state is drawn, a picture a round
 NO_ACCURACY = -1.0  # best_acc where no network is kept as the best: any other is better
 
 
@@ -13,11 +14,14 @@ NO_ACCURACY = -1.0  # best_acc where no network is kept as the best: any other i
 class RunState:
     """Where a run stands; saved and restored whole. Plain types only.
 
-    ``epoch``: the next one, from the start of the run; ``search_epochs``: 0 until rejuvenation;
-    ``utilization``: the last measured, 1 before the first; ``seconds``: spent on the epoch in
-    progress; ``rows``: of log.txt; ``live``: prunable layer -> live fraction of its outputs, a
-    dict for each search epoch; ``scales``: the histogram of trainer.scale_histogram for each;
-    ``widths``: (layer, before, survived, after) output channels.
+    ``epoch``: the next one, from the start of the run; ``round``: from 1, each a search and a
+    train phase; ``round_start``: the epochs before it. Of this round: ``search_epochs``: 0 until
+    rejuvenation; ``utilization``: the last measured, 1 before the first; ``live``: prunable layer
+    -> live fraction of its outputs, a dict for each search epoch; ``scales``: the histogram of
+    trainer.scale_histogram for each; ``widths``: (layer, before, survived, after) output channels.
+    ``past``: live, scales and widths of each round before it. ``macs``: multiply-adds of an image
+    through the trained, then the merged network, for each merging. ``seconds``: spent on the epoch
+    in progress; ``rows``: of log.txt.
     """
 
     phase: str
@@ -34,6 +38,10 @@ class RunState:
     live: list[dict] = field(default_factory=list)
     scales: list[list[int]] = field(default_factory=list)
     widths: list[list] = field(default_factory=list)
+    round: int = 1
+    round_start: int = 0
+    past: list[dict] = field(default_factory=list)
+    macs: list[int] = field(default_factory=list)
 
     @property
     def searching(self) -> bool:
@@ -42,7 +50,16 @@ class RunState:
     @property
     def phase_epoch(self) -> int:
         """The next epoch, counted from the start of its phase."""
-        return self.epoch - self.search_epochs
+        return self.epoch - self.round_start - self.search_epochs
+
+    @property
+    def suffix(self) -> str:
+        """What this round's files have in their names: nothing in the first."""
+        return round_suffix(self.round)
+
+
+def round_suffix(number: int) -> str:
+    return f"_round{number}" if number > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ def begin(seed: int, target: float, sparsity: float, first_epoch: int = 0) -> Ru
 
 
 def improves(state: RunState, top1: float) -> bool:
-    """Whether this accuracy, in percent, is the best of the train phase; a search has no best."""
+    """Whether this accuracy, in percent, is the best of all train phases; a search has no best."""
     return not state.searching and top1 > state.best_acc
 
 
@@ -120,11 +137,32 @@ def row(state: RunState, epoch: Epoch, top5: bool) -> dict:
 def after_rejuvenation(state: RunState, report: Report) -> RunState:
     """From the search to the train phase: λ = 0, the clock at 0."""
     widths = [[c.name, c.before[1], c.survived[1], c.after[1]] for c in report.layers]
-    return replace(state, phase="train", search_epochs=state.epoch, sparsity=0.0, widths=widths)
+    searched = state.phase_epoch
+    return replace(state, phase="train", search_epochs=searched, sparsity=0.0, widths=widths)
+
+
+def next_round(state: RunState, sparsity: float, macs: tuple[int, int]) -> RunState:
+    """From a train phase to the search of the next round, with λ = ``sparsity``, as at first.
+
+    ``macs``: multiply-adds of the network before and after its streams were merged.
+    """
+    shown = {name: getattr(state, name) for name in ROUND_PICTURES}
+    fresh = RunState("search", state.seed, sparsity=sparsity)
+    return replace(
+        fresh,
+        epoch=state.epoch,
+        round=state.round + 1,
+        round_start=state.epoch,
+        acc=state.acc,
+        best_acc=state.best_acc,
+        rows=state.rows,
+        past=[*state.past, shown],
+        macs=[*state.macs, *macs],
+    )
 
 
 def at_phase_end(state: RunState, target: float, max_epochs: int, epochs: int) -> bool:
     """Whether a phase has just ended: the search, by success or giving up, or the training."""
     if state.searching:
-        return state.utilization <= target or state.epoch >= max_epochs
+        return state.utilization <= target or state.phase_epoch >= max_epochs
     return state.phase_epoch in (0, epochs)
