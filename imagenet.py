@@ -13,6 +13,7 @@ from utils.data.photographs import TestBatches, TrainBatches, load_imagenet, mak
 from utils.machine import distributed
 from utils.training import options, script
 from utils.training.run import Run
+from utils.training.writer import finished
 
 LEAST_BATCH = 2  # images: VGG's hidden layers have batch norm over 1x1 maps
 LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times
@@ -61,6 +62,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     return args, options.check_network(parser, "imagenet", args)
 
 
+@finished()
 def main(argv: list[str] | None = None) -> int:
     args, keywords = parse(argv)
     devices = distributed.start(args.gpu_id)
