@@ -14,6 +14,7 @@ from utils.data.sets import load_cifar
 from utils.machine import distributed
 from utils.training import options, script
 from utils.training.run import Run
+from utils.training.writer import finished
 
 IMAGE_SIZE = 32  # pixels, H = W
 DATASETS = ("cifar10", "cifar100", "folder", "synthetic")
@@ -50,6 +51,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     return args, options.check_network(parser, "cifar", args)
 
 
+@finished()
 def main(argv: list[str] | None = None) -> int:
     args, keywords = parse(argv)
     devices = distributed.start(args.gpu_id)

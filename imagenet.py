@@ -20,6 +20,7 @@ from utils.errors import InputError
 from utils.machine import distributed
 from utils.training import options, script
 from utils.training.run import Run
+from utils.training.writer import finished
 
 LEAST_BATCH = 2  # images: VGG's hidden layers have batch norm over 1x1 maps
 LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times
@@ -104,6 +105,7 @@ def begin_pretrained(run: Run, source: str | bool) -> None:
         print("==> --pretrained: its classes are not as many, so the classifier begins afresh")
 
 
+@finished()
 def main(argv: list[str] | None = None) -> int:
     args, keywords = parse(argv)
     devices = distributed.start(args.gpu_id)

@@ -9,9 +9,10 @@ import errno
 import hashlib
 import io
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -129,10 +130,14 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def write_sealed(path: str | Path, payload: object) -> None:
-    """Write what torch.save writes, sealed and atomically. Raises FileError naming the path."""
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    write_atomically(Path(path), seal(buffer.getvalue()))
+    """Write what torch.save writes, sealed and atomically; the file is nowhere in memory.
+
+    Raises FileError naming the path.
+    """
+    with whole_file(Path(path)) as file:
+        archive = Sealing(file)
+        torch.save(payload, archive)
+        archive.seal()
 
 
 def read_sealed(path: str | Path) -> object:
@@ -148,11 +153,43 @@ def read_sealed(path: str | Path) -> object:
         raise FileError(f"{path}: not a checkpoint, or a damaged one") from error
 
 
-def seal(archive: bytes) -> bytes:
-    """A zip archive with the SHA-256 of its other bytes as its comment."""
-    length = SEAL_BYTES.to_bytes(2, "little")  # the last field of a zip without a comment
-    body = archive[:-2] + length
-    return body + SEAL + hashlib.sha256(body).hexdigest().encode()
+class Sealing:
+    """What torch.save writes a zip archive to, so that ``file`` holds it sealed.
+
+    An archive without a comment ends with the length of it, two bytes, which are held back. The
+    first error of ``file`` is raised by ``seal``: torch would turn some into errors of its own.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.hash, self.held = file, hashlib.sha256(), b""
+        self.error: OSError | None = None
+
+    def write(self, data: memoryview) -> int:
+        count = len(data)
+        if count < 2:
+            data, self.held = self.held + bytes(data), b""
+        self._pass_on(self.held)
+        self._pass_on(data[:-2])
+        self.held = bytes(data[-2:])
+        return count
+
+    def flush(self) -> None:
+        """The file is flushed when all is in it."""
+
+    def seal(self) -> None:
+        """Write the archive's comment, the SHA-256 of all bytes before it. Raises OSError."""
+        self._pass_on(SEAL_BYTES.to_bytes(2, "little"))
+        if self.error is not None:
+            raise self.error
+        self.file.write(SEAL + self.hash.hexdigest().encode())
+
+    def _pass_on(self, part: bytes | memoryview) -> None:
+        self.hash.update(part)
+        try:
+            if self.error is None:
+                self.file.write(part)
+        except OSError as error:
+            self.error = error
 
 
 def _check_seal(path: str | Path, data: bytes) -> None:
@@ -165,23 +202,33 @@ def _check_seal(path: str | Path, data: bytes) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path``: a temporary file beside it, fsync, rename, fsync of the folder.
+    """Put ``data`` at ``path``, as ``whole_file`` does."""
+    with whole_file(path) as file:
+        file.write(data)
 
-    Where a file system has no fsync, the rename alone has to do. Raises FileError naming the path
-    where the disk is full or the folder is read-only; an older file at ``path`` is then whole.
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """What the block writes is at ``path`` after it; if the block fails, nothing of it.
+
+    A temporary file beside it, fsync, rename, fsync of the folder. Where a file system has no
+    fsync, the rename alone has to do. Raises FileError naming the path where the disk is full or
+    the folder is read-only; an older file at ``path`` is then whole.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             _sync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise FileError(f"{path}: could not be written: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise FileError(f"{path}: could not be written: {error.strerror}") from error
+        raise
 
 
 def _sync_folder(folder: Path) -> None:

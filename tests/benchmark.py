@@ -34,6 +34,7 @@ from utils.data.batches import TrainBatches
 from utils.data.images import ImageSet
 from utils.machine.allocator import keep_freed_memory
 from utils.training.engine import stream_loss
+from utils.training.folder import RunFolder
 from utils.training.trainer import Trainer
 
 THREADS = 2  # of a CPU
@@ -374,6 +375,25 @@ def loader_row(rounds: int, device: torch.device) -> tuple:
     return "-", phase, f"{speed:.1f}", "-", f"{value:.2f}", "bare loop", 0.9
 
 
+def saving_row(rounds: int, device: torch.device) -> tuple:
+    """Seconds for which a run waits when an epoch is saved, beside those of the whole write."""
+    _, arch, keywords = NETWORKS["VGG-19"]
+    trainer = in_use(models.build("cifar", arch, **keywords), device)
+    stepper(trainer.model, trainer.optimizer, stream_loss, device, 2)()  # for the momentum
+    with tempfile.TemporaryDirectory() as path:
+        folder = RunFolder(Path(path))
+        steps = {
+            "blocked": timed(lambda: folder.save("saved", trainer.payload()), device),
+            "rest": timed(folder.writer.wait, device),
+        }
+        times = take_turns(steps, rounds)
+        size = Path(path, "saved").stat().st_size / 1e6
+    whole = statistics.median(map(sum, zip(*times.values(), strict=True)))
+    to = f"writing {size:.1f} MB in {whole:.2f} s"
+    blocked = f"{statistics.median(times['blocked']):.3f} s"
+    return "VGG-19", "blocked by saving", "-", "-", blocked, to, "0.3 s"
+
+
 def footprint(
     arch: str, keywords: dict, phase: str, device: str, batch: int, steps: int = 3
 ) -> tuple[int, int]:
@@ -420,6 +440,7 @@ def all_rows(
     yield from method_rows(rounds, device)
     yield augmentation_row(rounds, device)
     yield loader_row(min(rounds, 3), device)
+    yield saving_row(rounds, device)
     yield from footprint_rows(device)
 
 

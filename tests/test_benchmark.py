@@ -154,11 +154,18 @@ def test_the_whole_table(small, capsys):
     assert {len(row) for row in cells} == {len(benchmark.HEADER)}
     assert cells[0] == list(benchmark.HEADER) and set(cells[1]) == {"---"}
     eager = [phase for phase in benchmark.PHASES if "--compile" not in phase]
-    assert len(table) == 2 + 3 * len(eager) + 3 + 6
+    assert len(table) == 2 + 3 * len(eager) + 3 + 7
     rows = {(row[0], row[1]): row for row in cells}
     assert rows["-", "imagenet loader"][2] == "not measured"
     assert float(rows["VGG-19", "removed, checkpoint"][4]) < 1
     assert rows["ResNet-164", "nr.rejuvenate"][4].endswith(" ms")
+
+
+def test_what_saving_blocks_and_what_it_takes(small):
+    row = benchmark.saving_row(1, CPU)
+    blocked, whole = float(row[4].removesuffix(" s")), float(row[5].split()[4])
+    assert 0 < blocked <= whole + 0.01
+    assert row[5].startswith("writing 0.3 MB in ")  # weights of the narrow network and momentum
 
 
 @pytest.mark.skipif(not benchmark.IMAGENET.exists(), reason=f"{benchmark.IMAGENET} is not there")

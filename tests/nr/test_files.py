@@ -1,15 +1,19 @@
 """nr.files: any network of nr's units there and back, custom modules, hostile files, no utils."""
 
+import hashlib
+import io
 import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 
 import nr
-from nr.files import read_sealed, write_sealed
+from nr.files import Sealing, read_sealed, write_sealed
 from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual
 from tests.helpers import MODES, build, kill, logits_of, same_tensors, vary, worn
 from tests.running import ROOT
@@ -165,3 +169,15 @@ def test_nr_needs_neither_models_nor_utils(tmp_path):
     words = [sys.executable, "-c", ALONE, str(tmp_path / "a.pth"), str(tmp_path / "b.pth")]
     result = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
+
+
+@given(st.binary(min_size=2, max_size=40), st.lists(st.integers(0, 5), max_size=20))
+def test_an_archive_is_sealed_in_whatever_pieces_it_comes(archive, sizes):
+    file = io.BytesIO()
+    sealing, rest = Sealing(file), memoryview(archive)
+    for size in [*sizes, len(archive)]:
+        assert sealing.write(rest[:size]) == len(rest[:size])
+        rest = rest[size:]
+    sealing.seal()
+    body = archive[:-2] + (71).to_bytes(2, "little")  # "sha256:" and 64 digits
+    assert file.getvalue() == body + b"sha256:" + hashlib.sha256(body).hexdigest().encode()

@@ -1,10 +1,12 @@
 """training.checkpoint: there and back, all damage, structure, failures to write, streams."""
 
 import copy
+import io
 import os
 import pickle
 import random
 import resource
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 import models
 import nr
+from nr import files
 from tests.helpers import MODES, batch, described, dropped, logits_of, same_tensors, worn
 from utils.errors import InputError
 from utils.training import checkpoint
@@ -562,6 +565,43 @@ def test_a_previous_one_that_cannot_be_replaced_is_told_in_one_line(tmp_path):
     (tmp_path / "checkpoint.prev.pth.tar").mkdir()
     with pytest.raises(InputError, match=r"checkpoint\.prev\.pth\.tar: could not be written"):
         checkpoint.save_last(tmp_path, small(epoch=1))
+
+
+@pytest.mark.parametrize("after", [0, 1, 10, 1000])
+def test_a_disk_that_fills_at_any_write_is_told_in_one_line(monkeypatch, path, after):
+    """Also while torch ends its archive, where it would make an error of its own of it."""
+    left = after
+
+    class Full(io.BytesIO):
+        def write(self, data):
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise OSError(28, "No space left on device")
+            return super().write(data)
+
+        def fileno(self):
+            return 0
+
+    with monkeypatch.context() as patch, pytest.raises(InputError) as error:
+        counted, left = Full(), 10**6
+        torch.save(small(), files.Sealing(counted))
+        writes = 10**6 - left
+        left = after if after < 1000 else writes - 1
+        patch.setattr("builtins.open", lambda *_: Full())
+        checkpoint.save(path, small())
+    assert str(error.value) == f"{path}: could not be written: No space left on device"
+
+
+def test_saving_takes_no_memory_for_the_archive(path):
+    """Of Python's own; torch's tensors are not counted."""
+    payload = small(state_dict={"weight": torch.zeros(2**22)})  # 16 MiB
+    tracemalloc.start()
+    checkpoint.save(path, payload)
+    checkpoint.save_last(path.parent, payload)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert path.stat().st_size > 2**24 and peak < 2**21
 
 
 # Random generators.

@@ -28,6 +28,12 @@ def payload(epoch: int) -> dict:
     return empty | {"format": checkpoint.FORMAT, "epoch": epoch, "run": {"seed": 7}}
 
 
+def saved(run: RunFolder, epoch: int, best: bool = False) -> None:
+    """Save the last checkpoint of a run that has no rows yet, and wait for it."""
+    run.save_last(payload(epoch), RunState("search", 7), best=best, due=False)
+    run.writer.wait()
+
+
 def leave_a_run(folder: Path) -> list[str]:
     """A file of every name that runs leave; returns the names."""
     names = [checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST, checkpoint.DAMAGED]
@@ -61,8 +67,8 @@ def test_what_resume_finds(tmp_path, capsys):
     with pytest.raises(InputError, match=r"there is no .*checkpoint\.pth\.tar"):
         run.find("auto", needed=True)
     run.save("named.pth.tar", payload(1))
-    run.save_last(payload(2), best=True)
-    run.save_last(payload(3), best=False)
+    saved(run, 2, best=True)
+    saved(run, 3)
     names = ("named.pth.tar", checkpoint.BEST, checkpoint.PREVIOUS, checkpoint.LAST)
     assert [run.find(str(tmp_path / n), needed=True)[1]["epoch"] for n in names] == [1, 2, 2, 3]
     assert run.find("auto", needed=True) == (tmp_path / checkpoint.LAST, payload(3))
@@ -72,8 +78,8 @@ def test_what_resume_finds(tmp_path, capsys):
 def test_a_damaged_last_checkpoint_gives_way_to_the_one_before(tmp_path):
     """Looked for or named, it must not take the place of the good one at the next save."""
     run = RunFolder(tmp_path)
-    run.save_last(payload(1), best=False)
-    run.save_last(payload(2), best=False)
+    saved(run, 1)
+    saved(run, 2)
     last, previous = tmp_path / checkpoint.LAST, tmp_path / checkpoint.PREVIOUS
     last.write_bytes(b"rubbish")
     run.claim(previous, payload(1))
@@ -131,8 +137,8 @@ def test_only_what_runs_leave_is_removed_or_put_aside(tmp_path, monkeypatch):
 
 def test_the_best_is_there_after_a_train_phase(tmp_path):
     run = RunFolder(tmp_path)
-    run.save_last(payload(1), best=True)
-    run.save_last(payload(2), best=False)
+    saved(run, 1, best=True)
+    saved(run, 2)
     run.complete()
     assert checkpoint.read(tmp_path / checkpoint.BEST)["epoch"] == 1
     (tmp_path / checkpoint.BEST).unlink()
@@ -143,7 +149,7 @@ def test_the_best_is_there_after_a_train_phase(tmp_path):
 def test_a_description_without_a_command_line(tmp_path, monkeypatch):
     """As some programs that embed Python have it."""
     monkeypatch.setattr(sys, "argv", [])
-    RunFolder(tmp_path).save_last(payload(1), best=False)
+    saved(RunFolder(tmp_path), 1)
     assert json.loads((tmp_path / "run.json").read_text())["command"] == "''"
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import random
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +16,7 @@ from torch import Tensor
 from nr import files
 from nr.layers import Network
 from utils.errors import InputError
-from utils.files import telling, write_atomically
+from utils.files import telling
 from utils.machine import distributed
 from utils.training.older import upgraded
 
@@ -64,7 +65,8 @@ def keep_as(path: Path, name: Path) -> None:
         try:
             os.link(path, link)
         except OSError:
-            write_atomically(name, path.read_bytes())
+            with telling(), open(path, "rb") as source, files.whole_file(name) as copy:
+                shutil.copyfileobj(source, copy)
         else:
             os.replace(link, name)
             link.unlink(missing_ok=True)  # the rename does nothing where both are one file

@@ -4,6 +4,8 @@ import json
 import shlex
 import sys
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from nr.utilization import DEAD_RATIO
@@ -13,15 +15,20 @@ from utils.shown import plots
 from utils.shown.log import read_log, write_log
 from utils.training import checkpoint, claim
 from utils.training.state import ROUND_PICTURES, RunState, round_suffix
+from utils.training.writer import Writer
 
 DRAWING_SHARE = 0.05  # of a run's time, at most
 
 
 class RunFolder:
-    """A folder of checkpoints, log and pictures; ``reserve`` comes first, before any work."""
+    """A folder of checkpoints, log and pictures; ``reserve`` comes first, before any work.
+
+    ``save`` and ``save_last`` return before the files are there: ``writer`` makes them, one after
+    another. They and what asks for the files raise InputError where the write before has failed.
+    """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.writer = path, Writer()
         self.started, self.drawing = time.perf_counter(), 0.0  # seconds spent on pictures
 
     def find(self, resume: str | None, needed: bool) -> tuple[Path, dict] | None:
@@ -52,6 +59,7 @@ class RunFolder:
         claim.claim(self.path, resumed, payload)
 
     def has_best(self) -> bool:
+        self.writer.wait()
         return (self.path / checkpoint.BEST).exists()
 
     def complete(self) -> None:
@@ -61,12 +69,21 @@ class RunFolder:
 
     def save(self, name: str, payload: dict) -> None:
         """Write the checkpoint ``name``."""
-        checkpoint.save(self.path / name, payload)
+        self.writer.write(payload, partial(checkpoint.save, self.path / name))
 
-    def save_last(self, payload: dict, best: bool) -> None:
-        """Write the last checkpoint, keeping the one before it; the best if it is; run.json."""
-        checkpoint.save_last(self.path, payload, best=best)
-        self._describe(payload)
+    def save_last(self, payload: dict, state: RunState, best: bool, due: bool) -> None:
+        """Write the last checkpoint, keeping the one before it, and what describes it after it.
+
+        ``best``: it is the best, too; ``state``, ``due``: as in ``show``.
+        """
+        state = replace(state)  # the run changes its own
+
+        def write(payload: dict) -> None:
+            checkpoint.save_last(self.path, payload, best=best)
+            self._describe(payload)
+            self.show(state, due)
+
+        self.writer.write(payload, write)
 
     def catch_up(self, payload: dict, state: RunState) -> None:
         """Write run.json and log.txt again where they do not belong to the last checkpoint.

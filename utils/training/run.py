@@ -165,7 +165,7 @@ class Run:
         print(f"| Rescaled: batch-norm scales of at least {target:g}")
 
     def save(self, name: str | None = None) -> None:
-        """Write checkpoint ``name``, or, without one, everything that an epoch leaves behind."""
+        """Begin to write checkpoint ``name``, or, without one, all that an epoch leaves behind."""
         args, state = self.args, self.state
         payload = {
             "format": checkpoint.FORMAT,
@@ -184,10 +184,10 @@ class Run:
         if name is not None:
             self.folder.save(name, payload)
             return
-        self.folder.save_last(payload, best=self.improved)
-        self.improved = False
         ends = states.at_phase_end(state, args.nr_target, args.nr_max_epochs, args.epochs)
-        self.folder.show(state, due=ends or self.trainer.partial is not None)
+        due = ends or self.trainer.partial is not None
+        self.folder.save_last(payload, state, best=self.improved, due=due)
+        self.improved = False
 
 
 def gated(network: Network) -> bool:

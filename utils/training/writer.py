@@ -1,0 +1,91 @@
+"""Saving beside the training: a copy of what is saved, and a thread that writes it."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+
+class Writer:
+    """Writes one thing after another in a thread, while the thread that it belongs to goes on.
+
+    What a write raises is raised in that thread: at its next write, or when it waits.
+    """
+
+    def __init__(self):
+        self.thread: threading.Thread | None = None
+        self.error: BaseException | None = None
+        if _mine.stack is not None:
+            _mine.stack.callback(self.wait)
+
+    def write(self, payload: dict, work: Callable[[dict], None]) -> None:
+        """Begin ``work`` with a copy of ``payload``, once what was begun before is done.
+
+        So there is one copy at a time. The caller may change the payload's tensors at once.
+        """
+        self.wait()
+        arguments = (work, copied(payload))
+        self.thread = threading.Thread(target=self._work, args=arguments, name="writer")
+        self.thread.start()
+
+    def wait(self) -> None:
+        """Until what was begun is done; raises what that raised, once."""
+        if self.thread is None:
+            return
+        self.thread.join()
+        error, self.thread, self.error = self.error, None, None
+        if error is not None:
+            raise error
+
+    def _work(self, work: Callable[[dict], None], payload: dict) -> None:
+        try:
+            work(payload)
+        except BaseException as error:  # for the thread that has begun it, whatever it is
+            self.error = error
+
+
+class _Mine(threading.local):
+    """What is to be waited for in this thread: runs in other threads have their own."""
+
+    stack: ExitStack | None = None
+
+
+_mine = _Mine()
+
+
+@contextmanager
+def finished() -> Iterator[None]:
+    """However the block ends, what the writers made in it have begun is done then.
+
+    A write that has failed is the block's error, whatever else came after it.
+    """
+    outer = _mine.stack
+    try:
+        with ExitStack() as _mine.stack:
+            yield
+    finally:
+        _mine.stack = outer
+
+
+def copied(payload: dict) -> dict:
+    """A copy of plain values and tensors, these in the memory of the host, waited for once."""
+    copy = _copied(payload)
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return copy
+
+
+def _copied(value: object) -> object:
+    if isinstance(value, Tensor) and value.device.type == "cpu":
+        # By numpy, with one thread: those of torch wait for each other at every tensor, on a busy
+        # machine ten times as long.
+        return torch.from_numpy(value.detach().numpy().copy(order="K"))
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_copied, value))
+    return value
