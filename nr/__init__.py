@@ -1,8 +1,9 @@
 """Neural Rejuvenation: measure utilization, penalise scales, rebuild at the same budget."""
 
+from nr.conversion import convert
 from nr.counting import count_macs, count_params
 from nr.files import FileError, load, save
-from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual
+from nr.layers import Chain, Classifier, Concat, Conv, ConvBN, Network, Residual
 from nr.merging import merge
 from nr.rejuvenation import rejuvenate
 from nr.rescaling import rescale
@@ -16,11 +17,13 @@ __all__ = [
     "Chain",
     "Classifier",
     "Concat",
+    "Conv",
     "ConvBN",
     "FileError",
     "Network",
     "Residual",
     "build",
+    "convert",
     "count_macs",
     "count_params",
     "grow_sparsity",

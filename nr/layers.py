@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nr.norms import BatchNorm, Bias, norm_like, take_after
+
 Streams = tuple[Tensor, ...]
 
 # The convolutions of a ConvBN in each form: (input streams read, output streams written).
@@ -25,35 +27,17 @@ FORMS: dict[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = {
 }
 CROSS = ("removed", "attention", "full")  # the forms of a rejuvenated network
 PRUNED = "none"  # in the place of one of CROSS: no rejuvenated channels, so no second stream
+ACTIVATIONS = ("relu", None)  # of a sum
 REJUVENATED_GAMMA = 0.5  # γ of a rejuvenated channel at birth
-
-
-class BatchNorm(nn.BatchNorm2d):
-    """torch's batch norm without its count of batches, which is one small operation a pass.
-
-    Only ``momentum=None`` would read the count. Files that hold it load.
-    """
-
-    def __init__(self, num_features: int, **options):
-        super().__init__(num_features, **options)
-        self.num_batches_tracked = None
-        self.register_load_state_dict_pre_hook(_drop_count)
-
-    def reset_running_stats(self) -> None:
-        self.running_mean.zero_()
-        self.running_var.fill_(1)
-
-
-def _drop_count(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
-    """Take the count of batches, which torch's loading adds where it misses it, out again."""
-    state_dict.pop(f"{prefix}num_batches_tracked", None)
 
 
 class ConvBN(nn.Module):
     """A convolution without bias and its batch norm: the unit that is measured and rebuilt.
 
-    ``padding``: None keeps the size at stride 1. ``gamma``: the initial batch-norm scale; ``eps``
-    and ``momentum`` are the batch norm's. Raises ValueError for a window that is not square.
+    ``padding``: None keeps the size at stride 1. ``groups``: as of nn.Conv2d; a group lives, dies
+    and grows as a whole, and no connection leads from one to another. ``gamma``: the initial
+    batch-norm scale; ``eps`` and ``momentum`` are the batch norm's. Raises ValueError for a window
+    that is not square, and for groups that do not divide the channels.
 
     A 1x1 convolution of stride s takes every s-th pixel and convolves them with stride 1: the same
     numbers, where the strided form's weight gradient is wrong, or crashes, on CPUs in channels-last
@@ -68,6 +52,7 @@ class ConvBN(nn.Module):
         stride: int = 1,
         *,
         padding: int | None = None,
+        groups: int = 1,
         gamma: float = 1.0,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
@@ -79,6 +64,7 @@ class ConvBN(nn.Module):
         self.padding = _square("padding", padding, 0)
         # Pixels between those that are read; the convolution strides over the rest.
         self.step = self.stride if self.kernel_size == 1 and self.padding == 0 else 1
+        self.group = _group(in_channels, out_channels, groups)
         self.gamma, self.eps, self.momentum = gamma, eps, momentum
         self.build("plain", (in_channels,), (out_channels,))
 
@@ -96,21 +82,34 @@ class ConvBN(nn.Module):
                 self.kernel_size,
                 self.stride // self.step,
                 self.padding,
+                groups=self.groups(sum(in_channels[i] for i in reads)),
                 bias=False,
             )
             for reads, writes in FORMS[form]
         )
-        fresh = nn.BatchNorm2d if self.momentum is None else BatchNorm  # only None needs the count
         self.norms = nn.ModuleList(
-            norm_like(old["norms"][0], width)
-            if old
-            else fresh(width, eps=self.eps, momentum=self.momentum)
+            norm_like(old["norms"][0], width) if old else self.fresh_norm(width)
             for width in out_channels
         )
         self.reset_parameters()
         for name, layers in old.items():
             for layer in self._modules[name].train(layers.training):
                 take_after(layer, layers[0])
+
+    def fresh_norm(self, width: int) -> nn.Module:
+        fresh = nn.BatchNorm2d if self.momentum is None else BatchNorm  # only None needs the count
+        return fresh(width, eps=self.eps, momentum=self.momentum)
+
+    def spread(self, inputs: Tensor) -> Tensor:
+        """A value for each input channel [i], as a factor for a weight: [1 or o, i, 1, 1]."""
+        rows = inputs[None]
+        if self.group is not None:
+            rows = inputs.view(-1, self.group[0]).repeat_interleave(self.group[1], dim=0)
+        return rows[:, :, None, None]
+
+    def groups(self, in_channels: int) -> int:
+        """The groups of so many input channels."""
+        return 1 if self.group is None else in_channels // self.group[0]
 
     def remade(
         self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]
@@ -133,18 +132,25 @@ class ConvBN(nn.Module):
         for i, o, block in self.blocks():
             block.normal_(0, std) if i == o else block.zero_()
         for norm, gamma in zip(self.norms, (self.gamma, REJUVENATED_GAMMA), strict=False):
-            norm.reset_parameters()
-            norm.weight.fill_(gamma)
+            if isinstance(norm, Bias):
+                norm.bias.zero_()
+            else:
+                norm.reset_parameters()
+                norm.weight.fill_(gamma)
 
     def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield (input stream, output stream, weight [o, i, k, k]) of every block that exists.
 
-        The weights are views without gradient: writing to them changes the network.
+        With groups i counts the channels of one. The weights are views without gradient: writing
+        to them changes the network.
         """
         for conv, (reads, writes) in zip(self.convs, FORMS[self.form], strict=True):
             rows = conv.weight.detach().split([self.out_channels[o] for o in writes], dim=0)
             for o, row in zip(writes, rows, strict=True):
-                columns = row.split([self.in_channels[i] for i in reads], dim=1)
+                grouped = self.group is not None  # then each convolution reads one stream
+                columns = row.split(
+                    [row.shape[1] if grouped else self.in_channels[i] for i in reads], dim=1
+                )
                 for i, block in zip(reads, columns, strict=True):
                     yield i, o, block
 
@@ -166,29 +172,33 @@ class ConvBN(nn.Module):
         return f"{self.form}, {self.in_channels} -> {self.out_channels}"
 
 
+class Conv(ConvBN):
+    """A convolution with a bias and no batch norm: all its outputs count as live, as in a sum.
+
+    For hidden linear layers: the first, as a window over the whole map without padding, takes the
+    place of a flatten and an nn.Linear; the next ones are 1x1.
+    """
+
+    def fresh_norm(self, width: int) -> nn.Module:
+        return Bias(width)
+
+
+def _group(in_channels: int, out_channels: int, groups: int) -> tuple[int, int] | None:
+    """(input, output) channels of one group, None where there is only one group."""
+    if type(groups) is not int or groups < 1 or in_channels % groups or out_channels % groups:
+        raise ValueError(
+            f"ConvBN: groups {groups!r}: {in_channels} and {out_channels} channels do not divide"
+            " into so many"
+        )
+    return None if groups == 1 else (in_channels // groups, out_channels // groups)
+
+
 def _square(what: str, value: object, least: int) -> int:
     """A window's size as one int. Raises ValueError for anything but an int or a square pair."""
     pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(pair) != 2 or pair[0] != pair[1] or type(pair[0]) is not int or pair[0] < least:
         raise ValueError(f"ConvBN: {what} {value!r}: a square window is needed, one int >= {least}")
     return pair[0]
-
-
-def norm_like(norm: nn.Module, width: int) -> nn.Module:
-    """A fresh batch norm of the class, eps and momentum of ``norm``."""
-    fresh = type(norm)(width, eps=norm.eps, momentum=norm.momentum)
-    if isinstance(norm, nn.SyncBatchNorm):
-        fresh.process_group = norm.process_group
-        fresh._non_persistent_buffers_set = norm._non_persistent_buffers_set.copy()
-    return fresh
-
-
-def take_after(layer: nn.Module, old: nn.Module) -> None:
-    """Give ``layer`` the device, precision, mode and frozen parameters of ``old``."""
-    layer.to(old.weight.device, old.weight.dtype).train(old.training)
-    for name, parameter in old.named_parameters():
-        if name in layer._parameters and layer._parameters[name] is not None:
-            layer._parameters[name].requires_grad_(parameter.requires_grad)
 
 
 def gate(own: Tensor, cross: Tensor) -> Tensor:
@@ -212,19 +222,28 @@ class Residual(nn.Module):
     """relu(branch(x) + shortcut(x)), stream by stream; a dead branch (None) adds nothing.
 
     ``branch`` ends in a ConvBN; ``shortcut`` is a ConvBN or a Chain, or None for the identity. All
-    that it reads and adds counts as live: nr.wiring infers it.
+    that it reads and adds counts as live: nr.wiring infers it. ``activation``: None leaves the sum
+    as it is, for linear bottlenecks. Raises ValueError for another one than "relu" or None.
     """
 
-    def __init__(self, branch: nn.Module | None, shortcut: nn.Module | None = None):
+    def __init__(
+        self,
+        branch: nn.Module | None,
+        shortcut: nn.Module | None = None,
+        activation: str | None = "relu",
+    ):
         super().__init__()
-        self.branch, self.shortcut = branch, shortcut
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"Residual: activation {activation!r} is neither 'relu' nor None")
+        self.branch, self.shortcut, self.activation = branch, shortcut, activation
 
     def forward(self, x: Streams) -> Streams:
         shortcut = x if self.shortcut is None else on_streams(self.shortcut, x)
         if self.branch is None:
-            return tuple(map(F.relu, shortcut))
+            return shortcut if self.activation is None else tuple(map(F.relu, shortcut))
         branch = on_streams(self.branch, x)
-        return tuple(F.relu_(b.add_(s)) for b, s in zip(branch, shortcut, strict=True))
+        sums = (b.add_(s) for b, s in zip(branch, shortcut, strict=True))
+        return tuple(sums if self.activation is None else map(F.relu_, sums))
 
 
 class Concat(nn.Module):

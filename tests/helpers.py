@@ -144,7 +144,8 @@ def silence(model: Network) -> None:
     masks = live_masks(placed)
     for layer in placed:
         for norm, live in zip(layer.unit.norms, masks[layer.name], strict=True):
-            norm.weight[~live] = 0
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.weight[~live] = 0
             norm.bias[~live] = 0
 
 

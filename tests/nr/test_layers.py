@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 import nr
-from nr.layers import BatchNorm, Chain, Classifier, Concat, ConvBN, Network, Residual, gate
+from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual, gate
+from nr.norms import BatchNorm
 from tests.helpers import (
     CLASSES,
     FAMILIES,

@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nr.layers import BatchNorm
+from nr.norms import BatchNorm
 
 
 class WholeBatchNorm2d(BatchNorm):
