@@ -2,9 +2,10 @@
 
 from torch import nn
 
-from nr.layers import FORMS, Classifier, Conv, ConvBN, Network, is_chain
+from nr.layers import Classifier, Network, is_chain
 from nr.norms import Bias
 from nr.plain import Size
+from nr.units import FORMS, Conv, ConvBN
 
 LARGEST_SIDE = 2**16  # pixels; a larger map is a mistake
 

@@ -11,15 +11,14 @@ import torch
 from torch import fx, nn
 
 from nr.checks import image_hw
-from nr.layers import Chain, Classifier, Concat, Conv, ConvBN, Network, Residual
+from nr.layers import Chain, Classifier, Concat, Network, Residual
 from nr.norms import norm_like, take_after
 from nr.plain import KINDS, Size
-from nr.tracing import CATS, FLATTENS, MEANS, PLAIN, SUMS, Graph, inputs, readers, shape
+from nr.tracing import BATCH_NORMS, CATS, PLAIN, SUMS, Graph, inputs, readers, shape
+from nr.units import Conv, ConvBN
 from nr.wiring import wiring
 
 Named = list[tuple[str, nn.Module]]
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
-SPATIAL = ({2, 3}, {-1, -2})  # dimensions whose mean is a global average pooling
 
 
 def convert(model: nn.Module, image_size: int | Size) -> Network:
@@ -45,8 +44,10 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
     first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
     if first is None:
         raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
+    graph = Graph(model, first.in_channels, size)
+    graph.check()
     with torch.no_grad():
-        network = _Converter(Graph(model, first.in_channels, size)).network(size)
+        network = _Converter(graph).network()
     network.image_size = image_size if isinstance(image_size, int) else size
     network.train(model.training)
     if all(layer.fixed for layer in wiring(network).layers):
@@ -64,7 +65,7 @@ class _Converter:
         self.graph = graph
         self.taken: set[str] = set()  # modules with weights that have become part of a unit
 
-    def network(self, size: Size) -> Network:
+    def network(self) -> Network:
         """The whole network: features up to the last linear layer, which is the classifier."""
         output, image = self.graph.nodes[-1], self.graph.nodes[0]
         last = output.args[0]
@@ -88,7 +89,7 @@ class _Converter:
         self.take(last)
         own.weight.copy_(linear.weight)
         _copy_bias(own.bias, linear)
-        return Network(features, classifier, size[0])
+        return Network(features, classifier, shape(image)[-1])
 
     def chain(self, node: fx.Node, start: fx.Node, prefix: str) -> Named:
         """The modules from ``start`` to ``node``, by name."""
@@ -109,7 +110,7 @@ class _Converter:
             return [(name, self.conv(node, module))], before
         if type(module) is nn.Linear:
             return [(name, self.hidden(node, module))], before
-        if self.is_flatten(node):
+        if self.graph.is_flatten(node):
             return [], before
         if module is not None:
             return [(name, self.plain(node, module))], before
@@ -120,21 +121,16 @@ class _Converter:
         if target in SUMS and len(inputs(node)) == 2:
             return self.residual(node, node, None)
         if target in CATS:
-            return self.concat(node)
-        if target in MEANS and self.is_global_mean(node):
+            return ([], before) if len(node.args[0]) == 1 else self.concat(node)
+        if self.graph.is_global_mean(node):
             return [(name, nn.AdaptiveAvgPool2d(1))], before
-        raise ValueError(f"{self.graph.name(node)}: {_reason(node)}")
+        what = getattr(target, "__name__", target)
+        raise ValueError(f"{self.graph.name(node)}: {what} is not known to nr: use nn modules")
 
     def unit(self, node: fx.Node) -> tuple[Named, fx.Node]:
         """A convolution and the batch norm ``node`` after it."""
         norm, before = self.graph.module(node), node.args[0]
         conv = self.graph.module(before)
-        if not isinstance(conv, nn.Conv2d) or len(list(readers(before))) > 1:
-            raise ValueError(
-                f"{node.target}: this batch norm does not follow a convolution of its own"
-                " (pre-activation order, as in torchvision's densenet), and only scales right after"
-                " a convolution are measured: use conv-BN-ReLU order, as models.imagenet does"
-            )
         if norm.weight is None or norm.running_mean is None:
             raise ValueError(
                 f"{node.target}: has no scale or no running statistics: affine=True and"
@@ -198,7 +194,7 @@ class _Converter:
         """Channels and side of the square map that a linear layer reads, flattened."""
         before = node.args[0]
         while len(shape(before)) == 2:
-            if type(self.graph.module(before)) is nn.Linear:
+            if type(self.graph.module(before)) is nn.Linear or self.graph.is_global_mean(before):
                 return shape(before)[1], 1
             before = self.graph.dominator[before]
         channels, *sides = shape(before)[1:]
@@ -252,27 +248,9 @@ class _Converter:
 
     def concat(self, node: fx.Node) -> tuple[Named, fx.Node]:
         """An activation and, behind it, what is made of it."""
-        fork, parts = self.graph.dominator[node], node.args[0]
-        if len(parts) != 2 or parts[0] is not fork or parts[1] is fork or _dimension(node) != 1:
-            raise ValueError(
-                f"{self.graph.name(node)}: concatenates {len(parts)} activations other than one and"
-                " what is made of it (n-way, as in googlenet, inception and squeezenet): nr.Concat"
-                " only puts a branch of an activation behind it"
-            )
-        branch = self.chain(parts[1], fork, self.graph.block(node) + "_")
+        fork = self.graph.dominator[node]
+        branch = self.chain(node.args[0][1], fork, self.graph.block(node) + "_")
         return [(self.graph.block(node), Concat(_chain(branch)))], fork
-
-    def is_flatten(self, node: fx.Node) -> bool:
-        """Whether the node makes [B, C·H·W] of [B, C, H, W]."""
-        if node.target not in FLATTENS and type(self.graph.module(node)) is not nn.Flatten:
-            return False
-        before = self.graph.dominator[node]
-        return shape(node) == (shape(before)[0], shape(before)[1:].numel())
-
-    def is_global_mean(self, node: fx.Node) -> bool:
-        """Whether the node is the mean over H and W."""
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        return isinstance(dims, list | tuple) and {*dims} in SPATIAL
 
     def take(self, node: fx.Node) -> None:
         """Refuse a module that is called twice: its copies would not share their weights."""
@@ -282,25 +260,6 @@ class _Converter:
                 " weights of its own: use a module for each"
             )
         self.taken.add(node.target)
-
-
-def _reason(node: fx.Node) -> str:
-    """Why the operation of ``node`` has no exact form in units."""
-    name = getattr(node.target, "__name__", str(node.target))
-    if name in ("mul", "mul_", "imul"):
-        return (
-            "multiplies two activations (squeeze-excite, as in efficientnet, regnet_y and"
-            " mobilenet_v3), which ties every channel to all others: only sums and concatenations"
-            " can be rebuilt; use a variant without it"
-        )
-    if name in ("chunk", "split", "transpose", "permute", "getitem"):
-        return (
-            f"{name} splits or shuffles channels (as in shufflenet), which would not stay in their"
-            " places when the widths change: use a variant without it"
-        )
-    if name == "dropout":
-        return "a functional dropout, whose mode tracing fixes: use nn.Dropout"
-    return f"{name} is not known to nr: use nn modules for it"
 
 
 def _units(named: Named) -> int:
@@ -329,7 +288,3 @@ def _copy_bias(bias: nn.Parameter, layer: nn.Conv2d | nn.Linear) -> None:
         bias.zero_().requires_grad_(False)
     else:
         bias.copy_(layer.bias).requires_grad_(layer.bias.requires_grad)
-
-
-def _dimension(node: fx.Node) -> int:
-    return node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from nr.layers import Classifier, ConvBN, Network
+from nr.layers import Classifier, Network
+from nr.units import ConvBN
 from nr.wiring import IMAGE, Layer, Wiring, gather_widths
 
 

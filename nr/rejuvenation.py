@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from nr.counting import count_params
-from nr.layers import CROSS, PRUNED, Classifier, ConvBN, Network
+from nr.layers import Classifier, Network
 from nr.plain import Size
 from nr.rebuilding import remade, swap
 from nr.rounding import multiples, new_widths, round_up
+from nr.units import CROSS, PRUNED, ConvBN
 from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
 from nr.wiring import IMAGE, Layer, Wiring, gather, image_channels, wiring
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from nr.checks import image_hw
-from nr.layers import FORMS, Chain, Classifier, Concat, Conv, ConvBN, Network, Residual, is_chain
+from nr.layers import Chain, Classifier, Concat, Network, Residual, is_chain
 from nr.plain import BY_NAME, KINDS
+from nr.units import FORMS, Conv, ConvBN
 from nr.wiring import wiring
 
 VERSION = 1

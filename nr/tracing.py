@@ -36,6 +36,11 @@ SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CATS = (torch.cat, torch.concat)
 FLATTENS = (torch.flatten, "flatten", "view", "reshape", torch.reshape)
 MEANS = (torch.mean, "mean")
+SPATIAL = ({2, 3}, {-1, -2})  # dimensions whose mean is a global average pooling
+MULTIPLIES = ("mul", "mul_", "imul", "matmul", "bmm", "einsum")
+MOVES = ("chunk", "split", "transpose", "permute", "getitem", "channel_shuffle")
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
 
 
 class Graph:
@@ -62,10 +67,12 @@ class Graph:
             ) from error
         self.nodes = list(graph.nodes)
         self.dominator = _dominators(self.nodes)
-        self.check_use()
 
-    def check_use(self) -> None:
-        """Refuse what a graph of values does not show: what is changed where it stands."""
+    def check(self) -> None:
+        """Refuse, in the order of computation, what has no exact form in units."""
+        for node in self.nodes[:-1]:
+            if reason := self.reason(node):
+                raise ValueError(f"{self.name(node)}: {reason}")
         for node in self.nodes[:-1]:
             if SHAPE in node.meta and not list(readers(node)):
                 raise ValueError(f"{self.name(node)}: what it gives is not used: leave it out")
@@ -76,6 +83,66 @@ class Graph:
                 raise ValueError(
                     f"{self.name(node)}: changes in place what others read too: use inplace=False"
                 )
+
+    def reason(self, node: fx.Node) -> str | None:
+        """Why the operation of ``node``, whatever is around it, has no exact form in units."""
+        name = getattr(node.target, "__name__", str(node.target))
+        if isinstance(self.module(node), NORMS):
+            kind = type(self.module(node)).__name__
+            return (
+                f"{kind} (as in convnext and transformers) is over all channels, so none can go"
+                " alone: only networks with batch norm after their convolutions can be converted"
+            )
+        if isinstance(self.module(node), BATCH_NORMS):
+            before = node.args[0]
+            if not isinstance(self.module(before), nn.Conv2d) or len(list(readers(before))) > 1:
+                return (
+                    "this batch norm does not follow a convolution of its own (pre-activation"
+                    " order, as in torchvision's densenet), and only scales right after one are"
+                    " measured: use conv-BN-ReLU order, as models.imagenet does"
+                )
+        if node.op not in ("call_function", "call_method"):
+            return None
+        if name in MULTIPLIES:
+            return (
+                f"{name} multiplies activations (squeeze-excite, as in efficientnet, regnet_y and"
+                " mobilenet_v3), which ties each channel to all others: use a variant without it"
+            )
+        if name in MOVES or (node.target in FLATTENS and not self.is_flatten(node)):
+            return (
+                f"{name} splits or moves channels (to shuffle them as in shufflenet, or for the"
+                " LayerNorm of convnext and transformers), so they do not stay in their places when"
+                " widths change: use a variant without it"
+            )
+        if node.target in CATS and not self.is_concat(node):
+            return (
+                f"concatenates {len(node.args[0])} activations other than one and what is made of"
+                " it (n-way, as in googlenet, inception, squeezenet and shufflenet): only a branch"
+                " of an activation can be put behind it"
+            )
+        if name == "dropout":
+            return "the mode of a functional dropout is fixed by tracing: use nn.Dropout"
+        return None
+
+    def is_flatten(self, node: fx.Node) -> bool:
+        """Whether the node makes [B, C·H·W] of [B, C, H, W]."""
+        if node.target not in FLATTENS and type(self.module(node)) is not nn.Flatten:
+            return False
+        before = self.dominator[node]
+        return shape(node) == (shape(before)[0], shape(before)[1:].numel())
+
+    def is_concat(self, node: fx.Node) -> bool:
+        """Whether the node puts what is made of an activation behind it."""
+        parts, fork = node.args[0], self.dominator[node]
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        if len(parts) == 1:
+            return True  # as it is
+        return len(parts) == 2 and parts[0] is fork and parts[1] is not fork and dim == 1
+
+    def is_global_mean(self, node: fx.Node) -> bool:
+        """Whether the node is the mean over H and W."""
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        return node.target in MEANS and isinstance(dims, list | tuple) and {*dims} in SPATIAL
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls."""

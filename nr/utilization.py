@@ -9,9 +9,10 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from nr.layers import FORMS, Network
+from nr.layers import Network
 from nr.norms import Bias
 from nr.plain import Size
+from nr.units import FORMS
 from nr.wiring import IMAGE, Layer, gather, image_channels, wiring
 
 DEAD_RATIO = 1e-2  # a channel is dead below this fraction of its layer's max |γ| (spec section 3)

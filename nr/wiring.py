@@ -20,19 +20,10 @@ from nr.checks import (
     ends_in_unit,
     image_hw,
 )
-from nr.layers import (
-    STREAM_MODULES,
-    Chain,
-    Classifier,
-    Concat,
-    Conv,
-    ConvBN,
-    Network,
-    Residual,
-    is_chain,
-)
+from nr.layers import STREAM_MODULES, Chain, Classifier, Concat, Network, Residual, is_chain
 from nr.plain import KINDS, Size, effect
 from nr.ties import ties
+from nr.units import Conv, ConvBN
 
 IMAGE = "image"  # the source that the stem reads
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cifar import densenet, resnet, vgg11_bn
-from nr.layers import Chain, Classifier, ConvBN, Network
+from nr.layers import Chain, Classifier, Network
+from nr.units import ConvBN
 from nr.utilization import live_masks
 from nr.wiring import Layer, wiring
 
