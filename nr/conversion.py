@@ -162,13 +162,15 @@ class _Converter:
                 f"{name}: {conv} is no plain nn.Conv2d without dilation, padded with zeros, which"
                 " is the only one that units have"
             )
+        same = conv.padding == "same" and conv.kernel_size[0] % 2 == 1  # its stride is 1
+        padding = {"valid": 0, "same": None if same else "same"}.get(conv.padding, conv.padding)
         try:
             unit = cls(
                 conv.in_channels,
                 conv.out_channels,
                 conv.kernel_size,
                 conv.stride,
-                padding=conv.padding,
+                padding=padding,
                 groups=conv.groups,
                 **options,
             )

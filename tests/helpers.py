@@ -125,7 +125,8 @@ def kill_random(model: Network, seed: int = 2, share: float = 0.4) -> None:
     """Give about this share of the prunable channels a tiny γ."""
     generator = torch.Generator().manual_seed(seed)
     for name, layer in prunable(model).items():
-        mask = torch.rand(layer.unit.out_channels[0], generator=generator) < share
+        parts = layer.unit.out_channels[0] // layer.part  # a group dies as a whole
+        mask = (torch.rand(parts, generator=generator) < share).repeat_interleave(layer.part)
         kill(model, {name: mask}, gamma=1e-4)
 
 
