@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from nr.layers import ConvBN
+from nr.units import ConvBN
 
 
 def scale(width: int, width_mult: float) -> int:

@@ -1,7 +1,8 @@
 """Residual blocks and stages, for both image sizes (stride in the 3x3, as in torchvision)."""
 
 from models.common import conv_bn_relu
-from nr.layers import Chain, ConvBN, Residual
+from nr.layers import Chain, Residual
+from nr.units import ConvBN
 
 
 class BasicBlock:

@@ -1,13 +1,15 @@
 """Neural Rejuvenation: measure utilization, penalise scales, rebuild at the same budget."""
 
+from nr.conversion import convert
 from nr.counting import count_macs, count_params
 from nr.files import FileError, load, save
-from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual
+from nr.layers import Chain, Classifier, Concat, Network, Residual
 from nr.merging import merge
 from nr.rejuvenation import rejuvenate
 from nr.rescaling import rescale
 from nr.sparsity import SGD, grow_sparsity, penalise
 from nr.structure import build, structure
+from nr.units import Conv, ConvBN
 from nr.utilization import utilization
 
 __version__ = "1.0.0"
@@ -16,11 +18,13 @@ __all__ = [
     "Chain",
     "Classifier",
     "Concat",
+    "Conv",
     "ConvBN",
     "FileError",
     "Network",
     "Residual",
     "build",
+    "convert",
     "count_macs",
     "count_params",
     "grow_sparsity",

@@ -2,8 +2,10 @@
 
 from torch import nn
 
-from nr.layers import FORMS, Classifier, ConvBN, Network, is_chain
+from nr.layers import Classifier, Network, is_chain
+from nr.norms import Bias
 from nr.plain import Size
+from nr.units import FORMS, Conv, ConvBN
 
 LARGEST_SIDE = 2**16  # pixels; a larger map is a mistake
 
@@ -53,7 +55,7 @@ def check_unit(unit: ConvBN, name: str, streams: int) -> None:
     if len(norms) != streams or len(outs) != streams or len(convs) != len(form):
         raise ValueError(f"{name}: has {len(norms)} streams, the classifier {streams}")
     stride, padding = unit.stride // unit.step, unit.padding
-    window = ((stride, stride), (padding, padding), (1, 1), 1, None)
+    window = ((stride, stride), (padding, padding), (1, 1), None)
     for conv, (reads, writes) in zip(convs, form, strict=True):
         weight = conv._parameters.get("weight")
         if type(conv) is not nn.Conv2d or weight is None:
@@ -61,13 +63,18 @@ def check_unit(unit: ConvBN, name: str, streams: int) -> None:
                 f"{name}: its convolution is a {type(conv).__name__} whose weight is made of"
                 " others: remove the wrapper or parametrization first"
             )
-        shape = (sum(outs[o] for o in writes), sum(ins[i] for i in reads), k, k)
-        found = (conv.stride, conv.padding, conv.dilation, conv.groups, conv._parameters["bias"])
-        if found != window or weight.shape != shape:
+        read = sum(ins[i] for i in reads)
+        shape = (sum(outs[o] for o in writes), read // unit.groups(read), k, k)
+        found = (conv.stride, conv.padding, conv.dilation, conv._parameters["bias"])
+        if found != window or weight.shape != shape or conv.groups != unit.groups(read):
             raise ValueError(
                 f"{name}: its convolution was replaced by {conv}: make a new nr.ConvBN"
             )
     for norm, width in zip(norms, outs, strict=True):
+        if isinstance(unit, Conv):
+            if type(norm) is not Bias or norm.bias.shape != (width,):
+                raise ValueError(f"{name}: its bias was replaced by {norm}: make a new nr.Conv")
+            continue
         if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
             raise ValueError(f"{name}: its norm is a {type(norm).__name__}, not an nn.BatchNorm2d")
         gamma, mean = norm._parameters.get("weight"), norm._buffers.get("running_mean")

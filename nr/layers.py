@@ -1,4 +1,4 @@
-"""The units that every network is built from.
+"""What holds the units of a network together, and its classifier.
 
 An activation is a tuple of streams: ``(all,)`` before rejuvenation, ``(survived, rejuvenated)``
 after it. Shape letters: B images, C channels, H and W spatial size, k kernel size, o and i output
@@ -6,158 +6,15 @@ and input channels, S streams.
 """
 
 import copy
-import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nr.norms import BatchNorm, norm_like, take_after
+from nr.norms import take_after
+from nr.units import ConvBN, Streams
 
-Streams = tuple[Tensor, ...]
-
-# The convolutions of a ConvBN in each form: (input streams read, output streams written).
-# Stream 0 is everything or the survived channels, stream 1 the rejuvenated ones.
-FORMS: dict[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = {
-    "plain": (((0,), (0,)),),
-    "removed": (((0,), (0,)), ((1,), (1,))),
-    "attention": (((0,), (0, 1)), ((1,), (0, 1))),
-    "full": (((0, 1), (0, 1)),),
-}
-CROSS = ("removed", "attention", "full")  # the forms of a rejuvenated network
-PRUNED = "none"  # in the place of one of CROSS: no rejuvenated channels, so no second stream
-REJUVENATED_GAMMA = 0.5  # γ of a rejuvenated channel at birth
-
-
-class ConvBN(nn.Module):
-    """A convolution without bias and its batch norm: the unit that is measured and rebuilt.
-
-    ``padding``: None keeps the size at stride 1. ``gamma``: the initial batch-norm scale; ``eps``
-    and ``momentum`` are the batch norm's. Raises ValueError for a window that is not square.
-
-    A 1x1 convolution of stride s takes every s-th pixel and convolves them with stride 1: the same
-    numbers, where the strided form's weight gradient is wrong, or crashes, on CPUs in channels-last
-    memory with few input channels (uxlfoundation/oneDNN issue 6035).
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        *,
-        padding: int | None = None,
-        gamma: float = 1.0,
-        eps: float = 1e-5,
-        momentum: float | None = 0.1,
-    ):
-        super().__init__()
-        self.kernel_size = _square("kernel_size", kernel_size, 1)
-        self.stride = _square("stride", stride, 1)
-        padding = self.kernel_size // 2 if padding is None else padding
-        self.padding = _square("padding", padding, 0)
-        # Pixels between those that are read; the convolution strides over the rest.
-        self.step = self.stride if self.kernel_size == 1 and self.padding == 0 else 1
-        self.gamma, self.eps, self.momentum = gamma, eps, momentum
-        self.build("plain", (in_channels,), (out_channels,))
-
-    def build(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]) -> None:
-        """Replace the layers by fresh ones of this form and these widths (one width a stream).
-
-        They have the class, precision, device and mode of the layers that they replace.
-        """
-        old = self._modules.copy()
-        self.form, self.in_channels, self.out_channels = form, in_channels, out_channels
-        self.convs = nn.ModuleList(
-            nn.Conv2d(
-                sum(in_channels[i] for i in reads),
-                sum(out_channels[o] for o in writes),
-                self.kernel_size,
-                self.stride // self.step,
-                self.padding,
-                bias=False,
-            )
-            for reads, writes in FORMS[form]
-        )
-        fresh = nn.BatchNorm2d if self.momentum is None else BatchNorm  # only None needs the count
-        self.norms = nn.ModuleList(
-            norm_like(old["norms"][0], width)
-            if old
-            else fresh(width, eps=self.eps, momentum=self.momentum)
-            for width in out_channels
-        )
-        self.reset_parameters()
-        for name, layers in old.items():
-            for layer in self._modules[name].train(layers.training):
-                take_after(layer, layers[0])
-
-    def remade(
-        self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]
-    ) -> "ConvBN":
-        """A fresh unit like this one with another form and other widths; this one stays."""
-        unit = copy.copy(self)
-        unit._modules = self._modules.copy()
-        unit.build(form, in_channels, out_channels)
-        return unit
-
-    def adopt(self, unit: "ConvBN") -> None:
-        """Become what ``remade`` gave."""
-        for name in ("form", "in_channels", "out_channels", "convs", "norms"):
-            setattr(self, name, getattr(unit, name))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """Weights N(0, √(2/(k²·out))), cross blocks 0; γ as given, 0.5 when rejuvenated; β 0."""
-        std = math.sqrt(2 / (self.kernel_size**2 * sum(self.out_channels)))
-        for i, o, block in self.blocks():
-            block.normal_(0, std) if i == o else block.zero_()
-        for norm, gamma in zip(self.norms, (self.gamma, REJUVENATED_GAMMA), strict=False):
-            norm.reset_parameters()
-            norm.weight.fill_(gamma)
-
-    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield (input stream, output stream, weight [o, i, k, k]) of every block that exists.
-
-        The weights are views without gradient: writing to them changes the network.
-        """
-        for conv, (reads, writes) in zip(self.convs, FORMS[self.form], strict=True):
-            rows = conv.weight.detach().split([self.out_channels[o] for o in writes], dim=0)
-            for o, row in zip(writes, rows, strict=True):
-                columns = row.split([self.in_channels[i] for i in reads], dim=1)
-                for i, block in zip(reads, columns, strict=True):
-                    yield i, o, block
-
-    def forward(self, x: Streams) -> Streams:
-        if self.step > 1:
-            # A pooling of single pixels: one operation each way, where slices take four.
-            x = tuple(F.avg_pool2d(stream, 1, self.step) for stream in x)
-        if self.form == "attention":
-            survived, to_rejuvenated = self.convs[0](x[0]).split(self.out_channels, dim=1)
-            to_survived, rejuvenated = self.convs[1](x[1]).split(self.out_channels, dim=1)
-            x = (gate(survived, to_survived), gate(rejuvenated, to_rejuvenated))
-        elif self.form == "full":
-            x = self.convs[0](torch.cat(x, dim=1)).split(self.out_channels, dim=1)
-        else:
-            x = tuple(conv(stream) for conv, stream in zip(self.convs, x, strict=True))
-        return tuple(norm(stream) for norm, stream in zip(self.norms, x, strict=True))
-
-    def extra_repr(self) -> str:
-        return f"{self.form}, {self.in_channels} -> {self.out_channels}"
-
-
-def _square(what: str, value: object, least: int) -> int:
-    """A window's size as one int. Raises ValueError for anything but an int or a square pair."""
-    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or pair[0] != pair[1] or type(pair[0]) is not int or pair[0] < least:
-        raise ValueError(f"ConvBN: {what} {value!r}: a square window is needed, one int >= {least}")
-    return pair[0]
-
-
-def gate(own: Tensor, cross: Tensor) -> Tensor:
-    """Cross attention: own + 2σ(own)·cross (spec section 6), both [B, C, H, W]."""
-    return torch.addcmul(own, torch.sigmoid(own), cross, value=2)
+ACTIVATIONS = ("relu", None)  # of a sum
 
 
 class Chain(nn.Sequential):
@@ -176,19 +33,28 @@ class Residual(nn.Module):
     """relu(branch(x) + shortcut(x)), stream by stream; a dead branch (None) adds nothing.
 
     ``branch`` ends in a ConvBN; ``shortcut`` is a ConvBN or a Chain, or None for the identity. All
-    that it reads and adds counts as live: nr.wiring infers it.
+    that it reads and adds counts as live: nr.wiring infers it. ``activation``: None leaves the sum
+    as it is, for linear bottlenecks. Raises ValueError for another one than "relu" or None.
     """
 
-    def __init__(self, branch: nn.Module | None, shortcut: nn.Module | None = None):
+    def __init__(
+        self,
+        branch: nn.Module | None,
+        shortcut: nn.Module | None = None,
+        activation: str | None = "relu",
+    ):
         super().__init__()
-        self.branch, self.shortcut = branch, shortcut
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"Residual: activation {activation!r} is neither 'relu' nor None")
+        self.branch, self.shortcut, self.activation = branch, shortcut, activation
 
     def forward(self, x: Streams) -> Streams:
         shortcut = x if self.shortcut is None else on_streams(self.shortcut, x)
         if self.branch is None:
-            return tuple(map(F.relu, shortcut))
+            return shortcut if self.activation is None else tuple(map(F.relu, shortcut))
         branch = on_streams(self.branch, x)
-        return tuple(F.relu_(b.add_(s)) for b, s in zip(branch, shortcut, strict=True))
+        sums = (b.add_(s) for b, s in zip(branch, shortcut, strict=True))
+        return tuple(sums if self.activation is None else map(F.relu_, sums))
 
 
 class Concat(nn.Module):

@@ -94,6 +94,9 @@ def _columns(places: Places, sources: tuple[str, ...]) -> tuple[Tensor, ...]:
 def _merged_layer(layer: Layer, places: Places) -> tuple[Tensor, State]:
     """The weight [o, i, k, k] and the batch norm's state of a layer with one stream."""
     columns, rows = _columns(places, layer.sources), places[layer.name]
+    if layer.unit.group:
+        weight = _merged_groups(layer, rows, columns)
+        return weight, _side_by_side(layer, rows)
     like = layer.unit.convs[0].weight
     shape = (sum(map(len, rows)), int(torch.cat(columns).max()) + 1, *like.shape[2:])
     weight = like.new_zeros(shape)
@@ -101,13 +104,31 @@ def _merged_layer(layer: Layer, places: Places) -> tuple[Tensor, State]:
         row, column = (index.to(like.device) for index in (rows[o], columns[i]))
         part = block.new_zeros(len(row), *shape[1:]).index_add_(1, column, block)
         weight.index_add_(0, row, part)
-    order = torch.cat(rows).argsort().to(like.device)  # merged channel -> its place side by side
+    return weight, _side_by_side(layer, rows)
+
+
+def _merged_groups(layer: Layer, rows: tuple[Tensor, ...], columns: tuple[Tensor, ...]) -> Tensor:
+    """The groups of both streams, which stand side by side in the input too: [o, i, k, k]."""
+    for places in (rows, columns):
+        found = torch.cat(places)
+        if not torch.equal(found, torch.arange(len(found))):
+            raise ValueError(
+                f"{layer.name}: its groups would be torn apart in the layout of a concatenation"
+                " that is added to it: put a 1x1 nr.ConvBN between them"
+            )
+    return torch.cat([block for _, _, block in layer.unit.blocks()])
+
+
+def _side_by_side(layer: Layer, rows: tuple[Tensor, ...]) -> State:
+    """The state of the norms of both streams, in the order of the merged channels."""
+    order = torch.cat(rows).argsort()  # merged channel -> its place side by side
     norms = [norm.state_dict() for norm in layer.unit.norms]
-    side_by_side = {
-        key: torch.cat([norm[key] for norm in norms])[order] if value.ndim else value
+    return {
+        key: torch.cat([norm[key] for norm in norms])[order.to(value.device)]
+        if value.ndim
+        else value
         for key, value in norms[0].items()
     }
-    return weight, side_by_side
 
 
 def _merged_classifier(model: Network, places: Places, head: tuple[str, ...]) -> State:

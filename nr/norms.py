@@ -1,6 +1,7 @@
-"""The batch norm of a unit, and layers made anew after the ones that they replace."""
+"""What follows the convolution of a unit: a batch norm, or only a bias."""
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -24,8 +25,24 @@ def _drop_count(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
     state_dict.pop(f"{prefix}num_batches_tracked", None)
 
 
+class Bias(nn.Module):
+    """x + bias, in the place of a batch norm: [B, C, H, W] and [C]."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias[:, None, None]
+
+    def extra_repr(self) -> str:
+        return str(len(self.bias))
+
+
 def norm_like(norm: nn.Module, width: int) -> nn.Module:
-    """A fresh batch norm of the class, eps and momentum of ``norm``."""
+    """A fresh norm of the class of ``norm``, with its eps and momentum."""
+    if isinstance(norm, Bias):
+        return Bias(width)
     fresh = type(norm)(width, eps=norm.eps, momentum=norm.momentum)
     if isinstance(norm, nn.SyncBatchNorm):
         fresh.process_group = norm.process_group
@@ -35,7 +52,8 @@ def norm_like(norm: nn.Module, width: int) -> nn.Module:
 
 def take_after(layer: nn.Module, old: nn.Module) -> None:
     """Give ``layer`` the device, precision, mode and frozen parameters of ``old``."""
-    layer.to(old.weight.device, old.weight.dtype).train(old.training)
+    like = next(old.parameters())
+    layer.to(like.device, like.dtype).train(old.training)
     for name, parameter in old.named_parameters():
         if name in layer._parameters and layer._parameters[name] is not None:
             layer._parameters[name].requires_grad_(parameter.requires_grad)

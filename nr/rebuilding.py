@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from nr.layers import Classifier, ConvBN, Network
+from nr.layers import Classifier, Network
+from nr.units import ConvBN
 from nr.wiring import IMAGE, Layer, Wiring, gather_widths
 
 
@@ -34,8 +35,9 @@ def remade(
 
 
 def form_of(layer: Layer, form: str) -> str:
-    """The stem reads the image in both streams, so it has no cross blocks in any mode."""
-    return "removed" if form != "plain" and IMAGE in layer.sources else form
+    """No mode has cross blocks in the stem, which reads the image twice, or between groups."""
+    alone = IMAGE in layer.sources or layer.unit.group
+    return "removed" if form != "plain" and alone else form
 
 
 def swap(

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from nr.counting import count_params
-from nr.layers import CROSS, PRUNED, Classifier, ConvBN, Network
+from nr.layers import Classifier, Network
 from nr.plain import Size
 from nr.rebuilding import remade, swap
-from nr.rounding import new_widths, round_up
+from nr.rounding import multiples, new_widths, round_up
+from nr.units import CROSS, PRUNED, ConvBN
 from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
 from nr.wiring import IMAGE, Layer, Wiring, gather, image_channels, wiring
 
@@ -107,7 +108,7 @@ def rejuvenate(
 def _full_cost(layers: list[Layer], flops: bool) -> int:
     """Σ in·out·k² (times H·W with ``flops``) as if all streams were connected."""
     costs = (
-        _inputs(layer)
+        (layer.unit.group[0] if layer.unit.group else _inputs(layer))
         * sum(layer.unit.out_channels)
         * layer.unit.kernel_size**2
         * (layer.pixels if flops else 1)
@@ -149,11 +150,13 @@ def _widths(
 ) -> dict[str, tuple[int, ...]]:
     """Widths of the image and of all layers that stay, rebuilt from ``live`` to ``total``."""
     dead = {layer.branch for layer in layers if not masks[layer.name][0].any()}
-    widths = {
-        layer.name: new_widths(int(masks[layer.name][0].sum()), live, total, round_to)
-        for layer in layers
-        if layer.branch is None or layer.branch not in dead
-    }
+    multiple = multiples(layers, round_to)
+    widths = {}
+    for layer in layers:
+        if layer.branch is None or layer.branch not in dead:
+            parts = int(masks[layer.name][0].sum()) // layer.part
+            pair = new_widths(parts, live, total, multiple[layer.tie])
+            widths[layer.name] = tuple(count * layer.part for count in pair)
     if form == "plain":
         widths = {name: (sum(pair),) for name, pair in widths.items()}
     return {IMAGE: (image_channels(layers),) * len(next(iter(widths.values())))} | widths
@@ -167,7 +170,8 @@ def _transplant(layer: Layer, unit: ConvBN, masks: Masks) -> None:
     live_in, live_out = live_in.to(conv.weight.device), live_out.to(conv.weight.device)
     for i, o, block in unit.blocks():
         if (i, o) == (0, 0):
-            block.copy_(conv.weight[live_out][:, live_in])  # [o, i, k, k]
+            whole = layer.unit.group is not None  # a group that lives keeps all its inputs
+            block.copy_(conv.weight[live_out][:, slice(None) if whole else live_in])  # [o, i, k, k]
     kept = {n: t[live_out] if t.ndim else t for n, t in norm.state_dict().items()}
     unit.norms[0].load_state_dict(kept)
 

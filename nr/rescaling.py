@@ -36,9 +36,9 @@ def rescale(model: Network, target: float) -> None:
     for layer in layers:
         incoming = gather(factors, layer.sources)
         for i, _, block in layer.unit.blocks():
-            block.mul_(incoming[i][None, :, None, None])  # [o, i, k, k] x [1, i, 1, 1]
+            block.mul_(layer.unit.spread(incoming[i]))  # [o, i, k, k] x [1 or o, i, 1, 1]
         factors[layer.name] = tuple(
-            torch.ones_like(norm.weight) if layer.fixed else _raise_scale(norm, target)
+            torch.ones_like(norm.bias) if layer.fixed else _raise_scale(norm, target)
             for norm in layer.unit.norms
         )
     for linear, incoming in zip(model.classifier.linears, gather(factors, head), strict=True):

@@ -5,7 +5,8 @@ import warnings
 
 import torch
 
-from nr.layers import ConvBN, Network
+from nr.layers import Network
+from nr.units import ConvBN
 from nr.wiring import wiring
 
 

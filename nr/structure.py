@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from nr.checks import image_hw
-from nr.layers import FORMS, Chain, Classifier, Concat, ConvBN, Network, Residual, is_chain
+from nr.layers import Chain, Classifier, Concat, Network, Residual, is_chain
 from nr.plain import BY_NAME, KINDS
+from nr.units import FORMS, Conv, ConvBN
 from nr.wiring import wiring
 
 VERSION = 1
@@ -53,30 +54,39 @@ def _described(module: nn.Module | None) -> dict | None:
     if module is None:
         return None
     if isinstance(module, ConvBN):
-        norm = module.norms[0]
-        return {
-            "type": "ConvBN",
-            "kernel_size": module.kernel_size,
-            "stride": module.stride,
-            "padding": module.padding,
-            "form": module.form,
-            "in_channels": list(module.in_channels),
-            "out_channels": list(module.out_channels),
-            "gamma": module.gamma,
-            "eps": norm.eps,
-            "momentum": norm.momentum,
-        }
+        return _described_unit(module)
     if is_chain(module):
         modules = {name: _described(child) for name, child in module._modules.items()}
         return {"type": "Chain", "modules": modules}
     if isinstance(module, Residual | Concat):
         children = {name: _described(child) for name, child in module._modules.items()}
-        return {"type": type(module).__name__, "branch": None, "shortcut": None} | children
+        found = {"type": type(module).__name__, "branch": None, "shortcut": None} | children
+        linear = isinstance(module, Residual) and module.activation is None
+        return found | ({"activation": None} if linear else {})
     if type(module) in KINDS:
         arguments = {name: getattr(module, name) for name in KINDS[type(module)].arguments}
         lists = {n: list(v) if isinstance(v, tuple) else v for n, v in arguments.items()}
         return {"type": type(module).__name__, **lists}
     return {"type": CUSTOM, "class": class_name(module)}
+
+
+def _described_unit(unit: ConvBN) -> dict:
+    """A unit; what most units do not have is named only where it is there."""
+    found = {
+        "type": "Conv" if isinstance(unit, Conv) else "ConvBN",
+        "kernel_size": unit.kernel_size,
+        "stride": unit.stride,
+        "padding": unit.padding,
+        "form": unit.form,
+        "in_channels": list(unit.in_channels),
+        "out_channels": list(unit.out_channels),
+    }
+    if unit.group is not None:
+        found["group"] = list(unit.group)
+    if isinstance(unit, Conv):
+        return found
+    norm = unit.norms[0]
+    return found | {"gamma": unit.gamma, "eps": norm.eps, "momentum": norm.momentum}
 
 
 def class_name(module: nn.Module) -> str:
@@ -142,7 +152,7 @@ class _Builder:
         if depth == 0 or next(self.count) > MOST_MODULES:
             raise ValueError(f"structure: {place}: too many modules")
         match node["type"]:
-            case "ConvBN":
+            case "ConvBN" | "Conv":
                 return _unit(place, node)
             case "Chain":
                 return self.chain(place, node, depth)
@@ -163,13 +173,14 @@ class _Builder:
         return chain
 
     def container(self, place: str, node: dict, depth: int) -> Residual | Concat:
-        _keys(place, node, ("type", "branch", "shortcut"))
+        linear = node["type"] == "Residual" and "activation" in node
+        _keys(place, node, ("type", "branch", "shortcut", *["activation"] * linear))
         branch, shortcut = (
             None if node[name] is None else self.module(f"{place}.{name}", node[name], depth - 1)
             for name in ("branch", "shortcut")
         )
         if node["type"] == "Residual":
-            return Residual(branch, shortcut)
+            return Residual(branch, shortcut, node.get("activation", "relu"))
         if shortcut is not None:
             raise ValueError(f"structure: {place}: a Concat has no shortcut")
         return Concat(branch)
@@ -177,8 +188,9 @@ class _Builder:
 
 def _unit(place: str, node: dict) -> ConvBN:
     window = ("kernel_size", "stride", "padding")
-    norm = ("gamma", "eps", "momentum")
-    _keys(place, node, ("type", *window, "form", "in_channels", "out_channels", *norm))
+    norm = ("gamma", "eps", "momentum") if node["type"] == "ConvBN" else ()
+    group = ["group"] * ("group" in node)
+    _keys(place, node, ("type", *window, "form", "in_channels", "out_channels", *norm, *group))
     sizes = [
         _int(f"{place} {name}", node[name], int(name != "padding"), LARGEST_WINDOW)
         for name in window
@@ -188,7 +200,7 @@ def _unit(place: str, node: dict) -> ConvBN:
         finite = _is_number(value) and math.isfinite(value)
         if not finite and not (value is None and name == "momentum"):
             raise ValueError(f"structure: {place}: {name} {value!r} is no number")
-    if node["eps"] <= 0:
+    if norm and node["eps"] <= 0:
         raise ValueError(f"structure: {place}: eps {node['eps']!r} is not positive")
     in_channels, out_channels = (
         _widths(f"{place} {name}", node[name]) for name in ("in_channels", "out_channels")
@@ -199,9 +211,29 @@ def _unit(place: str, node: dict) -> ConvBN:
         raise ValueError(f"structure: {place}: form {form!r} with {len(in_channels)} streams")
     kernel_size, stride, padding = sizes
     options = {name: node[name] for name in norm}
-    unit = ConvBN(1, 1, kernel_size, stride, padding=padding, **options)
+    cls = ConvBN if norm else Conv
+    unit = cls(1, 1, kernel_size, stride, padding=padding, **options)
+    if group:
+        unit.group = _group(place, node["group"], in_channels, out_channels)
+    if unit.group and form not in ("plain", "removed"):
+        raise ValueError(f"structure: {place}: form {form!r} connects groups")
     unit.build(form, in_channels, out_channels)
     return unit
+
+
+def _group(place: str, value: object, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple:
+    """(input, output) channels of one group, of which every stream has whole ones."""
+    pair = _widths(f"{place} group", value)
+    if len(pair) != 2:
+        raise ValueError(f"structure: {place}: group {value!r} is not (input, output) channels")
+    counts = [(i // pair[0], o // pair[1]) for i, o in zip(ins, outs, strict=True)]
+    whole = all(
+        (n * pair[0], m * pair[1]) == (i, o) and n == m
+        for (n, m), i, o in zip(counts, ins, outs, strict=True)
+    )
+    if not whole:
+        raise ValueError(f"structure: {place}: {ins} and {outs} are not whole groups of {pair}")
+    return pair
 
 
 def _plain(place: str, node: dict, tried: set[tuple[type, str]]) -> nn.Module:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nr.layers import FORMS, Network
+from nr.layers import Network
+from nr.norms import Bias
 from nr.plain import Size
+from nr.units import FORMS
 from nr.wiring import IMAGE, Layer, gather, image_channels, wiring
 
 DEAD_RATIO = 1e-2  # a channel is dead below this fraction of its layer's max |γ| (spec section 3)
@@ -81,6 +83,7 @@ def _usage(layer: Layer, masks: Masks, flops: bool) -> LayerUsage:
     live_out = [int(mask.sum()) for mask in masks[layer.name]]
     weight = unit.kernel_size**2 * (layer.pixels if flops else 1)
     pairs = [(i, o) for reads, writes in FORMS[unit.form] for i in reads for o in writes]
+    group = unit.group and (unit.group[0],) * len(unit.in_channels)  # inputs of one output
     return LayerUsage(
         layer.name,
         layer.fixed,
@@ -88,8 +91,8 @@ def _usage(layer: Layer, masks: Masks, flops: bool) -> LayerUsage:
         sum(unit.in_channels),
         sum(live_out),
         sum(unit.out_channels),
-        weight * sum(live_in[i] * live_out[o] for i, o in pairs),
-        weight * sum(unit.in_channels[i] * unit.out_channels[o] for i, o in pairs),
+        weight * sum((group or live_in)[i] * live_out[o] for i, o in pairs),
+        weight * sum((group or unit.in_channels)[i] * unit.out_channels[o] for i, o in pairs),
     )
 
 
@@ -102,17 +105,65 @@ def live_masks(layers: list[Layer]) -> Masks:
     streams = len(layers[0].unit.out_channels)
     masks: Masks = {IMAGE: (torch.ones(image_channels(layers), dtype=torch.bool),) * streams}
     placed = zip(layers, _absolute_gammas(layers), strict=True)
-    for branch, group in groupby(placed, key=lambda pair: pair[0].branch):
-        names = []
+    for branch, run in groupby(placed, key=lambda pair: pair[0].branch):
+        group, names = list(run), []
         for layer, gammas in group:
             live_in = [bool(mask.any()) for mask in gather(masks, layer.sources)]
             masks[layer.name] = tuple(
                 _live(layer, stream, gamma, live_in) for stream, gamma in enumerate(gammas)
             )
             names.append(layer.name)
+        _join_parts(masks, group)
         if branch is not None:
             _drop_dead_streams(masks, names)
     return masks
+
+
+def by_tie(layers: list[Layer]) -> list[list[Layer]]:
+    """The layers that are tied to each other, in order."""
+    found: dict[str, list[Layer]] = {}
+    for layer in layers:
+        found.setdefault(layer.tie, []).append(layer)
+    return list(found.values())
+
+
+def _join_parts(masks: Masks, placed: list[tuple[Layer, tuple[Tensor, ...]]]) -> None:
+    """A part that tied layers share is live where all have a live channel in it.
+
+    In a chain the best part always stays.
+    """
+    gammas = {layer.name: row for layer, row in placed}
+    for tied in by_tie([layer for layer, _ in placed if not layer.fixed]):
+        if len(tied) == 1 and tied[0].part == 1:
+            continue
+        scores = part_scores(tied, [gammas[layer.name] for layer in tied])
+        lives = []
+        for stream, score in enumerate(scores):
+            parts = [masks[layer.name][stream].view(-1, layer.part).any(1) for layer in tied]
+            live = torch.stack(parts).all(0)
+            if tied[0].branch is None and not live.any():
+                live[score.argmax()] = True
+            lives.append(live)
+        for layer in tied:
+            masks[layer.name] = tuple(live.repeat_interleave(layer.part) for live in lives)
+
+
+def part_scores(tied: list[Layer], gammas: list[tuple[Tensor, ...]]) -> list[Tensor]:
+    """How strong each part of tied layers is, stream by stream: [parts], from their |γ| [C].
+
+    The largest |γ| in it; of several layers the least, each relative to its layer's largest.
+    """
+
+    def of_layer(layer: Layer, gamma: Tensor) -> Tensor:
+        score = gamma.view(-1, layer.part).amax(1)
+        tiny = torch.finfo(gamma.dtype).tiny
+        return score if len(tied) == 1 else score / gamma.max().clamp(min=tiny)
+
+    streams = zip(*gammas, strict=True)
+    return [
+        torch.stack([of_layer(*pair) for pair in zip(tied, stream, strict=True)]).amin(0)
+        for stream in streams
+    ]
 
 
 def _drop_dead_streams(masks: Masks, names: list[str]) -> None:
@@ -145,9 +196,14 @@ def _live(layer: Layer, stream: int, gamma: Tensor, live_in: list[bool]) -> Tens
 
 def _absolute_gammas(layers: list[Layer]) -> list[tuple[Tensor, ...]]:
     """|γ| of every layer and stream, brought to the CPU in one transfer."""
-    norms = [[norm.weight.detach() for norm in layer.unit.norms] for layer in layers]
+    norms = [[_gamma(norm) for norm in layer.unit.norms] for layer in layers]
     flat = torch.cat([gamma for row in norms for gamma in row]).abs().cpu()
     if not torch.isfinite(flat).all():
         raise ValueError("a batch-norm scale of this network is not a finite number")
     pieces = iter(flat.split([len(gamma) for row in norms for gamma in row]))
     return [tuple(next(pieces) for _ in row) for row in norms]
+
+
+def _gamma(norm: nn.Module) -> Tensor:
+    """γ [C], 1 where there is only a bias."""
+    return torch.ones_like(norm.bias) if isinstance(norm, Bias) else norm.weight.detach()

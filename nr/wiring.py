@@ -20,8 +20,10 @@ from nr.checks import (
     ends_in_unit,
     image_hw,
 )
-from nr.layers import STREAM_MODULES, Chain, Classifier, Concat, ConvBN, Network, Residual, is_chain
+from nr.layers import STREAM_MODULES, Chain, Classifier, Concat, Network, Residual, is_chain
 from nr.plain import KINDS, Size, effect
+from nr.ties import ties
+from nr.units import Conv, ConvBN
 
 IMAGE = "image"  # the source that the stem reads
 
@@ -32,9 +34,9 @@ class Layer(NamedTuple):
     ``sources``: the layers whose outputs, concatenated in this order, are its input; a residual
     sum is named by its shortcut, whose channels stand for the sum's. ``size``: its output (H, W).
     ``branch``: the residual or dense container that can be dropped with it, None in a chain.
-    ``fixed``: a Residual reads it or adds it, so all its outputs count as live. ``curved`` and
-    ``lifted``: the module, if any, that its output passes and that is not positively homogeneous,
-    or that is not 0 at 0.
+    ``fixed``: a Residual reads it or adds it, or it has no batch norm, so all its outputs count as
+    live. ``curved`` and ``lifted``: the module, if any, that its output passes and that is not
+    positively homogeneous, or that is not 0 at 0. ``part`` and ``tie``: see nr.ties.
     """
 
     name: str
@@ -45,6 +47,8 @@ class Layer(NamedTuple):
     fixed: bool = False
     curved: str | None = None
     lifted: str | None = None
+    part: int = 1
+    tie: str = ""
 
     @property
     def pixels(self) -> int:
@@ -72,9 +76,12 @@ def wiring(model: Network, image_size: int | Size | None = None) -> Wiring:
     at = _At((IMAGE,), image_hw(model.image_size if image_size is None else image_size))
     at = walk.module(model.features, "features", at, None)
     walk.head(model.classifier, at)
+    fixed, part, tie = ties(walk.layers, walk.sums, at.sources, walk.fixed)
     layers = [
         layer._replace(
-            fixed=layer.name in walk.fixed,
+            part=part[layer.name],
+            tie=tie[layer.name],
+            fixed=layer.name in fixed,
             curved=walk.curved.get(layer.name),
             lifted=walk.lifted.get(layer.name),
         )
@@ -142,6 +149,14 @@ class _Walk:
                 raise ValueError(f"{name}: reads {len(at.sources)} copies of the image, unevenly")
             self.widths[IMAGE] = (count,) * self.streams
         self.fits(name, unit.in_channels, at.sources)
+        if unit.group and (len(at.sources) > 1 or IMAGE in at.sources):
+            what = "the image" if IMAGE in at.sources else "a concatenation"
+            raise ValueError(
+                f"{name}: its groups read {what}, whose channels do not grow with them: put a 1x1"
+                " nr.ConvBN before it"
+            )
+        if isinstance(unit, Conv):
+            self.fixed.add(name)
         window = (unit.padding, unit.kernel_size, unit.stride)
         size = tuple((side + 2 * window[0] - window[1]) // window[2] + 1 for side in at.size)
         self.widths[name] = unit.out_channels

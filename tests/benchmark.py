@@ -26,7 +26,8 @@ from torch import nn
 
 import models
 import nr
-from nr.layers import CROSS, Network
+from nr.layers import Network
+from nr.units import CROSS
 from nr.wiring import wiring
 from tests import plain
 from utils.data import photographs

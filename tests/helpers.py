@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cifar import densenet, resnet, vgg11_bn
-from nr.layers import Chain, Classifier, ConvBN, Network
+from nr.layers import Chain, Classifier, Network
+from nr.units import ConvBN
 from nr.utilization import live_masks
 from nr.wiring import Layer, wiring
 
@@ -124,7 +125,8 @@ def kill_random(model: Network, seed: int = 2, share: float = 0.4) -> None:
     """Give about this share of the prunable channels a tiny γ."""
     generator = torch.Generator().manual_seed(seed)
     for name, layer in prunable(model).items():
-        mask = torch.rand(layer.unit.out_channels[0], generator=generator) < share
+        parts = layer.unit.out_channels[0] // layer.part  # a group dies as a whole
+        mask = (torch.rand(parts, generator=generator) < share).repeat_interleave(layer.part)
         kill(model, {name: mask}, gamma=1e-4)
 
 
@@ -144,7 +146,8 @@ def silence(model: Network) -> None:
     masks = live_masks(placed)
     for layer in placed:
         for norm, live in zip(layer.unit.norms, masks[layer.name], strict=True):
-            norm.weight[~live] = 0
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.weight[~live] = 0
             norm.bias[~live] = 0
 
 

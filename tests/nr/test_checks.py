@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 import nr
-from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual
+from nr.layers import Chain, Classifier, Concat, Network, Residual
+from nr.units import ConvBN
 from nr.wiring import image_shape, wiring
 from tests.helpers import (
     build,

@@ -14,7 +14,8 @@ from torch import nn
 
 import nr
 from nr.files import Sealing, read_sealed, write_sealed
-from nr.layers import Chain, Classifier, Concat, ConvBN, Network, Residual
+from nr.layers import Chain, Classifier, Concat, Network, Residual
+from nr.units import ConvBN
 from tests.helpers import MODES, build, kill, logits_of, same_tensors, vary, worn
 from tests.running import ROOT
 

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import nr
-from nr.layers import BatchNorm, Chain, Classifier, Concat, ConvBN, Network, Residual, gate
+from nr.layers import Chain, Classifier, Concat, Network, Residual
+from nr.norms import BatchNorm
+from nr.units import ConvBN, gate
 from tests.helpers import (
     CLASSES,
     FAMILIES,

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import nr
-from nr.layers import Chain, Classifier, ConvBN, Network
+from nr.layers import Chain, Classifier, Network
+from nr.units import ConvBN
 from tests.helpers import (
     FAMILIES,
     MODES,

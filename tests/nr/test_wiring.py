@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.cifar import densenet, resnet, vgg11_bn
-from nr.layers import ConvBN
+from nr.units import ConvBN
 from nr.wiring import gather, gather_widths, wiring
 from tests.helpers import FAMILIES, branches, build, layers
 

@@ -6,7 +6,7 @@ import math
 import torch
 
 import models
-from nr.layers import CROSS, PRUNED, ConvBN
+from nr.units import CROSS, PRUNED, ConvBN
 
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 

@@ -11,8 +11,9 @@ import torch
 
 import models
 import nr
-from nr.layers import ConvBN, Network
+from nr.layers import Network
 from nr.rejuvenation import Report
+from nr.units import ConvBN
 from utils.errors import InputError
 from utils.machine import distributed
 from utils.machine.seeding import NETWORK, REJUVENATION, seed_generators

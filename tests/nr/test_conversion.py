@@ -1,0 +1,390 @@
+"""nr.convert: torch networks as networks of units, and what the new units do when rebuilt."""
+
+import copy
+import json
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.mobilenetv2 import MobileNetV2
+from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+
+import nr
+from nr.units import FORMS
+from nr.utilization import live_masks
+from nr.wiring import wiring
+from tests.helpers import (
+    MODES,
+    kill_random,
+    layers,
+    logits_of,
+    open_cross_blocks,
+    prunable,
+    random_norms,
+    relative_difference,
+    same_tensors,
+    silence,
+    vary,
+)
+
+SIZE = 32  # pixels
+CLASSES = 10
+
+
+def plain_vgg() -> nn.Module:
+    """As torchvision's: biases before batch norm, a flattened 2x2 map, hidden layers, dropout."""
+
+    def group(i: int, o: int) -> list[nn.Module]:
+        return [nn.Conv2d(i, o, 3, padding=1), nn.BatchNorm2d(o), nn.ReLU(True), nn.MaxPool2d(2)]
+
+    return nn.Sequential(
+        *group(3, 8),
+        *group(8, 12),
+        *group(12, 16),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(16 * 4, 24),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(24, 20),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(20, CLASSES),
+    )
+
+
+class Dense(nn.Module):
+    """Concatenations, functions in the place of modules, and a mean as the pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv, self.norm = nn.Conv2d(8, 6, 3, padding="same", bias=False), nn.BatchNorm2d(6)
+        self.end, self.end_norm = nn.Conv2d(14, 10, 1), nn.BatchNorm2d(10)
+        self.fc = nn.Linear(10, CLASSES, bias=False)
+
+    def forward(self, x):
+        x = torch.relu(self.stem_norm(self.stem(x)))
+        x = nn.functional.max_pool2d(x, 2)
+        x = torch.cat([x, self.norm(self.conv(x)).relu()], dim=1)
+        x = nn.functional.leaky_relu(self.end_norm(self.end(x)), 0.1)
+        return self.fc(x.mean([2, 3]))
+
+
+def regnet() -> nn.Module:
+    params = BlockParams([1, 2], [16, 24], [8, 12], [1.0, 1.0], [2, 2])
+    return RegNet(params, num_classes=CLASSES, stem_width=8)
+
+
+def mobilenet() -> nn.Module:
+    setting = [[1, 16, 1, 1], [4, 24, 2, 2], [4, 32, 2, 2]]
+    return MobileNetV2(CLASSES, width_mult=0.5, inverted_residual_setting=setting, dropout=0.1)
+
+
+NETWORKS = {
+    "basic": lambda: ResNet(BasicBlock, [1, 1, 1, 1], CLASSES),
+    "bottleneck": lambda: ResNet(Bottleneck, [2, 1, 1, 1], CLASSES, width_per_group=16),
+    "resnext": lambda: ResNet(Bottleneck, [1, 1, 1, 1], CLASSES, groups=8, width_per_group=8),
+    "vgg": plain_vgg,
+    "dense": Dense,
+    "mobilenet": mobilenet,
+    "regnet": regnet,
+}
+GROUPED = ("resnext", "mobilenet", "regnet")
+
+
+def plain(name: str) -> nn.Module:
+    """The torch network with its own weights and varied batch norms."""
+    torch.manual_seed(0)
+    model = NETWORKS[name]()
+    random_norms(model)
+    return model
+
+
+def converted(name: str) -> nr.Network:
+    return nr.convert(plain(name), SIZE)
+
+
+def worn(name: str) -> nr.Network:
+    """A converted network at the end of a search, its dead channels silenced."""
+    model = vary(converted(name))
+    kill_random(model, share=0.3)
+    silence(model)
+    return model
+
+
+def images() -> torch.Tensor:
+    return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+
+
+def seeded_logits(model: nn.Module, training: bool) -> torch.Tensor:
+    torch.manual_seed(1)  # of the dropout
+    dtype = next(model.parameters()).dtype
+    return logits_of(copy.deepcopy(model), images().to(dtype), training)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_logits_are_those_of_the_network(name, training):
+    model = plain(name).double()
+    found = seeded_logits(nr.convert(model, SIZE), training)
+    assert found.shape == (4, 1, CLASSES) and found.dtype == torch.float64
+    assert relative_difference(found[:, 0], seeded_logits(model, training)) < 1e-12
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_step_in_train_mode_leaves_equal_running_statistics(name):
+    model = plain(name).double()
+    network = nr.convert(model, SIZE)
+    for each in (model, network):
+        torch.manual_seed(1)
+        logits_of(each, images().double(), training=True)
+    a, b = logits_of(network, images().double())[:, 0], logits_of(model, images().double())
+    assert relative_difference(a, b) < 1e-12
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_network_stays_as_it_is_and_shares_nothing(name, training):
+    model = plain(name).train(training)
+    before = copy.deepcopy(model.state_dict())
+    network = nr.convert(model, SIZE)
+    assert network.training == model.training == training
+    with torch.no_grad():
+        for tensor in network.state_dict().values():
+            tensor.fill_(7)
+    assert same_tensors(before, model.state_dict())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_macs_are_those_of_the_flop_counter(name):
+    model = plain(name).eval()
+    network = nr.convert(model, SIZE).eval()
+    cross = copy.deepcopy(network)
+    kill_random(cross)
+    nr.rejuvenate(cross, cross="full")
+    for each, counted in ((model, network), (network, network), (cross, cross)):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            each(torch.zeros(1, 3, SIZE, SIZE))
+        assert nr.count_macs(counted) == counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize("cross", [*MODES, "none"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_survived_logits_are_kept(name, cross):
+    model = worn(name)
+    before = logits_of(model, images())
+    report = nr.rejuvenate(model, cross=cross)
+    assert report.utilization.ratio < 1
+    assert relative_difference(logits_of(model, images())[:, :1], before) < 1e-5
+    assert nr.utilization(model).total > 0
+
+
+@pytest.mark.parametrize("multiple", [1, 4])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_groups_stay_whole_and_widths_fit(name, multiple):
+    model = worn(name)
+    groups = {n: layer.unit.group for n, layer in layers(model).items()}
+    nr.rejuvenate(model, round_to=multiple)
+    for layer_name, layer in layers(model).items():
+        unit = layer.unit
+        assert unit.group == groups[layer_name]
+        if unit.group and layer.fixed is False:
+            assert [i // unit.group[0] for i in unit.in_channels] == [
+                o // unit.group[1] for o in unit.out_channels
+            ]
+        assert all(width % layer.part == 0 for width in unit.out_channels)
+        if not layer.fixed:
+            assert sum(unit.out_channels) % multiple == 0
+
+
+@pytest.mark.parametrize("cross", MODES)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_description_and_file_bring_it_back(name, cross, tmp_path):
+    model = worn(name)
+    for _ in range(2):
+        found = nr.structure(model)
+        assert nr.structure(nr.build(json.loads(json.dumps(found)))) == found
+        nr.save(model, tmp_path / "network.pth")
+        loaded = nr.load(tmp_path / "network.pth")
+        assert torch.equal(logits_of(loaded, images()), logits_of(model, images()))
+        if model.streams == 1:
+            nr.rejuvenate(model, cross=cross)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("cross", ["removed", "full"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_merged_logits_are_the_sum(name, cross, training):
+    model = worn(name)
+    nr.rejuvenate(model, cross=cross)
+    open_cross_blocks(model)
+    model.double()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    before = logits_of(copy.deepcopy(model), images().double(), training).sum(1)
+    nr.merge(model)
+    after = logits_of(copy.deepcopy(model), images().double(), training)[:, 0]
+    assert relative_difference(after, before) < 1e-10
+    assert nr.utilization(model).total > 0
+    nr.rejuvenate(model)
+
+
+@pytest.mark.parametrize("rejuvenated", [False, True])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rescaling_keeps_the_function_or_says_why_not(name, rejuvenated):
+    model = worn(name).double()
+    if rejuvenated:
+        nr.rejuvenate(model, cross="full")
+    before = logits_of(model, images().double())
+    if name == "mobilenet":
+        with pytest.raises(ValueError, match="ReLU6"):
+            nr.rescale(model, 0.9)
+        return
+    nr.rescale(model, 0.9)
+    assert relative_difference(logits_of(model, images().double()), before) < 1e-10
+    gammas = [n.weight for layer in prunable(model).values() for n in layer.unit.norms]
+    assert all(((gamma.abs() >= 0.9 - 1e-6) | (gamma == 0)).all() for gamma in gammas)
+
+
+def test_hidden_layers_are_fixed_and_not_penalised():
+    model = converted("vgg")
+    hidden = {n: layer for n, layer in layers(model).items() if isinstance(layer.unit, nr.Conv)}
+    assert [layer.unit.kernel_size for layer in hidden.values()] == [2, 1]
+    assert all(layer.fixed for layer in hidden.values())
+    kill_random(model)
+    rows = {row.name: row for row in nr.utilization(model).layers}
+    assert all(rows[name].live_out == rows[name].out_channels for name in hidden)
+    images_ = images()
+    model(images_).sum().backward()
+    before = {n: p.grad.clone() for n, p in model.named_parameters()}
+    nr.penalise(model, 0.1)
+    changed = {n for n, p in model.named_parameters() if not torch.equal(p.grad, before[n])}
+    assert len(changed) == 3 and not any(name.startswith(tuple(hidden)) for name in changed)
+
+
+def test_depthwise_channels_live_and_die_with_those_they_read():
+    model = vary(converted("mobilenet"))
+    placed = layers(model)
+    name = next(n for n, a in placed.items() if a.unit.group and a.branch)
+    source = placed[name].sources[0]
+    with torch.no_grad():
+        placed[source].unit.norms[0].weight[:3] = 0
+        placed[name].unit.norms[0].weight[5] = 0
+    masks = live_masks(wiring(model).layers)
+    assert torch.equal(masks[source][0], masks[name][0])
+    assert (~masks[name][0]).nonzero().flatten().tolist() == [0, 1, 2, 5]
+    row = next(r for r in nr.utilization(model).layers if r.name == name)
+    assert (row.live, row.total) == (9 * row.live_out, 9 * row.out_channels)
+
+
+def test_a_group_dies_when_all_its_outputs_or_inputs_are_dead():
+    model = vary(converted("resnext"))
+    placed = layers(model)
+    name = next(n for n, a in placed.items() if a.unit.group)
+    source, width = placed[name].sources[0], placed[name].unit.group[0]
+    with torch.no_grad():
+        placed[source].unit.norms[0].weight[: width + 1] = 0  # group 0, and a channel of group 1
+        placed[name].unit.norms[0].weight[2 * width : 3 * width] = 0
+    masks = live_masks(wiring(model).layers)
+    expected = torch.ones(8, width, dtype=torch.bool)
+    expected[[0, 2]] = False
+    for found in (masks[source][0], masks[name][0]):
+        assert torch.equal(found, expected.flatten())
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_a_chain_with_groups_never_dies(name):
+    model = vary(converted(name))
+    for layer in prunable(model).values():
+        with torch.no_grad():
+            layer.unit.norms[0].weight.zero_()
+    silence(model)
+    before = logits_of(model, images())
+    nr.rejuvenate(model)
+    assert relative_difference(logits_of(model, images())[:, :1], before) < 1e-5
+
+
+def test_groups_have_no_cross_blocks_in_any_mode():
+    model = worn("resnext")
+    nr.rejuvenate(model, cross="attention")
+    for layer in layers(model).values():
+        if layer.unit.group:
+            assert FORMS[layer.unit.form] == FORMS["removed"]
+
+
+class TwoHeads(nn.Module):
+    def __init__(self, end):
+        super().__init__()
+        self.conv, self.norm, self.end = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), end
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.end(self, self.norm(self.conv(x)))
+
+
+def ended(end) -> nn.Module:
+    """A small network with this end."""
+    return TwoHeads(end)
+
+
+def head(m, x):
+    return m.fc(torch.flatten(m.pool(x), 1))
+
+
+REFUSED = {
+    "tuple": (lambda m, x: (head(m, x), x), "logits of an nn.Linear alone"),
+    "softmax": (lambda m, x: head(m, x).softmax(1), "softmax"),
+    "inplace": (lambda m, x: head(m, x.relu_() + x), "sum|in place"),
+    "both": (lambda m, x: head(m, x * x), "mul"),
+    "twice": (lambda m, x: head(m, m.norm(m.conv(x[:, :3]))), "getitem"),
+    "values": (lambda m, x: head(m, x) if x.sum() > 0 else x, "cannot trace"),
+    "dropout": (lambda m, x: head(m, nn.functional.dropout(x)), "nn.Dropout"),
+    "unused": (lambda m, x: (m.pool(x), head(m, x))[1], "not used"),
+    "alpha": (lambda m, x: head(m, torch.add(m.pool(x), m.pool(x), alpha=2)), "alpha"),
+    "chunk": (lambda m, x: head(m, torch.cat(x.chunk(2, 1), 1)), "chunk"),
+    "size": (lambda m, x: m.fc(torch.flatten(x, 1)), "other image_size|image_size"),
+    "named": (lambda m, x: head(m, torch.special.expit(x)), "not known"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_form_in_units_is_named(case):
+    end, words = REFUSED[case]
+    with pytest.raises(ValueError, match=words):
+        nr.convert(ended(end), 8)
+
+
+BY_NAME = {
+    "densenet121": "pre-activation",
+    "efficientnet_b0": "squeeze-excite",
+    "regnet_y_400mf": "squeeze-excite",
+    "mobilenet_v3_small": "squeeze-excite",
+    "squeezenet1_0": "n-way",
+    "shufflenet_v2_x0_5": "n-way|shuffle",
+    "convnext_tiny": "LayerNorm",
+    "vgg11": "no batch norm",
+}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_torchvisions_other_networks_are_refused_with_the_reason(name):
+    model = torchvision.models.get_model(name)
+    with pytest.raises(ValueError, match=BY_NAME[name]):
+        nr.convert(model, 64)
+
+
+def test_networks_of_units_and_wrapped_ones_are_refused():
+    model = plain("vgg")
+    with pytest.raises(ValueError, match="already"):
+        nr.convert(nr.convert(model, SIZE), SIZE)
+    with pytest.raises(ValueError, match=r"model\.module"):
+        nr.convert(nn.DataParallel(model), SIZE)
+    with pytest.raises(ValueError, match="image_size"):
+        nr.convert(model, -1)
+    with pytest.raises(ValueError, match=r"no nn\.Conv2d"):
+        nr.convert(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), SIZE)
