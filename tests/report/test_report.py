@@ -14,7 +14,7 @@ from tests.running import ROOT
 from utils.errors import InputError
 from utils.report import export, runs, tables
 from utils.report.__main__ import main
-from utils.shown.log import write_log
+from utils.shown.log import read_log, write_log
 
 OPTIONS = {"depth": 8, "width_mult": 0.25, "num_classes": 10}
 SPEC = {"family": "cifar", "arch": "resnet", "options": OPTIONS}
@@ -98,6 +98,65 @@ def test_seeds_of_one_command_are_one_row_with_mean_and_deviation(tmp_path, caps
     assert row["epochs (search + train)"] == "1 + 2"
     assert row["λ"] == "0.001"
     assert row["minutes"] == "2"  # three epochs of 30 seconds, rounded
+
+
+def test_two_rounds_are_a_row_with_the_epochs_of_every_phase(tmp_path, capsys):
+    """A run from before there were rounds is in one row with a run of one round."""
+    write_run(tmp_path / "old")
+    write_run(tmp_path / "one", seed=2, nr_rounds=1)
+    accuracies, phases = (50, 60, 70, 60, 65, 80), "search train train search train train"
+    write_run(tmp_path / "two", (70, 80), nr_rounds=2)
+    rows = [
+        row | {"Phase": phase, "Valid Acc.": accuracy, "Sparsity": 1e-3 * (phase == "search")}
+        for row, phase, accuracy in zip(
+            read_log(tmp_path / "two" / "log.txt") * 2, phases.split(), accuracies, strict=True
+        )
+    ]
+    write_log(tmp_path / "two" / "log.txt", rows)
+    description = json.loads((tmp_path / "two" / "run.json").read_text())
+    (tmp_path / "two" / "run.json").write_text(json.dumps(description | {"macs": [300, 500]}))
+    main([str(tmp_path / name) for name in ("old", "one", "two")])
+    output = capsys.readouterr().out
+    assert table_row(output, "| NR-CR |")["n"] == "2"
+    row = table_row(output, "NR-CR, 2 rounds")
+    assert row["epochs (search + train)"] == "1 + 2 + 1 + 2"
+    assert (row["λ"], row["error, last epoch"], row["best epoch"]) == ("0.001", "20.00", "20.00")
+    assert row["minutes"] == "3" and row["published error"] == "-"
+    found = runs.read_run(tmp_path / "two")
+    built = nr.count_macs(models.build("cifar", "resnet", **OPTIONS), 32)
+    assert found.training_macs == built + 2 * 300 + 500 + 2 * found.macs
+    main(["--csv", str(tmp_path / "two")])
+    (row,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    assert (row["search"], row["train"], row["epochs"]) == ("2", "4", "1 + 2 + 1 + 2")
+
+
+@pytest.mark.parametrize(
+    ("phases", "words"),
+    [
+        ("search", "round 1 of 2, search at utilization 0.500 after 1 epochs"),
+        ("search train train", "round 1 of 2, 2 of 2 epochs of the train phase"),
+        ("search train train search", "round 2 of 2, search at utilization 0.500 after 1 epochs"),
+        ("search train train search train", "round 2 of 2, 1 of 2 epochs of the train phase"),
+        ("search train train search train train", None),
+    ],
+)
+def test_a_run_of_two_rounds_is_unfinished_until_the_last_epoch(phases, words):
+    rows = [{"Phase": phase, "Utilization": 0.5} for phase in phases.split()]
+    assert runs.unfinished(ARGS | {"nr_rounds": 2}, rows) == words
+
+
+@pytest.mark.parametrize(
+    ("sparsities", "text"),
+    [
+        ([1, 1, None, 1], "1"),
+        ([1, 2, None, 1, 3], "1 to 2, 1 to 3"),
+        ([1, 2, None, 1, 2], "1 to 2"),
+        ([None], "-"),
+    ],
+)
+def test_sparsities_of_several_rounds_are_named_where_they_differ(sparsities, text):
+    rows = [{"Phase": "search" if s else "train", "Sparsity": s or 0} for s in sparsities]
+    assert runs.sparsity_text(rows) == text
 
 
 def test_different_commands_are_different_rows(tmp_path, capsys):

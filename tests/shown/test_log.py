@@ -3,7 +3,7 @@
 import pytest
 
 from utils.errors import InputError
-from utils.shown.log import read_log, write_log
+from utils.shown.log import read_log, rounds, write_log
 
 ROW = {
     "Learning Rate": 0.1,
@@ -17,6 +17,23 @@ ROW = {
     "Params": 20035018,
     "Seconds": 3.5,
 }
+
+
+@pytest.mark.parametrize(
+    ("phases", "expected"),
+    [
+        ("", []),
+        ("t t", [(0, 2)]),
+        ("s s", [(2, 0)]),
+        ("s s t", [(2, 1)]),
+        ("s s t s", [(2, 1), (1, 0)]),
+        ("s s t s t t", [(2, 1), (1, 2)]),
+        ("t s t s t", [(0, 1), (1, 1), (1, 1)]),
+    ],
+)
+def test_the_epochs_of_every_round(phases, expected):
+    names = {"s": "search", "t": "train"}
+    assert rounds([{"Phase": names[phase]} for phase in phases.split()]) == expected
 
 
 @pytest.fixture

@@ -64,6 +64,11 @@ def scale_histograms(epochs: int) -> list[list[int]]:
     return [[epoch] + [0] * (plots.SCALE_BINS - 2) + [epochs - epoch] for epoch in range(epochs)]
 
 
+def two_rounds(*lengths: int) -> list[dict]:
+    """Rows of two rounds: epochs of search, train, search and train phase."""
+    return log_rows(*lengths[:2]) + log_rows(*lengths[2:])
+
+
 CASES = {
     "curves": (plots.curves, log_rows(30, 60)),
     "curves of imagenet": (plots.curves, log_rows(3, 9, **{"Valid 5 Acc.": 90.0})),
@@ -72,6 +77,8 @@ CASES = {
     "curves of 1 + 1 epochs": (plots.curves, log_rows(1, 1)),
     "curves without train": (plots.curves, log_rows(12, 0)),
     "curves without search": (plots.curves, log_rows(0, 12)),
+    "curves of two rounds": (plots.curves, two_rounds(25, 40, 12, 40)),
+    "curves of a second search": (plots.curves, two_rounds(3, 4, 2, 0)),
     "curves with nan": (plots.curves, log_rows(2, 2, **{"Train Loss": float("nan")})),
     "curves without error": (plots.curves, log_rows(2, 2, **{"Valid Acc.": 100.0})),
     "utilization of 16": (plots.utilization, live_history(16, 30)),
@@ -81,6 +88,7 @@ CASES = {
     "scales": (draw_scales, scale_histograms(30)),
     "scales of 1 epoch": (draw_scales, scale_histograms(1)),
     "comparison": (plots.comparison, [("a", log_rows(9, 12)), ("a", log_rows(3, 3))]),
+    "comparison of two rounds": (plots.comparison, [("a", two_rounds(9, 12, 3, 4))]),
     "comparison without search": (plots.comparison, [("a", log_rows(0, 1))]),
     "widths of 16": (plots.widths, layer_widths(16)),
     "widths of 166": (plots.widths, layer_widths(166)),
@@ -184,6 +192,36 @@ def test_rejuvenation_is_marked_where_search_turns_to_train(
     assert [(t.get_text(), t.get_position()[0]) for t in texts] == [("rejuvenation", 2.5)] * marks
     labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
     assert ("search phase" in labels) == (search > 0)
+
+
+def test_every_round_is_shaded_marked_and_broken(tmp_path, figures):
+    plots.curves(two_rounds(2, 3, 1, 4), tmp_path / "curves.png")
+    axes = figures[0].axes[0]
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axes.patches]
+    assert spans == [(0.5, 2.5), (5.5, 6.5)]
+    assert [text.get_position()[0] for text in axes.texts] == [2.5, 6.5]
+    epochs, losses = axes.lines[0].get_data()
+    gaps = [epoch for epoch, loss in zip(epochs, losses, strict=True) if loss != loss]
+    assert gaps == [2.5, 5.5, 6.5, 10.5]
+    assert [epoch for epoch in epochs if epoch not in gaps] == list(range(1, 11))
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert labels.count("search phase") == 1
+
+
+def test_compared_rounds_are_dotted_where_they_search(figures, tmp_path):
+    runs = [("a", two_rounds(2, 3, 1, 4)), ("b", log_rows(0, 2))]
+    plots.comparison(runs, tmp_path / "picture.png")
+    lines = figures[0].axes[0].lines[:5]
+    assert [list(line.get_xdata()) for line in lines] == [
+        [-1, 0],
+        [1, 2, 3],
+        [4],
+        [5, 6, 7, 8],
+        [1, 2],
+    ]
+    assert [line.get_linestyle() for line in lines] == [":", "-", ":", "-", "-"]
+    labels = [text.get_text() for text in figures[0].legends[0].get_texts()]
+    assert labels == ["a", "b"]
 
 
 def test_curves_state_the_best_error_of_the_train_phase(tmp_path, figures):

@@ -193,6 +193,17 @@ def test_the_refusal_says_what_is_wrong(capsys, flags, message):
     assert message in refusal(capsys, *flags.split())
 
 
+def test_imagenet_has_to_be_told_how_its_rounds_are_merged(capsys):
+    """Its default is attention; a network from scratch has no cross-connections at all."""
+    flags = ["--synthetic", "--nr-rounds", "2"]
+    with pytest.raises(SystemExit) as end:
+        imagenet.parse(flags)
+    assert end.value.code == 2
+    assert "--nr-rounds 2: --nr-cross attention" in capsys.readouterr().err
+    for more in (["--nr-cross", "full"], ["--nr-from-scratch"]):
+        assert imagenet.parse([*flags, *more])[0].nr_rounds == 2
+
+
 @pytest.mark.parametrize(
     "flags", ["--width-mult 1e9", "-a densenet --growthRate 1000000000000"], ids=str
 )

@@ -386,10 +386,13 @@ def test_the_files_after_each_stage(epochs, accuracies, pictures, tmp_path):
     [(1e9, [1, 2, 2, 3, 4, 5], [1, 2, 2]), (0, [1, 2, 2, 5], [1, 2, 2])],
 )
 def test_short_epochs_are_not_slowed_by_pictures(
-    share, curves, usage, epochs, monkeypatch, tmp_path
+    share, curves, usage, epochs, pictures, monkeypatch, tmp_path
 ):
     """After every epoch if that costs little; else the first, and where a phase ends."""
+    pictures()  # first, so that what is patched here is put back to what it was
     drawn = {"curves": [], "utilization": []}
+    for name in ("scales", "widths"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
     for name, lengths in drawn.items():
 
         def draw(rows, path, lengths=lengths):
