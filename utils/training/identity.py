@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from itertools import zip_longest
 
+from nr.layers import Network
+from nr.units import ConvBN
 from utils.training.options import NO_REJUVENATION
 
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
@@ -52,3 +54,15 @@ def other_class(payload: dict, classes: Sequence[str]) -> str | None:
             had, has = ("none" if name is None else repr(name) for name in (was, now))
             return f"class {number} is {had}, that of the data {has}"
     return None
+
+
+def unmergeable(network: Network, number: int, flags: dict) -> str | None:
+    """Why ``network``, of round ``number``, cannot be merged for the next one, or None."""
+    rounds = flags["nr_rounds"]
+    gated = any(unit.form == "attention" for unit in network.modules() if isinstance(unit, ConvBN))
+    if flags["evaluate"] or number >= rounds or not gated:
+        return None
+    return (
+        f"--nr-rounds {rounds}: its attention cross-connections cannot be merged into one stream"
+        " for another round"
+    )

@@ -13,7 +13,6 @@ import models
 import nr
 from nr.layers import Network
 from nr.rejuvenation import Report
-from nr.units import ConvBN
 from utils.errors import InputError
 from utils.machine import distributed
 from utils.machine.seeding import NETWORK, REJUVENATION, seed_generators
@@ -21,7 +20,7 @@ from utils.training import checkpoint
 from utils.training import state as states
 from utils.training.engine import step_lr
 from utils.training.folder import RunFolder
-from utils.training.identity import mismatch, other_class
+from utils.training.identity import mismatch, other_class, unmergeable
 from utils.training.signals import Stopped, StopRequest
 from utils.training.state import Epoch, RunState
 from utils.training.trainer import Trainer
@@ -85,11 +84,8 @@ class Run:
                 raise InputError(f"{path}: {wrong}")
             network = checkpoint.network(payload, path)
             self.state = RunState(**payload["run"])
-        if not self.args.evaluate and self.state.round < self.args.nr_rounds and gated(network):
-            raise InputError(
-                f"{path}: --nr-rounds {self.args.nr_rounds}: its attention cross-connections"
-                " cannot be merged into one stream for another round"
-            )
+            if wrong := unmergeable(network, self.state.round, vars(self.args)):
+                raise InputError(f"{path}: {wrong}")
         self.trainer.use(network)
         with checkpoint.restoring(path):
             self.trainer.restore(payload, self.state)
@@ -189,8 +185,3 @@ class Run:
         due = ends or self.trainer.partial is not None
         self.folder.save_last(payload, state, best=self.improved, due=due)
         self.improved = False
-
-
-def gated(network: Network) -> bool:
-    """Whether cross-attention connects the streams of ``network``."""
-    return any(unit.form == "attention" for unit in network.modules() if isinstance(unit, ConvBN))
