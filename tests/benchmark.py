@@ -33,6 +33,7 @@ from tests import plain
 from utils.data import photographs
 from utils.data.batches import TrainBatches
 from utils.data.images import ImageSet
+from utils.machine import compiler
 from utils.machine.allocator import keep_freed_memory
 from utils.training.engine import stream_loss
 from utils.training.folder import RunFolder
@@ -163,7 +164,8 @@ def in_use(
     network: Network, device: torch.device, amp: bool = False, compiled: bool = False
 ) -> Trainer:
     """A network and its optimizer as a run has them."""
-    trainer = Trainer([device], amp=amp, compiled=compiled, **OPTIMIZER)
+    mode = compiler.DEFAULT if compiled else None
+    trainer = Trainer([device], amp=amp, compiled=mode, **OPTIMIZER)
     trainer.use(network)
     return trainer
 

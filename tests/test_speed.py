@@ -6,6 +6,7 @@ No test here reads a clock.
 import copy
 import functools
 import gc
+import re
 import shutil
 import weakref
 from argparse import Namespace
@@ -156,7 +157,7 @@ def counter(monkeypatch):
 
 def in_use(model: nn.Module) -> Trainer:
     """As a run uses it with --compile."""
-    trainer = Trainer([CPU], amp=False, compiled=True, **OPTIMIZER)
+    trainer = Trainer([CPU], amp=False, compiled=compiler.DEFAULT, **OPTIMIZER)
     trainer.use(model)
     return trainer
 
@@ -187,13 +188,41 @@ def test_each_network_compiles_once_to_train_and_once_to_evaluate(counter, mode)
 
 
 def test_a_smaller_last_batch_compiles_once_more(counter):
-    """For batches of any size; later networks are compiled for any size at once."""
+    """However many networks there were: torch stops after 8 compilations of one function."""
+    for mode in (None, "attention", None):
+        model = half_live()
+        if mode:
+            nr.rejuvenate(model, mode)
+        assert compiled_in(counter, in_use(model), 8, 8, 5) == [2, 2, 0, 0]
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_is_one_graph(counter, family, mode):
+    """fullgraph raises where a graph would break."""
+    model, (images, labels) = network(family, mode), batch()
+    model.compile(fullgraph=True, dynamic=False)
+    for graphs, training in enumerate((True, False), start=1):
+        loss_of(model.train(training), images, labels).backward()
+        assert counter.frame_count == graphs
+
+
+def test_every_compilation_is_said_in_a_line(counter, capsys):
+    """At the start, at rejuvenation and at a smaller last batch."""
     run = in_use(half_live())
-    assert compiled_in(counter, run, 8, 8, 5) == [2, 1, 0, 0]
-    assert compiled_in(counter, run, 8, 3, 6, 7) == [0, 0, 0, 0]
-    nr.rejuvenate(run.network, "attention")
-    run = in_use(run.network)
-    assert compiled_in(counter, run, 8, 8, 5) == [1, 1, 0, 0]
+    compiled_in(counter, run, 8, 5)
+    lines = [line for line in capsys.readouterr().out.splitlines() if "--compile" in line]
+    assert len(lines) == 4
+    assert all(re.fullmatch(r"\| --compile: compiled in \d+\.\d s", line) for line in lines)
+
+
+@pytest.mark.parametrize("mode", compiler.MODES)
+def test_the_mode_is_that_of_the_flag(mode, monkeypatch):
+    asked = []
+    monkeypatch.setattr(nn.Module, "compile", lambda _, **how: asked.append(how))
+    monkeypatch.setattr(compiler, "can_compile", lambda device_type: True)
+    Trainer([CPU], amp=False, compiled=mode, **OPTIMIZER).use(half_live())
+    assert asked == [{"mode": mode, "dynamic": False}]
 
 
 def test_a_compiled_network_lets_go_of_its_old_weights(counter):

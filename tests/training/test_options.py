@@ -36,6 +36,7 @@ REFUSED = {
     "--nr-rounds": ["0", "-1", "1.5", "x"],
     "--nr-round-to": ["0", "-8", "1.5", "x"],
     "--nr-sparsity": ["-1e-4", "nan", "inf", "x"],
+    "--compile": ["fast", "True"],
     "--nr-cross": ["some", "", "Removed"],
     "--growthRate": ["0", "-12", "1.5"],
     "--compressionRate": ["0.5", "0", "nan", "inf"],
@@ -76,7 +77,7 @@ DEFAULTS = {
     "width_mult": 1.0,
     "subset": None,
     "amp": False,
-    "compile": False,
+    "compile": None,
     "nr_target": 0.25,
     "nr_cross": "removed",
     "nr_sparsity": 1e-4,
@@ -294,6 +295,9 @@ def test_both_spellings_of_evaluate():
         ("--schedule 1 2 3", "schedule", [1, 2, 3]),
         ("--gpu-id 0,1,2,3", "gpu_id", [0, 1, 2, 3]),
         ("--gpu-id 2", "gpu_id", [2]),
+        ("--compile", "compile", "default"),
+        ("--compile --amp", "compile", "default"),
+        ("--compile reduce-overhead", "compile", "reduce-overhead"),
         ("--nr-cross attention", "nr_cross", "attention"),
         ("--nr-cross full", "nr_cross", "full"),
         ("--nr-compress-only --nr-target 0.998", "nr_compress_only", True),
@@ -327,5 +331,5 @@ def test_help_names_every_flag(capsys):
     assert end.value.code == 0
     shown = capsys.readouterr().out
     flags = [*REFUSED, "--nr-flops", "--nr-compress-only", "--nr-from-scratch", "--amp"]
-    flags += ["--compile", "--resume", "--evaluate", "--checkpoint", "--data", "--dropout"]
+    flags += ["--resume", "--evaluate", "--checkpoint", "--data", "--dropout"]
     assert [flag for flag in flags if flag not in shown] == []

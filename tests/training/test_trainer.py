@@ -55,7 +55,7 @@ def trainer() -> Trainer:
         momentum=0.9,
         weight_decay=0.0,
         amp=False,
-        compiled=False,
+        compiled=None,
     )
     made.use(tiny(classes=CLASSES))
     return made

@@ -1,9 +1,13 @@
 """torch.compile where a compiler is present."""
 
 import functools
+import time
 
 import torch
 from torch import nn
+
+DEFAULT = "default"
+MODES = (DEFAULT, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch
 
 
 @functools.cache
@@ -18,12 +22,36 @@ def can_compile(device_type: str) -> bool:
     return True
 
 
-def compile_network(network: nn.Module, devices: list[torch.device]) -> None:
-    """Compile ``network`` in place at its next call, where that is possible."""
+def compile_network(network: nn.Module, devices: list[torch.device], mode: str = DEFAULT) -> None:
+    """Compile ``network`` in place at its next call, where that is possible.
+
+    Once to train and once to evaluate, and once more for a smaller last batch of each: a graph for
+    any size would be slower for the one that nearly all batches have. What was compiled before is
+    forgotten: torch counts it, and would stop to compile after a few networks.
+    """
     if len(devices) > 1:
         say_not_compiled(len(devices))
     elif can_compile(devices[0].type):
-        network.compile()
+        torch.compiler.reset()
+        announce()
+        network.compile(mode=mode, dynamic=False)
+
+
+def announce() -> None:
+    """From now to the next reset every compilation is said in a line with its seconds."""
+    from torch._dynamo.callback import callback_handler  # seconds to load, so not for every run
+
+    began = 0.0
+
+    def start(*_: object) -> None:
+        nonlocal began
+        began = time.perf_counter()
+
+    def end(*_: object) -> None:
+        print(f"| --compile: compiled in {time.perf_counter() - began:.1f} s")
+
+    callback_handler.register_start_callback(start)
+    callback_handler.register_end_callback(end)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ import torch
 
 import models
 from nr.units import CROSS, PRUNED, ConvBN
+from utils.machine import compiler
 
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 
@@ -222,7 +223,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="GPUs; several: DataParallel",
     )
     add("--amp", action="store_true", help="bfloat16 autocast")
-    add("--compile", action="store_true", help="torch.compile")
+    add(
+        "--compile",
+        nargs="?",
+        const=compiler.DEFAULT,
+        choices=compiler.MODES,
+        help="torch.compile, in a mode of it (reduce-overhead: CUDA graphs)",
+    )
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: str) -> None:

@@ -20,9 +20,9 @@ from utils.training.state import RunState, Usage
 class Trainer:
     """A network on ``devices``, given by ``use``: as it is parallelised, with its optimizer.
 
-    ``lr``, ``momentum``, ``weight_decay``: of SGD; ``amp``: bfloat16 autocast; ``compiled``: by
-    torch.compile; ``partial``: this process's figures [batches, 4] of the finished batches of the
-    epoch in progress, if in one.
+    ``lr``, ``momentum``, ``weight_decay``: of SGD; ``amp``: bfloat16 autocast; ``compiled``: the
+    mode of torch.compile, if by it; ``partial``: this process's figures [batches, 4] of the
+    finished batches of the epoch in progress, if in one.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Trainer:
         momentum: float,
         weight_decay: float,
         amp: bool,
-        compiled: bool,
+        compiled: str | None,
     ):
         self.devices, self.amp, self.compiled = devices, amp, compiled
         self.sgd = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
@@ -46,7 +46,7 @@ class Trainer:
         order = torch.channels_last if channels_last else torch.contiguous_format
         self.network = network.to(self.devices[0], memory_format=order)
         if self.compiled:
-            compile_network(self.network, self.devices)
+            compile_network(self.network, self.devices, self.compiled)
         self.model = distributed.parallel(self.network, self.devices)
         self.optimizer = nr.SGD(self.network, **self.sgd, fused=True)
 
