@@ -63,7 +63,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         const=True,
         type=options.path,
         metavar="FILE",
-        help="resnet: begin with torchvision's weights, from FILE or downloaded",
+        help="resnet, torchvision: begin with torchvision's weights, from FILE or downloaded",
     )
     add("--nr-sparsity-start", type=options.real(0), default=0.0, help="λ at first")
     add("--nr-increase-step", type=options.real(0), default=5e-5, help="by which λ grows")
@@ -81,8 +81,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     if args.train_batch < LEAST_BATCH:
         parser.error(f"--train-batch {args.train_batch}: at least {LEAST_BATCH} are needed")
     args.arch = ALIASES.get(args.arch, args.arch)
-    if args.pretrained and (args.arch not in pretrained.ARCHS or args.width_mult != 1):
-        known = " ".join(pretrained.ARCHS)
+    if args.pretrained and (not pretrained.torchvision_name(args.arch) or args.width_mult != 1):
+        known = " ".join([*pretrained.ARCHS, "torchvision:<name>"])
         parser.error(f"--pretrained: torchvision has weights of {known}, of --width-mult 1 only")
     options.check(parser, args, "synthetic" if args.synthetic else "imagenet")
     return args, options.check_network(parser, "imagenet", args)
@@ -97,7 +97,7 @@ def begin_pretrained(run: Run, source: str | bool) -> None:
     try:
         with distributed.main_first():
             weights = pretrained.read(run.spec["arch"], file)
-        whole = pretrained.load(run.network, weights)
+        whole = pretrained.load(run.network, weights, run.spec["arch"])
     except ValueError as error:
         raise InputError(f"--pretrained: {error}") from error
     print(f"==> Weights of {file or 'torchvision'}")

@@ -2,8 +2,10 @@
 
 import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 
+from models import converted
 from nr.layers import Network
 
 FAMILIES = ("cifar", "imagenet")
@@ -14,16 +16,29 @@ def archs(family: str) -> Mapping:
     return importlib.import_module(f"models.{family}").ARCHS
 
 
+def file_name(arch: str) -> str:
+    """``arch`` as files can be called: torchvision_<name> for torchvision:<name>."""
+    return arch.replace("torchvision:", converted.PREFIX, 1)
+
+
+def builder(family: str, arch: str) -> Callable[..., Network]:
+    """What makes ``models.<family>.<arch>``. Raises ValueError for an unknown name."""
+    name = file_name(arch)
+    if family in FAMILIES and name.startswith(converted.PREFIX):
+        return partial(converted.network, family, name.removeprefix(converted.PREFIX))
+    if family not in FAMILIES or arch not in archs(family):
+        raise ValueError(f"arch {arch}: models.{family} has no such network")
+    return archs(family)[arch]
+
+
 def options(family: str, arch: str) -> set[str]:
     """The keyword arguments that a builder takes."""
-    return set(inspect.signature(archs(family)[arch]).parameters)
+    return set(inspect.signature(builder(family, arch)).parameters)
 
 
 def build(family: str, arch: str, **keywords) -> Network:
     """Build ``models.<family>.<arch>``. Raises ValueError for an unknown name or value."""
-    if family not in FAMILIES or arch not in archs(family):
-        raise ValueError(f"arch {arch}: models.{family} has no such network")
     unknown = sorted(keywords.keys() - options(family, arch))
     if unknown:
         raise ValueError(f"{unknown[0]}: {arch} takes no such option")
-    return archs(family)[arch](**keywords)
+    return builder(family, arch)(**keywords)

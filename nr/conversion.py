@@ -46,7 +46,7 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
         raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
     graph = Graph(model, first.in_channels, size)
     graph.check()
-    with torch.no_grad():
+    with torch.no_grad(), first.weight.device:
         network = _Converter(graph).network()
     network.image_size = image_size if isinstance(image_size, int) else size
     network.train(model.training)

@@ -1,4 +1,4 @@
-"""torchvision's weights of its ResNets in ours: the same networks under other names."""
+"""torchvision's weights in our networks: of its ResNets in ours, of any network in it converted."""
 
 import re
 from collections.abc import Mapping
@@ -7,12 +7,19 @@ import torch
 import torchvision
 from torch import Tensor
 
+import nr
+from models.converted import IMAGE_SIZES, PREFIX, original
 from models.imagenet.resnet import PLANS
 from nr.layers import Network
 
 ARCHS = {f"resnet{depth}_nr": f"resnet{depth}" for depth in PLANS}  # ours: torchvision's
 CLASSIFIER = "classifier.linears.0."
 COUNTER = "num_batches_tracked"  # of batch norm: no weight, and not in every file
+
+
+def torchvision_name(arch: str) -> str | None:
+    """torchvision's name of ``arch``, or None where it has no weights of it."""
+    return arch.removeprefix(PREFIX) if arch.startswith(PREFIX) else ARCHS.get(arch)
 
 
 def read(arch: str, file: str | None) -> dict[str, Tensor]:
@@ -22,26 +29,29 @@ def read(arch: str, file: str | None) -> dict[str, Tensor]:
     """
     try:
         if file is None:
-            weights = torchvision.models.get_model_weights(ARCHS[arch]).DEFAULT
+            weights = torchvision.models.get_model_weights(torchvision_name(arch)).DEFAULT
             return dict(weights.get_state_dict(progress=True))
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of the network, the file system, pickle and torch
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        source = f"torchvision's {ARCHS[arch]} cannot be had" if file is None else file
+        source = f"torchvision's {torchvision_name(arch)} cannot be had" if file is None else file
         raise ValueError(f"{source}: {reason}") from error
     if not isinstance(content, Mapping) or not all(torch.is_tensor(v) for v in content.values()):
         raise ValueError(f"{file}: must be a state_dict, of tensors by name")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 
-def load(network: Network, weights: Mapping[str, Tensor]) -> bool:
-    """Copy torchvision's ``weights`` into ``network``, a fresh one of this module's ARCHS.
+def load(network: Network, weights: Mapping[str, Tensor], arch: str | None = None) -> bool:
+    """Copy torchvision's ``weights`` into ``network``, a fresh ResNet or the converted ``arch``.
 
     Where they are of another number of classes the classifier stays as it is, and False is
     returned. ValueError, and the network as it was, where a name or shape is not the network's.
     """
     own = {k: v for k, v in network.state_dict().items() if not k.endswith(COUNTER)}
-    given = {renamed(k): (k, v) for k, v in weights.items() if not k.endswith(COUNTER)}
+    if arch is not None and arch.startswith(PREFIX):
+        given = {k: (k, v) for k, v in converted(torchvision_name(arch), weights).items()}
+    else:
+        given = {renamed(k): (k, v) for k, v in weights.items() if not k.endswith(COUNTER)}
     for name, (theirs, _) in given.items():
         if name not in own:
             raise ValueError(f"{theirs}: the network has no such weight")
@@ -60,6 +70,19 @@ def load(network: Network, weights: Mapping[str, Tensor]) -> bool:
     kept = {k: v for k, (_, v) in given.items() if whole or not k.startswith(CLASSIFIER)}
     network.load_state_dict(kept, strict=False)
     return whole
+
+
+def converted(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """torchvision's ``weights`` of ``name`` under our names, of any number of classes."""
+    matrices = [tensor for tensor in weights.values() if tensor.ndim == 2]
+    if not matrices:
+        raise ValueError(f"these are no weights of {name}: no linear layer is among them")
+    model = original(name, num_classes=len(matrices[-1]))
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(" ".join(str(error).split())[:200]) from error
+    return nr.convert(model, IMAGE_SIZES["imagenet"]).state_dict()
 
 
 def renamed(name: str) -> str:

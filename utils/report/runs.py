@@ -162,7 +162,7 @@ def count(network: nr.Network, image_size: int) -> tuple[int, int, int]:
     params = with_cross = nr.count_params(network)
     for layer in wiring(network).layers:
         unit = layer.unit
-        if unit.form == "removed" and IMAGE not in layer.sources:
+        if unit.form == "removed" and IMAGE not in layer.sources and not unit.group:
             (i, j), (o, p) = unit.in_channels, unit.out_channels
             with_cross += unit.kernel_size**2 * (i * p + j * o)
     return params, with_cross, nr.count_macs(network, image_size)

@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from functools import partial
 
 import torch
 
@@ -59,6 +60,14 @@ def gpu_ids(text: str) -> list[int]:
     return [int(name) for name in names]
 
 
+def arch(family: str, text: str) -> str:
+    """The name of a network, as files are called."""
+    name = models.file_name(text)
+    if name == text and text not in models.archs(family):
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown: {_arch_help(family)}")
+    return name
+
+
 def shared_parser(family: str, description: str, **defaults) -> argparse.ArgumentParser:
     """The flags of both scripts; ``defaults`` are the script's own."""
     parser = argparse.ArgumentParser(
@@ -79,7 +88,7 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
     add(
         "-a",
         "--arch",
-        choices=sorted(models.archs(family)),
+        type=partial(arch, family),
         metavar="ARCH",
         help=_arch_help(family),
     )
@@ -139,7 +148,7 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
 
 
 def _arch_help(family: str) -> str:
-    return "network: " + ", ".join(sorted(models.archs(family)))
+    return f"network: {', '.join(sorted(models.archs(family)))}, torchvision:<name>"
 
 
 def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
@@ -271,7 +280,12 @@ def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.N
         "compression_rate": getattr(args, "compressionRate", None),
         "width_mult": args.width_mult,
     }
-    keywords = {name: value for name, value in keywords.items() if value is not None}
+    unneeded = {"width_mult": 1} if args.arch.startswith(models.converted.PREFIX) else {}
+    keywords = {
+        name: value
+        for name, value in keywords.items()
+        if value is not None and unneeded.get(name) != value
+    }
     try:
         with torch.device("meta"):
             network = models.build(family, args.arch, **keywords)
