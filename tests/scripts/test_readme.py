@@ -10,7 +10,8 @@ import nr
 from tests.running import ROOT
 
 IMAGES, SEARCH, RATE = 1_281_167, 30, 0.25 * 790e12  # as the README states them
-README = (ROOT / "checkpoints" / "README.md").read_text()
+README = (ROOT / "checkpoints" / "README.md").read_text(encoding="utf-8")
+README_LINES = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 COSTS = re.findall(
     r"^\| [\w-]+ \| `(\w+)` \| ([\d.]+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$",
     README,
@@ -37,3 +38,35 @@ def test_every_link_and_picture_is_there():
     for page in (ROOT / "README.md", *ROOT.glob("*/README.md")):
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert target.startswith("https://") or (page.parent / target).exists(), (page, target)
+
+
+def test_the_readme_can_be_read_at_once():
+    assert len(README_LINES) <= 150
+
+
+def table(lines: list[str], first: str) -> list[dict]:
+    """The rows of the table whose header begins with these cells."""
+    at = next(i for i, line in enumerate(lines) if line.startswith(first))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[at:]]
+    end = next((i for i, row in enumerate(cells) if row == [""]), len(cells))
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:end]]
+
+
+def test_the_short_table_of_results_is_part_of_the_long_one():
+    short = table(README_LINES, "| model | run |")
+    whole = table(README.splitlines(), "| model | run |")
+    assert len(short) >= 4
+    for row in short:
+        assert any(row.items() <= other.items() for other in whole), row
+
+
+def test_your_own_network_as_written(tmp_path, monkeypatch):
+    """The README's section runs, and is short."""
+    section = "\n".join(README_LINES).split("## Your own network")[1]
+    code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
+    assert len(code.splitlines()) < 40
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["prediction"].shape == (8,)
+    assert names["model"].streams == 1
