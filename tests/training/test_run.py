@@ -1289,9 +1289,12 @@ def test_a_checkpoint_from_before_there_were_rounds_goes_on(epochs, tmp_path):
         del payload["run"][name]
     del payload["args"]["nr_rounds"]
     checkpoint.save(tmp_path / "a" / LAST, payload)
+    path = str(tmp_path / "a" / LAST)
+    assert resume(tmp_path / "elsewhere", TWO, path=path) == 0
     assert resume(tmp_path / "a", TWO) == 0
     go(tmp_path / "b", TWO)
     assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_end(tmp_path / "elsewhere", tmp_path / "b")
 
 
 def test_the_report_knows_rounds(epochs, tmp_path):
