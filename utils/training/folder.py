@@ -107,7 +107,7 @@ class RunFolder:
             "seed": payload["run"]["seed"],
             "network": payload["network"],
             "structure": payload["structure"],
-            "macs": payload["run"].get("macs", []),
+            "macs": payload["run"].get("macs", []),  # files from before rounds have none
             "args": payload["args"],
         }
         entries = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in description.items())
