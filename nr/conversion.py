@@ -41,12 +41,9 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
                 f" model.{inside}"
             )
     size = image_hw(image_size)
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is None:
-        raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
-    graph = Graph(model, first.in_channels, size)
+    graph = Graph(model, size)
     graph.check()
-    with torch.no_grad(), first.weight.device:
+    with torch.no_grad(), graph.device:
         network = _Converter(graph).network()
     network.image_size = image_size if isinstance(image_size, int) else size
     network.train(model.training)
@@ -242,7 +239,7 @@ class _Converter:
         if node.kwargs.get("alpha", 1) != 1:
             raise ValueError(f"{self.graph.name(node)}: a sum with alpha is not known to nr")
         sides = [self.chain(side, fork, prefix) for side in node.args]
-        branch, shortcut = sorted(sides, key=_units, reverse=True)
+        branch, shortcut = sorted(sides, key=_as_branch, reverse=True)
         if not _units(branch):
             raise ValueError(f"{self.graph.name(node)}: a sum without a convolution in either side")
         residual = Residual(_chain(branch), _chain(shortcut) if shortcut else None, activation)
@@ -262,6 +259,11 @@ class _Converter:
                 " weights of its own: use a module for each"
             )
         self.taken.add(node.target)
+
+
+def _as_branch(side: Named) -> tuple[bool, int]:
+    """How well a side of a sum is a branch, which ends in a unit."""
+    return bool(side) and isinstance(side[-1][1], ConvBN), _units(side)
 
 
 def _units(named: Named) -> int:

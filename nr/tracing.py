@@ -46,7 +46,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResp
 class Graph:
     """The traced ``model``: its nodes in order, the modules they call, shapes and origins."""
 
-    def __init__(self, model: nn.Module, channels: int, size: Size):
+    def __init__(self, model: nn.Module, size: Size):
         try:
             graph = fx.Tracer().trace(model)
         except Exception as error:  # whatever the forward of a network may raise
@@ -55,6 +55,11 @@ class Graph:
                 " networks whose forward does not depend on values can be converted"
             ) from error
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        called = (self.module(node) for node in graph.nodes)
+        first = next((m for m in called if isinstance(m, nn.Conv2d)), None)
+        if first is None:
+            raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
+        channels, self.device = first.in_channels, first.weight.device
         try:
             with torch.device("meta"):  # shapes alone
                 like = next(model.parameters())
