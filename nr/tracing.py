@@ -39,7 +39,7 @@ MEANS = (torch.mean, "mean")
 SPATIAL = ({2, 3}, {-1, -2})  # dimensions whose mean is a global average pooling
 MULTIPLIES = ("mul", "mul_", "imul", "matmul", "bmm", "einsum")
 MOVES = ("chunk", "split", "transpose", "permute", "getitem", "channel_shuffle")
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
 
 
@@ -100,11 +100,12 @@ class Graph:
             )
         if isinstance(self.module(node), BATCH_NORMS):
             before = node.args[0]
-            if not isinstance(self.module(before), nn.Conv2d) or len(list(readers(before))) > 1:
+            weighs = isinstance(self.module(before), nn.Conv2d | nn.Linear)
+            if not weighs or len(list(readers(before))) > 1:
                 return (
-                    "this batch norm does not follow a convolution of its own (pre-activation"
-                    " order, as in torchvision's densenet), and only scales right after one are"
-                    " measured: use conv-BN-ReLU order, as models.imagenet does"
+                    "this batch norm does not follow a convolution or linear layer of its own"
+                    " (pre-activation order, as in torchvision's densenet), and only scales right"
+                    " after one are measured: use conv-BN-ReLU order, as models.imagenet does"
                 )
         if node.op not in ("call_function", "call_method"):
             return None

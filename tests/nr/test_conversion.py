@@ -56,6 +56,13 @@ def plain_vgg() -> nn.Module:
     )
 
 
+def hidden_norm() -> nn.Module:
+    """A hidden layer over a 4x4 map with a batch norm, which is a prunable unit."""
+    stem = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(4)]
+    hidden = [nn.Flatten(), nn.Linear(8 * 16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2)]
+    return nn.Sequential(*stem, *hidden, nn.Linear(12, CLASSES))
+
+
 class Dense(nn.Module):
     """Concatenations, functions in the place of modules, and a mean as the pooling."""
 
@@ -89,6 +96,7 @@ NETWORKS = {
     "bottleneck": lambda: ResNet(Bottleneck, [2, 1, 1, 1], CLASSES, width_per_group=16),
     "resnext": lambda: ResNet(Bottleneck, [1, 1, 1, 1], CLASSES, groups=8, width_per_group=8),
     "vgg": plain_vgg,
+    "hidden norm": hidden_norm,
     "dense": Dense,
     "mobilenet": mobilenet,
     "regnet": regnet,
