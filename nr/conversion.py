@@ -6,6 +6,7 @@ the whole map. What is left over has no exact form in units and is refused by na
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import fx, nn
@@ -25,9 +26,9 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
     """``model`` as a network of units with the same weights: [B, C, H, W] -> [B, 1, classes].
 
     ``image_size``: H = W of its images, or (H, W); where a linear layer reads a whole map, only
-    this size will do. The logits are the same up to rounding, in eval and in train mode, and bit
-    for bit in most networks; ``model`` stays as it is and shares nothing with the result. A
-    convolution's bias before a batch norm moves into its running mean. Taken are convolutions with
+    this size will do. The logits are the same up to rounding, in eval and in train mode (see
+    nr.ConvBN on strided 1x1 convolutions); ``model`` stays as it is and shares nothing with the
+    result. A bias before a batch norm moves into its running mean. Taken are convolutions with
     batch norms after them, grouped ones too, sums of two, concatenations of an activation with
     what is made of it, what nr.plain knows, and linear layers at the end. Raises ValueError naming
     the module, what is wrong and what helps, for all else.
@@ -41,12 +42,9 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
                 f" model.{inside}"
             )
     size = image_hw(image_size)
-    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is None:
-        raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
-    graph = Graph(model, first.in_channels, size)
+    graph = Graph(model, size)
     graph.check()
-    with torch.no_grad(), first.weight.device:
+    with torch.no_grad(), graph.device:
         network = _Converter(graph).network()
     network.image_size = image_size if isinstance(image_size, int) else size
     network.train(model.training)
@@ -107,9 +105,9 @@ class _Converter:
         if isinstance(module, BATCH_NORMS):
             return self.unit(node)
         if isinstance(module, nn.Conv2d):
-            return [(name, self.conv(node, module))], before
+            return [(name, self.plain_unit(self.window, node, module))], before
         if type(module) is nn.Linear:
-            return [(name, self.hidden(node, module))], before
+            return [(name, self.plain_unit(self.whole, node, module))], before
         if self.graph.is_flatten(node):
             return [], before
         if module is not None:
@@ -128,7 +126,7 @@ class _Converter:
         raise ValueError(f"{self.graph.name(node)}: {what} is not known to nr: use nn modules")
 
     def unit(self, node: fx.Node) -> tuple[Named, fx.Node]:
-        """A convolution and the batch norm ``node`` after it."""
+        """A convolution, or a linear layer, and the batch norm ``node`` after it."""
         norm, before = self.graph.module(node), node.args[0]
         conv = self.graph.module(before)
         if norm.weight is None or norm.running_mean is None:
@@ -136,7 +134,8 @@ class _Converter:
                 f"{node.target}: has no scale or no running statistics: affine=True and"
                 " track_running_stats=True are needed"
             )
-        unit = self.window(ConvBN, before, conv, eps=norm.eps, momentum=norm.momentum)
+        made = self.whole if type(conv) is nn.Linear else self.window
+        unit = made(ConvBN, before, conv, eps=norm.eps, momentum=norm.momentum)
         self.take(node)
         if isinstance(norm, nn.SyncBatchNorm):
             unit.norms[0] = norm_like(norm, norm.num_features)
@@ -147,11 +146,11 @@ class _Converter:
             own.running_mean.sub_(conv.bias)  # a constant that the batch norm takes off again
         return [(str(before.target).replace(".", "_"), unit)], before.args[0]
 
-    def conv(self, node: fx.Node, conv: nn.Conv2d) -> Conv:
-        """A convolution without a batch norm."""
-        unit = self.window(Conv, node, conv)
-        take_after(unit.norms[0], conv)
-        _copy_bias(unit.norms[0].bias, conv)
+    def plain_unit(self, made: Callable[..., ConvBN], node: fx.Node, layer: nn.Module) -> Conv:
+        """A convolution or linear layer without a batch norm."""
+        unit = made(Conv, node, layer)
+        take_after(unit.norms[0], layer)
+        _copy_bias(unit.norms[0].bias, layer)
         return unit
 
     def window(self, cls: type[ConvBN], node: fx.Node, conv: nn.Conv2d, **options) -> ConvBN:
@@ -181,15 +180,13 @@ class _Converter:
         unit.convs[0].weight.copy_(conv.weight)
         return unit
 
-    def hidden(self, node: fx.Node, linear: nn.Linear) -> Conv:
-        """A linear layer before the last one: a convolution over the whole map."""
+    def whole(self, cls: type[ConvBN], node: fx.Node, linear: nn.Linear, **options) -> ConvBN:
+        """A unit with the weights of a linear layer before the last one: over the whole map."""
         channels, side = self.whole_map(node)
-        unit = Conv(channels, linear.out_features, side, padding=0)
+        unit = cls(channels, linear.out_features, side, padding=0, **options)
         self.take(node)
-        for layer in (unit.convs[0], unit.norms[0]):
-            take_after(layer, linear)
+        take_after(unit.convs[0], linear)
         unit.convs[0].weight.copy_(linear.weight.view_as(unit.convs[0].weight))
-        _copy_bias(unit.norms[0].bias, linear)
         return unit
 
     def whole_map(self, node: fx.Node) -> tuple[int, int]:
@@ -242,7 +239,7 @@ class _Converter:
         if node.kwargs.get("alpha", 1) != 1:
             raise ValueError(f"{self.graph.name(node)}: a sum with alpha is not known to nr")
         sides = [self.chain(side, fork, prefix) for side in node.args]
-        branch, shortcut = sorted(sides, key=_units, reverse=True)
+        branch, shortcut = sorted(sides, key=_as_branch, reverse=True)
         if not _units(branch):
             raise ValueError(f"{self.graph.name(node)}: a sum without a convolution in either side")
         residual = Residual(_chain(branch), _chain(shortcut) if shortcut else None, activation)
@@ -262,6 +259,11 @@ class _Converter:
                 " weights of its own: use a module for each"
             )
         self.taken.add(node.target)
+
+
+def _as_branch(side: Named) -> tuple[bool, int]:
+    """How well a side of a sum is a branch, which ends in a unit."""
+    return bool(side) and isinstance(side[-1][1], ConvBN), _units(side)
 
 
 def _units(named: Named) -> int:

@@ -39,14 +39,14 @@ MEANS = (torch.mean, "mean")
 SPATIAL = ({2, 3}, {-1, -2})  # dimensions whose mean is a global average pooling
 MULTIPLIES = ("mul", "mul_", "imul", "matmul", "bmm", "einsum")
 MOVES = ("chunk", "split", "transpose", "permute", "getitem", "channel_shuffle")
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
 
 
 class Graph:
     """The traced ``model``: its nodes in order, the modules they call, shapes and origins."""
 
-    def __init__(self, model: nn.Module, channels: int, size: Size):
+    def __init__(self, model: nn.Module, size: Size):
         try:
             graph = fx.Tracer().trace(model)
         except Exception as error:  # whatever the forward of a network may raise
@@ -55,6 +55,11 @@ class Graph:
                 " networks whose forward does not depend on values can be converted"
             ) from error
         self.modules = dict(model.named_modules(remove_duplicate=False))
+        called = (self.module(node) for node in graph.nodes)
+        first = next((m for m in called if isinstance(m, nn.Conv2d)), None)
+        if first is None:
+            raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
+        channels, self.device = first.in_channels, first.weight.device
         try:
             with torch.device("meta"):  # shapes alone
                 like = next(model.parameters())
@@ -95,11 +100,12 @@ class Graph:
             )
         if isinstance(self.module(node), BATCH_NORMS):
             before = node.args[0]
-            if not isinstance(self.module(before), nn.Conv2d) or len(list(readers(before))) > 1:
+            weighs = isinstance(self.module(before), nn.Conv2d | nn.Linear)
+            if not weighs or len(list(readers(before))) > 1:
                 return (
-                    "this batch norm does not follow a convolution of its own (pre-activation"
-                    " order, as in torchvision's densenet), and only scales right after one are"
-                    " measured: use conv-BN-ReLU order, as models.imagenet does"
+                    "this batch norm does not follow a convolution or linear layer of its own"
+                    " (pre-activation order, as in torchvision's densenet), and only scales right"
+                    " after one are measured: use conv-BN-ReLU order, as models.imagenet does"
                 )
         if node.op not in ("call_function", "call_method"):
             return None

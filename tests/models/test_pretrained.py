@@ -5,11 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from torchvision.models.mobilenetv2 import MobileNetV2
 
 import models
 from models.imagenet import pretrained
 from tests.helpers import batch, logits_of, random_norms, relative_difference, same_tensors
 
+ARCH = "torchvision_mobilenet_v2"
 IMAGES = batch(count=2, size=64)[0]
 
 
@@ -127,3 +129,42 @@ def test_a_download_that_fails_is_told_in_one_line(monkeypatch):
     monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", refused)
     with pytest.raises(ValueError, match=r"^torchvision's resnet34 cannot be had: no$"):
         pretrained.read("resnet34_nr", None)
+
+
+def small_mobilenet(name: str, num_classes: int) -> torch.nn.Module:
+    """In the place of torchvision's, which is slow to make."""
+    assert name == "mobilenet_v2"
+    setting = [[1, 16, 1, 1], [2, 16, 2, 2]]
+    return MobileNetV2(num_classes, 0.25, inverted_residual_setting=setting)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    for module in (models.converted, pretrained):
+        monkeypatch.setattr(module, "original", small_mobilenet)
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+def test_converted_networks_take_the_weights_of_theirs(tmp_path, small, classes):
+    torch.manual_seed(1)
+    theirs = small_mobilenet("mobilenet_v2", 1000).eval()
+    random_norms(theirs)
+    torch.save(theirs.state_dict(), tmp_path / "w.pth")
+    ours = models.build("imagenet", ARCH, num_classes=classes)
+    fresh = ours.classifier.linears[0].weight.clone()
+    weights = pretrained.read(ARCH, str(tmp_path / "w.pth"))
+    assert pretrained.load(ours, weights, ARCH) == (classes == 1000)
+    assert torch.equal(ours.classifier.linears[0].weight, fresh) == (classes == 7)
+    if classes == 7:
+        theirs.classifier[1] = ours.classifier.linears[0]
+    logits = logits_of(ours, IMAGES)[:, 0]
+    assert relative_difference(logits, theirs(IMAGES).detach()) < 1e-5
+
+
+@pytest.mark.parametrize("weights", [{}, {"a": torch.zeros(2, 3)}])
+def test_other_weights_of_converted_networks_are_refused(small, weights):
+    ours = models.build("imagenet", ARCH)
+    before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    with pytest.raises(ValueError, match=r"no weights of mobilenet_v2|Missing key"):
+        pretrained.load(ours, weights, ARCH)
+    assert same_tensors(before, ours.state_dict())

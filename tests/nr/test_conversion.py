@@ -56,6 +56,13 @@ def plain_vgg() -> nn.Module:
     )
 
 
+def hidden_norm() -> nn.Module:
+    """A hidden layer over a 4x4 map with a batch norm, which is a prunable unit."""
+    stem = [nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(4)]
+    hidden = [nn.Flatten(), nn.Linear(8 * 16, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Dropout(0.2)]
+    return nn.Sequential(*stem, *hidden, nn.Linear(12, CLASSES))
+
+
 class Dense(nn.Module):
     """Concatenations, functions in the place of modules, and a mean as the pooling."""
 
@@ -89,6 +96,7 @@ NETWORKS = {
     "bottleneck": lambda: ResNet(Bottleneck, [2, 1, 1, 1], CLASSES, width_per_group=16),
     "resnext": lambda: ResNet(Bottleneck, [1, 1, 1, 1], CLASSES, groups=8, width_per_group=8),
     "vgg": plain_vgg,
+    "hidden norm": hidden_norm,
     "dense": Dense,
     "mobilenet": mobilenet,
     "regnet": regnet,
@@ -388,3 +396,94 @@ def test_networks_of_units_and_wrapped_ones_are_refused():
         nr.convert(model, -1)
     with pytest.raises(ValueError, match=r"no nn\.Conv2d"):
         nr.convert(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), SIZE)
+
+
+def test_a_module_that_is_called_twice_is_refused():
+    block = nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU())
+    end = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)]
+    with pytest.raises(ValueError, match="called more than once"):
+        nr.convert(nn.Sequential(block, block, *end), 8)
+
+
+def test_a_sum_takes_the_side_that_ends_in_a_unit_for_its_branch():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Conv2d(4, 4, 1)  # not the first that is called
+            self.stem, self.one, self.two = (nn.Conv2d(i, 4, 1) for i in (3, 4, 4))
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(4))
+            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.norms[0](self.stem(x)).relu()
+            deep = self.norms[2](self.two(self.norms[1](self.one(x)).relu())).relu()
+            x = deep + self.norms[3](self.last(x))
+            return self.fc(self.pool(x).flatten(1))
+
+    model = Sum().double().eval()
+    network = nr.convert(model, 8)
+    x = images().double()
+    assert relative_difference(logits_of(network, x)[:, 0], logits_of(model, x)) < 1e-12
+    kill_random(network)
+    nr.rejuvenate(network)
+
+
+def test_images_may_be_rectangular():
+    model = plain("mobilenet").eval()
+    network = nr.convert(model, (32, 48))
+    assert network.image_size == (32, 48)
+    x = torch.randn(2, 3, 32, 48)
+    assert relative_difference(logits_of(network, x)[:, 0], logits_of(model, x)) < 1e-5
+    stem = [nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]
+    hidden = [nn.Linear(4 * 4 * 6, 5), nn.ReLU(), nn.Linear(5, 2)]
+    with pytest.raises(ValueError, match="square map"):
+        nr.convert(nn.Sequential(*stem, *hidden), (4, 6))
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_from_scratch_keeps_whole_groups(name):
+    model = worn(name)
+    nr.rejuvenate(model, from_scratch=True)
+    assert model.streams == 1
+    assert nr.build(nr.structure(model)).load_state_dict(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"group": [3, 1]}, "whole groups"),
+        ({"group": [2]}, "not .input, output. channels"),
+        ({"group": "2"}, "list"),
+        ({"group": [0, 1]}, "group"),
+        ({"form": "full", "in_channels": [4, 4], "out_channels": [4, 4]}, "connects groups"),
+    ],
+)
+def test_descriptions_of_groups_that_do_not_fit_are_refused(change, words):
+    end = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
+    stem = [nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU()]
+    model = nn.Sequential(*stem, nn.Conv2d(4, 4, 3, groups=2), nn.BatchNorm2d(4), *end)
+    found = nr.structure(nr.convert(model, 8))
+    found["features"]["modules"]["3"] |= change
+    with pytest.raises(ValueError, match=words):
+        nr.build(found)
+
+
+@pytest.mark.parametrize("groups", [3, 1.0, 0])
+def test_groups_that_do_not_divide_the_channels_are_refused(groups):
+    with pytest.raises(ValueError, match="groups"):
+        nr.ConvBN(4, 4, 3, groups=groups)
+
+
+def test_an_unknown_activation_of_a_sum_is_refused():
+    with pytest.raises(ValueError, match="activation 'gelu'"):
+        nr.Residual(None, activation="gelu")
+
+
+def test_groups_that_read_the_image_or_a_concatenation_are_refused():
+    end = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)]
+    with pytest.raises(ValueError, match="groups read the image"):
+        nr.convert(nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.BatchNorm2d(3), *end), 8)
+    parts = [nr.ConvBN(3, 4, 1), nr.Concat(nr.ConvBN(4, 4, 1)), nr.ConvBN(8, 8, 3, groups=8)]
+    features = nr.Chain(*parts, nn.AdaptiveAvgPool2d(1))
+    with pytest.raises(ValueError, match="groups read a concatenation"):
+        nr.utilization(nr.Network(features, nr.Classifier(8, 2), 8))

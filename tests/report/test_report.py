@@ -182,6 +182,7 @@ def test_parameters_with_and_without_cross_connections(tmp_path):
 @pytest.mark.parametrize(
     "spec, name",
     [
+        (("cifar", "torchvision_resnet18", {}), "torchvision:resnet18"),
         (("cifar", "vgg19_bn", {}), "VGG-19"),
         (("cifar", "resnet", {"depth": 110}), "ResNet-164"),
         (("cifar", "resnet", {"depth": 20}), "ResNet-20"),

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision.models.mobilenetv2 import MobileNetV2
 
+import models
 import nr
 from tests.helpers import form, widths
 from tests.running import (
@@ -252,3 +254,22 @@ def test_a_gpu_run_is_interrupted_and_goes_on(tmp_path):
     assert process.returncode == 143
     run(SMALL + " --amp --nr-sparsity 0.1 --resume auto", tmp_path)
     assert read_log(tmp_path / "log.txt")[-1]["Phase"] == "train"
+
+
+def small_mobilenet(name: str, num_classes: int) -> MobileNetV2:
+    """In the place of torchvision's, which is slow to train."""
+    setting = [[1, 16, 1, 1], [2, 16, 2, 1]]
+    return MobileNetV2(num_classes, 0.5, inverted_residual_setting=setting)
+
+
+def test_a_network_of_torchvision_searches_rejuvenates_and_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(models.converted, "original", small_mobilenet)
+    flags = SMALL.replace("-a resnet --depth 8 --width-mult 0.25", "-a torchvision:mobilenet_v2")
+    straight, halved = tmp_path / "straight", tmp_path / "halved"
+    drive(flags, straight)
+    drive(f"{flags} --nr-compress-only", halved)
+    assert (halved / "NR_torchvision_mobilenet_v2_0.9.pth.tar").exists()
+    assert load(halved / "checkpoint.pth.tar")["arch"] == "torchvision_mobilenet_v2"
+    drive(f"{flags} --resume auto", halved)
+    assert_same_run(straight, halved)
+    assert nr.load(halved / "checkpoint.pth.tar").streams == 2

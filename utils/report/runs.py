@@ -9,6 +9,7 @@ import torch
 
 import models
 import nr
+from models.converted import PREFIX
 from nr.wiring import IMAGE, wiring
 from utils.errors import InputError, one_line
 from utils.shown.log import phases, read_log, rounds
@@ -169,7 +170,9 @@ def count(network: nr.Network, image_size: int) -> tuple[int, int, int]:
 
 
 def model_name(spec: dict) -> str:
-    """As in the published tables, with the width where it is not 1."""
+    """As in the published tables, or as -a takes it, with the width where it is not 1."""
+    if spec["arch"].startswith(PREFIX):
+        return f"torchvision:{spec['arch'].removeprefix(PREFIX)}"
     arch, options = spec["arch"].removesuffix("_nr").removesuffix("_bn"), spec["options"]
     if spec["family"] == "cifar" and arch == "resnet":
         depth = options.get("depth", 110)
