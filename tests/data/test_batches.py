@@ -275,7 +275,9 @@ def test_the_batches_are_the_same_on_a_gpu():
 @pytest.mark.parametrize("iter_size", [1, 2, 3, 50])
 def test_a_step_weighs_every_image_alike(world, iter_size):
     """Weight times the mean over a process's images: 1 / images of the step, for each image."""
-    ranks = [batches.train_shares(107, 10, rank, world, iter_size) for rank in range(world)]
+    ranks = [
+        batches.train_shares(107, 10, rank, world, iter_size=iter_size) for rank in range(world)
+    ]
     assert [share.steps for share in ranks[0]] == [
         number % iter_size == 0 or number == 11 for number in range(1, 12)
     ]

@@ -443,7 +443,7 @@ def test_a_last_batch_of_one_image_is_left_out(train, batch_size, sizes):
 def test_too_few_images_and_too_small_batches(train, test):
     one = photographs.first_balanced(train, 1)
     text = message(train_batches, one)
-    assert text == "1 training images: a batch on 1 process(es) needs at least 2"
+    assert text == "1 training images: a batch on 1 process(es) of 1 device(s) needs at least 2"
     share = {"batch_size": 2, "rank": 0, "world": 3}
     assert message(train_batches, train, **share).startswith("--train-batch 2: must be at least 3")
     assert message(test_batches, test, **share).startswith("--test-batch 2: must be at least 3")

@@ -56,8 +56,8 @@ def refused(process: subprocess.Popen) -> str:
     finally:
         process.kill()
     assert process.returncode == 1, errors
-    (line,) = errors.splitlines()
-    return line
+    assert len(errors.splitlines()) == 1, errors
+    return errors.strip()
 
 
 def long_folder(tmp_path: Path) -> Path:

@@ -109,13 +109,13 @@ class Decoder:
 
 
 def start_worker(number: int) -> None:
-    """Leave the stop signals to the main process, and silence PIL, for example on odd EXIF.
+    """Leave the stop signals and the screen to the main process, which is told of every error.
 
-    A signal sent to all processes of a run must not take the workers from under its last batch.
+    There PIL would complain about odd EXIF, and multiprocessing about what it is refused. A signal
+    sent to all processes of a run must not take the workers from under its last batch.
     """
-    warnings.filterwarnings("ignore", module="PIL")
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     Queue._on_queue_feeder_error = send_refusal  # Python's hook, as concurrent.futures uses it
-    sys.excepthook = lambda *_: None  # of the thread that lends memory: the main process will tell
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux, not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
