@@ -70,3 +70,11 @@ def test_your_own_network_as_written(tmp_path, monkeypatch):
     exec(compile(code, "README.md", "exec"), names)
     assert names["prediction"].shape == (8,)
     assert names["model"].streams == 1
+
+
+def test_every_test_that_a_page_names_is_there():
+    for path, name in re.findall(
+        r"`([\w/]+\.py)(?:::(\w+))?`", (ROOT / "tests" / "README.md").read_text(encoding="utf-8")
+    ):
+        source = (ROOT / "tests" / path).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in source, (path, name)

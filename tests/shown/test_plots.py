@@ -272,7 +272,7 @@ def test_neither_pyplot_nor_a_display_is_touched(tmp_path):
         "import sys, pathlib; from utils.shown import plots\n"
         "plots.widths([('features.a', 8, 3, 7)], pathlib.Path(sys.argv[1]))\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert not {'tkinter', 'torch', 'nr'} & sys.modules.keys()"
+        "assert 'tkinter' not in sys.modules"
     )
     environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
     path = tmp_path / "widths.png"
