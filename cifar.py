@@ -12,7 +12,7 @@ import nr
 from utils.data.batches import TestBatches, TrainBatches
 from utils.data.sets import load_cifar
 from utils.machine import distributed
-from utils.training import options, script
+from utils.training import options, phases, script
 from utils.training.run import Run
 from utils.training.writer import finished
 
@@ -82,7 +82,7 @@ def rejuvenation(
         # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
         while run.state.searching:
             if run.state.utilization <= args.nr_target:
-                run.before_rejuvenation()
+                phases.before_rejuvenation(run)
                 report = nr.rejuvenate(
                     run.network,
                     cross=args.nr_cross,
@@ -91,7 +91,7 @@ def rejuvenation(
                     from_scratch=args.nr_from_scratch,
                     round_to=args.nr_round_to,
                 )
-                run.after_rejuvenation(report)
+                phases.after_rejuvenation(run, report)
             elif run.state.phase_epoch >= args.nr_max_epochs:
                 return script.give_up(run, "--nr-sparsity")
             else:
@@ -108,9 +108,9 @@ def rejuvenation(
             return 0
 
         # The next round: both streams as one plain network, whose scales are penalised again.
-        run.before_merging()
+        phases.before_merging(run)
         nr.merge(run.network)
-        run.after_merging()
+        phases.after_merging(run)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from utils.data.photographs import (
 )
 from utils.errors import InputError
 from utils.machine import distributed
-from utils.training import options, script
+from utils.training import options, phases, script
 from utils.training.run import Run
 from utils.training.writer import finished
 
@@ -146,7 +146,7 @@ def rejuvenation(
         while run.state.searching:
             before = run.state.utilization
             if before <= args.nr_target:
-                run.before_rejuvenation()
+                phases.before_rejuvenation(run)
                 report = nr.rejuvenate(
                     run.network,
                     cross=args.nr_cross,
@@ -155,7 +155,7 @@ def rejuvenation(
                     from_scratch=args.nr_from_scratch,
                     round_to=args.nr_round_to,
                 )
-                run.after_rejuvenation(report)
+                phases.after_rejuvenation(run, report)
             elif run.state.phase_epoch >= args.nr_max_epochs:
                 return script.give_up(run, "--nr-increase-step")
             else:
@@ -178,9 +178,9 @@ def rejuvenation(
             return 0
 
         # The next round: both streams as one plain network, and λ from its start again.
-        run.before_merging()
+        phases.before_merging(run)
         nr.merge(run.network)
-        run.after_merging()
+        phases.after_merging(run)
 
 
 if __name__ == "__main__":

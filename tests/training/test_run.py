@@ -29,7 +29,7 @@ from utils.report.runs import read_run
 from utils.shown import plots
 from utils.shown.log import read_log
 from utils.shown.meters import Figures
-from utils.training import checkpoint, engine, folder, lock, script, trainer
+from utils.training import checkpoint, engine, folder, lock, phases, script, trainer
 from utils.training import run as runs
 from utils.training.run import Run, RunState
 from utils.training.signals import SIGNALS, Stopped
@@ -1189,7 +1189,7 @@ def test_a_search_killed_before_its_first_save_is_merged_again(epochs, monkeypat
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "after_merging", killed)
+        patch.setattr(phases, "after_merging", killed)
         with pytest.raises(MemoryError):
             go(tmp_path / "a", TWO)
     assert state_in(tmp_path / "a").round == 1
@@ -1257,7 +1257,8 @@ def test_rejuvenated_weights_of_every_round_have_their_own_seed(epochs, monkeypa
         seeds.append(parts)
         seeding.seed_generators(*parts)
 
-    monkeypatch.setattr(runs, "seed_generators", seeded)
+    for module in (runs, phases):
+        monkeypatch.setattr(module, "seed_generators", seeded)
     go(tmp_path, f"{TWO} --nr-compress-only")
     first = [(1, seeding.NETWORK), (1, seeding.REJUVENATION)]
     assert seeds == [*first, (1, seeding.REJUVENATION, 2)]

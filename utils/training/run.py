@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 
 import models
-import nr
 from nr.layers import Network
-from nr.rejuvenation import Report
 from utils.errors import InputError
 from utils.machine import distributed
-from utils.machine.seeding import NETWORK, REJUVENATION, seed_generators
+from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint
 from utils.training import state as states
 from utils.training.engine import step_lr
@@ -113,53 +111,6 @@ class Run:
         self.improved = states.improves(state, test.top1)
         epoch = Epoch(lr, train, test, usage, seconds)
         self.state = states.after_epoch(state, epoch, top5=self.spec["family"] == "imagenet")
-
-    def before_rejuvenation(self) -> None:
-        """Save the network, and make its rejuvenated weights a function of seed and round."""
-        state = self.state
-        self.save(f"NR_{self.spec['arch']}_before_{self.args.nr_target:g}{state.suffix}.pth.tar")
-        distributed.copy_from_main(self.network)
-        number = () if state.round == 1 else (state.round,)
-        seed_generators(state.seed, REJUVENATION, *number)
-
-    def after_rejuvenation(self, report: Report) -> None:
-        """From the search to the train phase, with a fresh optimizer; both files are saved."""
-        self.state = states.after_rejuvenation(self.state, report)
-        for change in report.layers:
-            (a, b), (c, d) = zip(change.before, change.after, strict=True)
-            print(f"| Rejuvenation | input {a} -> {b} | output {c} -> {d}")
-        print(f"| Expansion {report.expansion:.4f}, {nr.count_params(self.network):,} parameters")
-        self.trainer.use(self.network)
-        distributed.check_equal(self.network)
-        self.rescale_once()
-        self.save(f"NR_{self.spec['arch']}_{self.args.nr_target:g}{self.state.suffix}.pth.tar")
-        self.save()
-
-    def before_merging(self) -> None:
-        """Let every process merge the same streams, and keep what an image costs in them."""
-        distributed.copy_from_main(self.network)
-        self.trained_macs = nr.count_macs(self.network, self.args.image_size)
-
-    def after_merging(self) -> None:
-        """From a train phase to the search of the next round, with a fresh optimizer."""
-        macs = self.trained_macs, nr.count_macs(self.network, self.args.image_size)
-        self.state = states.next_round(self.state, self.sparsity, macs)
-        params = nr.count_params(self.network)
-        print(f"\n| Round {self.state.round}: one stream of {params:,} parameters")
-        self.trainer.use(self.network)
-        distributed.check_equal(self.network)
-
-    def rescale_once(self) -> None:
-        """NR-BR at the start of the train phase, unless this network has had it."""
-        target = self.args.nr_bn_target
-        if target is None or self.state.rescaled:
-            return
-        if self.state.phase_epoch > 0 or self.trainer.partial is not None:
-            print("| --nr-bn-target: the train phase has begun without it, so it is not applied")
-            return
-        nr.rescale(self.network, target)
-        self.state.rescaled = True
-        print(f"| Rescaled: batch-norm scales of at least {target:g}")
 
     def save(self, name: str | None = None) -> None:
         """Begin to write checkpoint ``name``, or, without one, all that an epoch leaves behind."""

@@ -14,6 +14,7 @@ from utils.machine.failure import Failure
 from utils.shown import screen
 from utils.training import lock, signals
 from utils.training.folder import RunFolder
+from utils.training.phases import rescale_once
 from utils.training.run import Run
 from utils.training.signals import Stopped
 
@@ -101,7 +102,7 @@ def give_up(run: Run, flag: str) -> int:
 
 def train(run: Run, train_batches, test_batches) -> None:
     """The train phase, to its end, on a schedule that starts again."""
-    run.rescale_once()
+    rescale_once(run)
     while run.state.phase_epoch < run.args.epochs:
         run.epoch(train_batches, test_batches)
         run.save()
