@@ -28,6 +28,8 @@ from tests.study.settings import ARMS, GROUPS, HELD_OUT, JPEG, SEARCH, Setting
 from utils.errors import InputError
 from utils.training.checkpoint import LAST
 
+COLLECTED = ROOT / "checkpoints/study"
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -67,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--collect",
         nargs="?",
         type=Path,
-        const=ROOT / "checkpoints/study",
+        const=COLLECTED,
         metavar="DIR",
         help="copy logs, run.json and evaluations (to checkpoints/study)",
     )
@@ -155,6 +157,8 @@ def run(
     study = refuse_second(places.runs)
     try:
         make_data(settings, places, args.archive)
+        if restored := summary.restore(jobs, COLLECTED, places.runs):
+            print(f"{restored} finished runs taken from {COLLECTED}")
         print(report(jobs, places, args.cores))
 
         def line(job: Job) -> list[str]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.study.jobs import Job
+from tests.study.progress import FINAL, progress
 from tests.study.settings import PLAIN_ARMS, SEARCH
 from utils.errors import InputError
 from utils.files import write_atomically
@@ -119,3 +120,24 @@ def collect(runs: Path, target: Path) -> int:
             if (folder / name).exists():
                 shutil.copyfile(folder / name, target / folder.name / name)
     return len(folders)
+
+
+def restore(jobs: list[Job], source: Path, runs: Path) -> int:
+    """The other way, on a new machine: runs of ``jobs`` that are finished in ``source``.
+
+    Without checkpoints a search is of no use to arms that start from its network: where one of
+    those is not finished, only runs that need no search are copied. Returns how many.
+    """
+    states = {job: progress(job, source).state for job in jobs}
+    stuck = {job.search.name for job in jobs if job.arm.resumes and states[job] not in FINAL}
+    wanted = [
+        job
+        for job in jobs
+        if states[job] in FINAL
+        and (source / job.name).is_dir()
+        and not (runs / job.name / "log.txt").exists()
+        and not (job.search.name in stuck and (job.arm.needs_search or job.arm.name == SEARCH))
+    ]
+    for job in wanted:
+        shutil.copytree(source / job.name, runs / job.name, dirs_exist_ok=True)
+    return len(wanted)

@@ -6,6 +6,7 @@ import pytest
 
 from tests.report.test_report import structure as report_structure
 from tests.study import progress as states
+from tests.study import summary
 from tests.study.jobs import Job, Places, Shape
 from tests.study.progress import Cost, cost, progress, seconds_left
 from tests.study.settings import ARMS, QUICK
@@ -141,3 +142,19 @@ def test_seconds_left_by_the_speed_of_the_same_network():
     # 10 at 10 s, 300 at 0.1 s, 22 at all's 110 s / 110: 100 + 30 + 22, on two cores.
     assert seconds_left(costs, 2) == pytest.approx(76)
     assert seconds_left([Cost("new", 0, 22, 0)], 2) is None
+
+
+def test_a_new_machine_starts_with_the_runs_that_were_collected(tmp_path):
+    """Those that wait for the weights of a search need it again, and with it its length."""
+    source, runs = tmp_path / "collected", tmp_path / "runs"
+    jobs = [job(arm) for arm in QUICK.arms]
+    leave(source, "plain", search=0, train=3, evaluated=True)
+    leave(source, "search", search=4, train=0, utilization=0.85, rejuvenated=True, evaluated=True)
+    leave(source, "plain-long", search=0, train=7, evaluated=True)
+    leave(source, "nr-cr", search=4, train=1)
+    assert summary.restore(jobs, source, runs) == 1
+    assert (state(runs, "plain"), state(runs, "search")) == (states.DONE, states.READY)
+    leave(source, "nr-cr", search=4, train=3, evaluated=True)
+    assert summary.restore(jobs, source, runs) == 3
+    assert {state(runs, arm) for arm in QUICK.arms} == {states.DONE}
+    assert summary.restore(jobs, source, runs) == 0
