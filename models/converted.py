@@ -12,12 +12,12 @@ CLASSES = {"cifar": 10, "imagenet": 1000}
 
 def original(name: str, num_classes: int) -> torch.nn.Module:
     """torchvision's own network with fresh weights. Raises ValueError for an unknown name."""
-    import torchvision  # takes a second, which no other network needs
+    with torch.device("cpu"):  # it, and what it imports, computes widths and more with tensors
+        import torchvision  # takes a second, which no other network needs
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ValueError(f"torchvision has no network {name!r}, but for example {known[0]}")
-    with torch.device("cpu"):  # some builders compute their widths with tensors
+        known = torchvision.models.list_models(module=torchvision.models)
+        if name not in known:
+            raise ValueError(f"torchvision has no network {name!r}, but for example {known[0]}")
         return torchvision.models.get_model(name, weights=None, num_classes=num_classes)
 
 
@@ -31,4 +31,4 @@ def network(family: str, name: str, num_classes: int | None = None) -> Network:
         made = nr.convert(model, IMAGE_SIZES[family])
     except ValueError as error:
         raise ValueError(f"arch torchvision:{name}: {error}") from error
-    return made.to(torch.get_default_device())
+    return made.to(torch.empty(0).device)  # get_default_device knows no `with` before torch 2.7

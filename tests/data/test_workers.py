@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,9 @@ import imagenet
 from utils.training.script import exit_status
 if limit := {limit}:
     import torch._dynamo  # the files that are open before a limit counts
+    torchs = sys.modules.get("torch.distributed.nn.jit.instantiator")
+    if torchs is not None:  # older ones have a folder, which takes an open file to be removed
+        torchs._TEMP_DIR.cleanup()
     used = len(__import__("os").listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + limit,) * 2)
 sys.exit(exit_status(imagenet.main))
@@ -117,19 +122,41 @@ def test_shared_memory_that_a_worker_does_not_get(monkeypatch, reason):
     assert "Traceback" not in text
 
 
-def test_threads_that_a_worker_does_not_get(monkeypatch):
-    start = workers.start_worker
-
+def start_without_threads(number: int, start=workers.start_worker) -> None:
     def refusing(*_):
         raise RuntimeError("can't start new thread")
 
-    def refused_start(number: int) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(threading.Thread, "start", refusing)
-            start(number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refusing)
+        start(number)
 
-    monkeypatch.setattr(workers, "start_worker", refused_start)
+
+def test_threads_that_a_worker_does_not_get(monkeypatch):
+    monkeypatch.setattr(workers, "start_worker", start_without_threads)
     assert "can't start new thread; raise ulimit -u" in message(epoch)
+
+
+@pytest.mark.skipif(workers.START_METHOD != "fork", reason="workers are forked on Linux only")
+def test_a_worker_without_threads_can_be_ended():
+    """The main process ends its workers by SIGTERM, and waits for them."""
+
+    forked = multiprocessing.get_context("fork")
+    begun = forked.Event()
+
+    def work():
+        with suppress(RuntimeError):
+            start_without_threads(0)
+        begun.set()
+        time.sleep(SECONDS)
+
+    worker = forked.Process(target=work)
+    worker.start()
+    assert begun.wait(SECONDS)
+    worker.terminate()
+    worker.join(SECONDS / 4)
+    worker.kill()
+    worker.join()
+    assert worker.exitcode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -26,8 +26,9 @@ class Observed(nn.Conv2d):
 @pytest.fixture
 def two(monkeypatch):
     """Wrap a network for two devices, which are threads on the CPU."""
-    monkeypatch.setattr(torch.accelerator, "current_stream", lambda device=None: nullcontext())
-    monkeypatch.setattr(torch.accelerator, "device_index", lambda device: nullcontext())
+    for room in (torch.cuda, torch.accelerator):  # the first is asked by torch before 2.7
+        for name in ("current_stream", "device_index", "device", "stream"):
+            monkeypatch.setattr(room, name, lambda *_: nullcontext(), raising=False)
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: CPU)
 

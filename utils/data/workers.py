@@ -119,7 +119,11 @@ def start_worker(number: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux, not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=exit_with_parent, daemon=True).start()
+        try:
+            threading.Thread(target=exit_with_parent, daemon=True).start()
+        except RuntimeError:  # or nothing but SIGKILL would end this process
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+            raise
 
 
 def exit_with_parent() -> None:
