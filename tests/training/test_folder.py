@@ -14,7 +14,7 @@ import pytest
 
 from utils.errors import InputError
 from utils.shown import plots
-from utils.training import checkpoint, folder
+from utils.training import checkpoint
 from utils.training.folder import RunFolder
 from utils.training.state import RunState
 
@@ -158,7 +158,7 @@ def test_pictures_that_are_there_are_drawn_when_due_or_cheap(
     share, again, drawn, monkeypatch, tmp_path
 ):
     """Those of the search never again, once this process has drawn them and the search is over."""
-    monkeypatch.setattr(folder, "DRAWING_SHARE", share)
+    monkeypatch.setattr("utils.training.pictures.DRAWING_SHARE", share)
     run = RunFolder(tmp_path)
     run.show(SEARCH, due=False)
     assert drawn == ["curves", "utilization", "scales"]

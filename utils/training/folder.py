@@ -3,21 +3,17 @@
 import json
 import shlex
 import sys
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from nr.utilization import DEAD_RATIO
 from utils.errors import InputError
 from utils.files import write_atomically
-from utils.shown import plots
 from utils.shown.log import read_log, write_log
 from utils.training import checkpoint, claim
-from utils.training.state import ROUND_PICTURES, RunState, round_suffix
+from utils.training.pictures import Pictures
+from utils.training.state import RunState
 from utils.training.writer import Writer
-
-DRAWING_SHARE = 0.05  # of a run's time, at most
 
 
 class RunFolder:
@@ -28,8 +24,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path):
-        self.path, self.writer = path, Writer()
-        self.started, self.drawing = time.perf_counter(), 0.0  # seconds spent on pictures
+        self.path, self.writer, self.pictures = path, Writer(), Pictures(path)
 
     def find(self, resume: str | None, needed: bool) -> tuple[Path, dict] | None:
         """The checkpoint that --resume names and its content, or None for a fresh run.
@@ -115,39 +110,7 @@ class RunFolder:
         write_atomically(self.path / claim.DESCRIPTION, content.encode())
 
     def show(self, state: RunState, due: bool) -> None:
-        """Write log.txt and the pictures from the state.
-
-        Pictures that are there are drawn again where they have changed and are ``due``, and else
-        as long as drawing does not slow the run.
-        """
-        start = time.perf_counter()
-        due = due or self.drawing / (start - self.started) < DRAWING_SHARE
-        # The search is over, and this process has drawn it.
-        searched = not state.searching and state.phase_epoch > 0 and self.drawing > 0
+        """Write log.txt and the pictures from the state; ``due``: as in Pictures.draw."""
         if state.rows:
             write_log(self.path / claim.LOG, state.rows)
-        self._draw(state, due, due and not searched)
-        self.drawing += time.perf_counter() - start
-
-    def _draw(self, state: RunState, due: bool, search_due: bool) -> None:
-        """The pictures that are due or not there yet; ``search_due``: those of the search."""
-        if state.rows and (due or not (self.path / "curves.png").exists()):
-            plots.curves(state.rows, self.path / "curves.png")
-        for number, shown in enumerate(state.past, start=1):
-            self._draw_round(shown, round_suffix(number), due and self.drawing == 0)
-        present = {name: getattr(state, name) for name in ROUND_PICTURES}
-        self._draw_round(present, state.suffix, search_due)
-
-    def _draw_round(self, shown: dict, suffix: str, due: bool) -> None:
-        """The pictures of one round's search and rejuvenation; ``shown``: as in state.past."""
-
-        def wanted(name: str) -> Path | None:
-            path = self.path / f"{name}{suffix}.png"
-            return path if due or not path.exists() else None
-
-        if shown["live"] and (path := wanted("utilization")):
-            plots.utilization(shown["live"], path)
-        if shown["scales"] and (path := wanted("scales")):
-            plots.scales(shown["scales"], DEAD_RATIO, path)
-        if shown["widths"] and (path := wanted("widths")):
-            plots.widths([tuple(row) for row in shown["widths"]], path)
+        self.pictures.draw(state, due)

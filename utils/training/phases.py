@@ -4,7 +4,7 @@ import nr
 from nr.rejuvenation import Report
 from utils.machine import distributed
 from utils.machine.seeding import REJUVENATION, seed_generators
-from utils.training import state as states
+from utils.training import transitions
 from utils.training.run import Run
 
 
@@ -19,7 +19,7 @@ def before_rejuvenation(run: Run) -> None:
 
 def after_rejuvenation(run: Run, report: Report) -> None:
     """From the search to the train phase, with a fresh optimizer; both files are saved."""
-    run.state = states.after_rejuvenation(run.state, report)
+    run.state = transitions.after_rejuvenation(run.state, report)
     for change in report.layers:
         (a, b), (c, d) = zip(change.before, change.after, strict=True)
         print(f"| Rejuvenation | input {a} -> {b} | output {c} -> {d}")
@@ -40,7 +40,7 @@ def before_merging(run: Run) -> None:
 def after_merging(run: Run) -> None:
     """From a train phase to the search of the next round, with a fresh optimizer."""
     macs = run.trained_macs, nr.count_macs(run.network, run.args.image_size)
-    run.state = states.next_round(run.state, run.sparsity, macs)
+    run.state = transitions.next_round(run.state, run.sparsity, macs)
     params = nr.count_params(run.network)
     print(f"\n| Round {run.state.round}: one stream of {params:,} parameters")
     run.trainer.use(run.network)

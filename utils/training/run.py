@@ -14,13 +14,12 @@ from nr.layers import Network
 from utils.errors import InputError
 from utils.machine import distributed
 from utils.machine.seeding import NETWORK, seed_generators
-from utils.training import checkpoint
-from utils.training import state as states
+from utils.training import checkpoint, transitions
 from utils.training.engine import step_lr
 from utils.training.folder import RunFolder
 from utils.training.identity import mismatch, other_class, unmergeable
 from utils.training.signals import Stopped, StopRequest
-from utils.training.state import Epoch, RunState
+from utils.training.state import NO_ACCURACY, Epoch, RunState
 from utils.training.trainer import Trainer
 
 
@@ -68,7 +67,9 @@ class Run:
         if seed is None:
             seed = distributed.gathered(random.SystemRandom().randrange(2**31))[0]
             print(f"==> Seed: {seed} (--manualSeed)")
-        self.state = states.begin(seed, self.args.nr_target, self.sparsity, self.args.start_epoch)
+        self.state = transitions.begin(
+            seed, self.args.nr_target, self.sparsity, self.args.start_epoch
+        )
         seed_generators(seed, NETWORK)
         self.trainer.use(
             models.build(self.spec["family"], self.spec["arch"], **self.spec["options"])
@@ -107,10 +108,10 @@ class Run:
         usage = self.trainer.measure(args.nr_flops, args.image_size, state.searching)
         print(f"| Parameter utilization {usage.ratio:.4f}")
         if not state.searching and not self.folder.has_best():
-            state.best_acc = states.NO_ACCURACY
-        self.improved = states.improves(state, test.top1)
+            state.best_acc = NO_ACCURACY
+        self.improved = transitions.improves(state, test.top1)
         epoch = Epoch(lr, train, test, usage, seconds)
-        self.state = states.after_epoch(state, epoch, top5=self.spec["family"] == "imagenet")
+        self.state = transitions.after_epoch(state, epoch, top5=self.spec["family"] == "imagenet")
 
     def save(self, name: str | None = None) -> None:
         """Begin to write checkpoint ``name``, or, without one, all that an epoch leaves behind."""
@@ -132,7 +133,7 @@ class Run:
         if name is not None:
             self.folder.save(name, payload)
             return
-        ends = states.at_phase_end(state, args.nr_target, args.nr_max_epochs, args.epochs)
+        ends = transitions.at_phase_end(state, args.nr_target, args.nr_max_epochs, args.epochs)
         due = ends or self.trainer.partial is not None
         self.folder.save_last(payload, state, best=self.improved, due=due)
         self.improved = False

@@ -1,4 +1,4 @@
-"""training.state and training.identity: moves between epochs and phases, and whose a file is."""
+"""training.transitions and training.identity: from epoch to epoch, and whose a file is."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -8,10 +8,8 @@ import pytest
 
 from utils.shown.meters import Figures
 from utils.training.identity import mismatch
-from utils.training.state import (
-    Epoch,
-    RunState,
-    Usage,
+from utils.training.state import Epoch, RunState, Usage
+from utils.training.transitions import (
     after_epoch,
     after_rejuvenation,
     at_phase_end,
