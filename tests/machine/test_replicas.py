@@ -83,3 +83,17 @@ def test_a_network_on_one_device_is_compiled(monkeypatch, capsys):
     compiler.compile_network(network, [CPU])
     assert network._compiled_call_impl is not None
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("version, right", [("2.8.0+cpu", False), ("2.10.0", True)])
+def test_a_torch_whose_compiler_is_wrong_on_cpus_is_not_asked(version, right, monkeypatch, capsys):
+    """Before 2.9 it made logits of 1e10 for CPUs without AVX-512."""
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    compiler.can_compile.cache_clear()
+    try:
+        assert compiler.can_compile("cpu") is right
+    finally:
+        compiler.can_compile.cache_clear()
+    line = "--compile: on CPUs torch before 2.9 may compute wrongly: running without it\n"
+    assert capsys.readouterr().out == ("" if right else line)

@@ -7,12 +7,17 @@ import torch
 from torch import nn
 
 DEFAULT = "default"
+RIGHT_ON_CPUS = (2, 9)  # torch's first version whose code for CPUs without AVX-512 computes right
 MODES = (DEFAULT, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of torch
 
 
 @functools.cache
 def can_compile(device_type: str) -> bool:
     """Whether torch.compile works here, found out by compiling one addition."""
+    if device_type == "cpu" and torch.__version__ < RIGHT_ON_CPUS:
+        version = ".".join(map(str, RIGHT_ON_CPUS))
+        print(f"--compile: on CPUs torch before {version} may compute wrongly: running without it")
+        return False
     try:
         torch.compile(lambda x: x + 1)(torch.ones(1, device=device_type))
     except Exception as error:  # the backends raise many kinds
