@@ -28,7 +28,8 @@ SMALL = (
 )
 KILLS = int(os.environ.get("NR_TEST_KILLS", "1"))  # starts that are killed at random moments
 # Forks one start after another, which saves their imports. Each kills itself at a file operation,
-# the fsync, rename or link of this number from the start. Pictures are written, but not rendered.
+# a later one each: fsync, rename or link, counted from the first of a file NR_*. Pictures are
+# written, but not rendered.
 SELF_KILLING = """
 import os, signal, sys
 from matplotlib.figure import Figure
@@ -38,16 +39,20 @@ from utils.training.script import exit_status
 
 def deadly(call):
     def wrapped(*arguments, **options):
-        global countdown
-        countdown -= 1
+        global countdown, counting
+        file = arguments[-1]  # its name, or the number that it is open under
+        file = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else str(file)
+        counting = counting or "NR_" in file
+        countdown -= counting
         if countdown == 0:
+            print("killed at", os.path.basename(file), file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*arguments, **options)
     return wrapped
 
-first, last = int(sys.argv.pop(1)), int(sys.argv.pop(1))
+counting = False
 Figure.savefig = save_unrendered
-for countdown in range(first, last):
+for countdown in range(1, 40):
     if os.fork() == 0:
         for name in ("fsync", "replace", "link"):
             setattr(os, name, deadly(getattr(os, name)))
@@ -68,16 +73,19 @@ def straight(tmp_path_factory):
 
 @pytest.mark.slow
 def test_killed_in_the_middle_of_saving(straight, tmp_path):
-    """Each start is killed at a later point of a save, the rejuvenation's included."""
+    """Each start is killed at a later point of the saves that follow the search."""
     words = command(SMALL, tmp_path)
-    words[1:2] = ["-c", SELF_KILLING, "19", "40"]
+    words[1:2] = ["-c", SELF_KILLING]
     result = subprocess.run(
         words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT
     )
     assert result.returncode == 0, result.stderr
-    statuses = re.findall(r"^status (-?\d+)$", result.stderr, re.MULTILINE)
-    assert statuses.count("-9") >= 3
-    assert set(statuses) <= {"-9", "0"}, result.stderr
+    *killed, last = re.findall(r"^status (-?\d+)$", result.stderr, re.MULTILINE)
+    assert set(killed) == {"-9"} and last == "0", result.stderr
+    files = re.findall(r"^killed at (.+)$", result.stderr, re.MULTILINE)
+    names = ["NR_densenet_before_0.97", "NR_densenet_0.97", "checkpoint.prev", "checkpoint"]
+    for name in names:
+        assert {f".{name}.pth.tar.tmp", f"{name}.pth.tar"} <= set(files), files
     drive(SMALL, tmp_path)
     assert_same_run(tmp_path, straight)
 
