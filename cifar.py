@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> int:
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "cifar", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity, train_set.classes)
+    if args.pretrained:
+        script.begin_pretrained(run)
     share = (distributed.rank(), distributed.world())
     test_batches = TestBatches(test_set, args.test_batch, *share)
     if args.evaluate:

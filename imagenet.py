@@ -8,7 +8,7 @@ import argparse
 import sys
 
 import nr
-from models.imagenet import ALIASES, pretrained
+from models.imagenet import ALIASES
 from utils.data.photographs import (
     TestBatches,
     TrainBatches,
@@ -16,7 +16,6 @@ from utils.data.photographs import (
     make_synthetic,
     usual_test_batch,
 )
-from utils.errors import InputError
 from utils.machine import distributed
 from utils.training import options, phases, script
 from utils.training.run import Run
@@ -57,14 +56,6 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         metavar="N",
         help="batches whose gradients make one step, weighed as one large batch",
     )
-    add(
-        "--pretrained",
-        nargs="?",
-        const=True,
-        type=options.path,
-        metavar="FILE",
-        help="resnet, torchvision: begin with torchvision's weights, from FILE or downloaded",
-    )
     add("--nr-sparsity-start", type=options.real(0), default=0.0, help="λ at first")
     add("--nr-increase-step", type=options.real(0), default=5e-5, help="by which λ grows")
     add(
@@ -81,28 +72,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     if args.train_batch < LEAST_BATCH:
         parser.error(f"--train-batch {args.train_batch}: at least {LEAST_BATCH} are needed")
     args.arch = ALIASES.get(args.arch, args.arch)
-    if args.pretrained and (not pretrained.torchvision_name(args.arch) or args.width_mult != 1):
-        known = " ".join([*pretrained.ARCHS, "torchvision:<name>"])
-        parser.error(f"--pretrained: torchvision has weights of {known}, of --width-mult 1 only")
     options.check(parser, args, "synthetic" if args.synthetic else "imagenet")
     return args, options.check_network(parser, "imagenet", args)
-
-
-def begin_pretrained(run: Run, source: str | bool) -> None:
-    """Give a fresh run torchvision's weights, of the file ``source`` or, if True, downloaded."""
-    if run.resumed:
-        print("==> --pretrained: the checkpoint has its own weights, so it is not applied")
-        return
-    file = None if source is True else source
-    try:
-        with distributed.main_first():
-            weights = pretrained.read(run.spec["arch"], file)
-        whole = pretrained.load(run.network, weights, run.spec["arch"])
-    except ValueError as error:
-        raise InputError(f"--pretrained: {error}") from error
-    print(f"==> Weights of {file or 'torchvision'}")
-    if not whole:
-        print("==> --pretrained: its classes are not as many, so the classifier begins afresh")
 
 
 @finished()
@@ -121,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity_start, train_set.classes)
     if args.pretrained:
-        begin_pretrained(run, args.pretrained)
+        script.begin_pretrained(run)
     place = (args.workers, devices[0], distributed.rank(), distributed.world())
     val_batches = TestBatches(val_set, args.test_batch, *place)
     if args.evaluate:

@@ -1,4 +1,4 @@
-"""models.imagenet.pretrained: torchvision's ResNets and ours give the same logits, bit for bit."""
+"""models.pretrained: torchvision's ResNets and ours give the same logits, bit for bit."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import torchvision
 from torchvision.models.mobilenetv2 import MobileNetV2
 
 import models
-from models.imagenet import pretrained
+from models import pretrained
 from tests.helpers import batch, logits_of, random_norms, relative_difference, same_tensors
 
 ARCH = "torchvision_mobilenet_v2"
@@ -144,13 +144,14 @@ def small(monkeypatch):
         monkeypatch.setattr(module, "original", small_mobilenet)
 
 
+@pytest.mark.parametrize("family", ["cifar", "imagenet"])
 @pytest.mark.parametrize("classes", [1000, 7])
-def test_converted_networks_take_the_weights_of_theirs(tmp_path, small, classes):
+def test_converted_networks_take_the_weights_of_theirs(tmp_path, small, family, classes):
     torch.manual_seed(1)
     theirs = small_mobilenet("mobilenet_v2", 1000).eval()
     random_norms(theirs)
     torch.save(theirs.state_dict(), tmp_path / "w.pth")
-    ours = models.build("imagenet", ARCH, num_classes=classes)
+    ours = models.build(family, ARCH, num_classes=classes)
     fresh = ours.classifier.linears[0].weight.clone()
     weights = pretrained.read(ARCH, str(tmp_path / "w.pth"))
     assert pretrained.load(ours, weights, ARCH) == (classes == 1000)

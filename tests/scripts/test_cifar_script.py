@@ -3,6 +3,8 @@
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import models
 import nr
 from tests.helpers import form, widths
 from tests.running import (
+    ENVIRONMENT,
     ROOT,
     assert_same_run,
     command,
@@ -199,6 +202,8 @@ def test_the_search_gives_up(tmp_path):
     [
         ("--lr nan", 2, "--lr"),
         ("-e", 2, "--resume"),
+        ("--pretrained", 2, "--pretrained: torchvision has weights of torchvision:<name>, of"),
+        ("-a vgg19_bn --pretrained w.pth", 2, "--pretrained: torchvision has weights of torchv"),
         ("-d folder --data /nowhere", 1, "/nowhere/train"),
         ("--resume /nowhere/x.pth.tar", 1, "/nowhere/x.pth.tar"),
         ("--lr 1e30 --nr-sparsity 0", 1, "epoch 1, batch"),
@@ -273,3 +278,34 @@ def test_a_network_of_torchvision_searches_rejuvenates_and_resumes(tmp_path, mon
     drive(f"{flags} --resume auto", halved)
     assert_same_run(straight, halved)
     assert nr.load(halved / "checkpoint.pth.tar").streams == 2
+
+
+def test_pretrained_weights_begin_a_fresh_run_only(tmp_path, monkeypatch):
+    """All but those of the classifier, where the file has other classes."""
+    monkeypatch.setattr(models.converted, "original", small_mobilenet)
+    monkeypatch.setattr(models.pretrained, "original", small_mobilenet)
+    name, folder, file = "features.features_0_0.convs.0.weight", tmp_path / "run", tmp_path / "w"
+    weights = small_mobilenet("mobilenet_v2", 1000).state_dict()
+    torch.save(weights, file)
+    flags = "-d synthetic --subset 50 --train-batch 25 --manualSeed 1 --nr-target 1 --lr 1e-9"
+    flags += f" -a torchvision:mobilenet_v2 --schedule 9 --pretrained {file}"
+    out = drive(f"{flags} --epochs 1", folder).stdout
+    assert f"==> Weights of {file}\n" in out
+    assert "--pretrained: its classes are not as many, so the classifier begins afresh" in out
+    first = load(folder / "checkpoint.pth.tar")["state_dict"]
+    assert first["classifier.linears.0.weight"].shape[0] == 10
+    torch.testing.assert_close(first[name], weights["features.0.0.weight"])
+    torch.save({name: torch.zeros_like(tensor) for name, tensor in weights.items()}, file)
+    out = drive(f"{flags} --epochs 2 --resume auto", folder).stdout
+    assert "--pretrained: the checkpoint has its own weights, so it is not applied" in out
+    torch.testing.assert_close(load(folder / "checkpoint.pth.tar")["state_dict"][name], first[name])
+
+
+def test_torchvision_is_imported_only_where_it_is_needed():
+    """It takes seconds, and the made set and networks of ours need none of it."""
+    code = (
+        "import cifar, sys; cifar.parse(['-d', 'synthetic']); print('torchvision' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True)
+    assert result.stdout == "False\n", result.stderr

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 import models
+from models import pretrained
 from nr.units import CROSS, PRUNED, ConvBN
 from utils.machine import compiler
 
@@ -101,6 +102,15 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
         help="dropout rate, where the family has it",
     )
     add("--width-mult", type=real(0, open_low=True), default=1.0, help="scale every width")
+    add(
+        "--pretrained",
+        nargs="?",
+        const=True,
+        type=path,
+        metavar="FILE",
+        help="begin with torchvision's weights, from FILE or downloaded:"
+        f" {', '.join(_pretrained(family))}",
+    )
     add("--epochs", type=positive_int, help="epochs of the train phase")
     add("--start-epoch", type=natural, default=0, help="number of a fresh run's first epoch")
     add("--train-batch", type=positive_int, help="training batch, over all devices")
@@ -149,6 +159,14 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
 
 def _arch_help(family: str) -> str:
     return f"network: {', '.join(sorted(models.archs(family)))}, torchvision:<name>"
+
+
+def _pretrained(family: str) -> list[str]:
+    """The networks that torchvision has weights of, as -a takes them."""
+    return [
+        *(name for name in pretrained.ARCHS if name in models.archs(family)),
+        "torchvision:<name>",
+    ]
 
 
 def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
@@ -273,6 +291,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
 
 def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.Namespace) -> dict:
     """The builder's keywords (without num_classes), tried out on no memory before any work."""
+    if args.pretrained and (not pretrained.torchvision_name(args.arch) or args.width_mult != 1):
+        known = " ".join(_pretrained(family))
+        parser.error(f"--pretrained: torchvision has weights of {known}, of --width-mult 1 only")
     keywords = {
         "depth": args.depth,
         "dropout": args.dropout,

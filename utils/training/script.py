@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
+from models import pretrained
 from utils.errors import InputError, one_line
 from utils.machine import distributed
 from utils.machine.allocator import keep_freed_memory
@@ -76,6 +77,23 @@ def open_folder(args: Namespace) -> RunFolder:
     if distributed.is_main() and not args.evaluate:
         folder.reserve()
     return folder
+
+
+def begin_pretrained(run: Run) -> None:
+    """Give a fresh run torchvision's weights, of the file of --pretrained or downloaded."""
+    if run.resumed:
+        print("==> --pretrained: the checkpoint has its own weights, so it is not applied")
+        return
+    file = None if run.args.pretrained is True else run.args.pretrained
+    try:
+        with distributed.main_first():
+            weights = pretrained.read(run.spec["arch"], file)
+        whole = pretrained.load(run.network, weights, run.spec["arch"])
+    except ValueError as error:
+        raise InputError(f"--pretrained: {error}") from error
+    print(f"==> Weights of {file or 'torchvision'}")
+    if not whole:
+        print("==> --pretrained: its classes are not as many, so the classifier begins afresh")
 
 
 def evaluate(run: Run, test_batches) -> int:

@@ -4,13 +4,13 @@ import re
 from collections.abc import Mapping
 
 import torch
-import torchvision
 from torch import Tensor
 
 import nr
-from models.converted import IMAGE_SIZES, PREFIX, original
+from models.converted import PREFIX, original
 from models.imagenet.resnet import PLANS
 from nr.layers import Network
+from nr.plain import Size
 
 ARCHS = {f"resnet{depth}_nr": f"resnet{depth}" for depth in PLANS}  # ours: torchvision's
 CLASSIFIER = "classifier.linears.0."
@@ -29,6 +29,8 @@ def read(arch: str, file: str | None) -> dict[str, Tensor]:
     """
     try:
         if file is None:
+            import torchvision  # takes a second, which a file does not need
+
             weights = torchvision.models.get_model_weights(torchvision_name(arch)).DEFAULT
             return dict(weights.get_state_dict(progress=True))
         content = torch.load(file, map_location="cpu", weights_only=True)
@@ -49,7 +51,8 @@ def load(network: Network, weights: Mapping[str, Tensor], arch: str | None = Non
     """
     own = {k: v for k, v in network.state_dict().items() if not k.endswith(COUNTER)}
     if arch is not None and arch.startswith(PREFIX):
-        given = {k: (k, v) for k, v in converted(torchvision_name(arch), weights).items()}
+        name, size = torchvision_name(arch), network.image_size
+        given = {k: (k, v) for k, v in converted(name, weights, size).items()}
     else:
         given = {renamed(k): (k, v) for k, v in weights.items() if not k.endswith(COUNTER)}
     for name, (theirs, _) in given.items():
@@ -72,7 +75,7 @@ def load(network: Network, weights: Mapping[str, Tensor], arch: str | None = Non
     return whole
 
 
-def converted(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def converted(name: str, weights: Mapping[str, Tensor], size: int | Size) -> dict[str, Tensor]:
     """torchvision's ``weights`` of ``name`` under our names, of any number of classes."""
     matrices = [tensor for tensor in weights.values() if tensor.ndim == 2]
     if not matrices:
@@ -82,7 +85,7 @@ def converted(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
-    return nr.convert(model, IMAGE_SIZES["imagenet"]).state_dict()
+    return nr.convert(model, size).state_dict()
 
 
 def renamed(name: str) -> str:
