@@ -1,5 +1,6 @@
 """utils.report: tables, csv, pictures and exports from the files that runs leave."""
 
+import copy
 import csv
 import json
 import re
@@ -9,7 +10,7 @@ import torch
 
 import models
 import nr
-from tests.helpers import tiny
+from tests.helpers import kill, open_cross_blocks, tiny, vary
 from tests.running import ROOT
 from utils.errors import InputError
 from utils.report import export, runs, tables
@@ -254,19 +255,76 @@ def test_plot_draws_the_runs(tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def run_network(form: str, folder, monkeypatch) -> nr.Network:
+    """The network of the run in ``folder``: of two streams with open cross blocks, or plain."""
+    network = vary(tiny())
+    if form != "plain":
+        kill(network, {"features.first": slice(2)})
+        nr.rejuvenate(network, form)
+        open_cross_blocks(network)
+    monkeypatch.setattr(export, "load_network", lambda path: copy.deepcopy(network).eval())
+    (folder / export.LAST).touch()
+    return network.eval()
+
+
 @pytest.mark.parametrize("form", ["plain", "removed", "attention", "full"])
 def test_an_exported_network_gives_the_logits_of_the_run(form, tmp_path, monkeypatch, capsys):
-    network = tiny()
-    if form != "plain":
-        nr.rejuvenate(network, form)
-    monkeypatch.setattr(export, "load_network", lambda path: network.eval())
-    (tmp_path / export.LAST).touch()
+    network = run_network(form, tmp_path, monkeypatch)
     assert main(["--export", str(tmp_path / "x.pt2"), str(tmp_path)]) == 0
     assert "logits within" in capsys.readouterr().out
     images = torch.randn(5, 3, 8, 8)
     exported = torch.export.load(tmp_path / "x.pt2").module()
     with torch.no_grad():
         torch.testing.assert_close(exported(images), network(images))
+
+
+@pytest.mark.parametrize("name", ["x.pt", "x.pt2"])
+@pytest.mark.parametrize("form", ["removed", "full"])
+def test_a_merged_export_has_one_stream_with_the_sum_of_the_logits(
+    form, name, tmp_path, monkeypatch
+):
+    network = run_network(form, tmp_path, monkeypatch)
+    assert main(["--export", str(tmp_path / name), "--merge", str(tmp_path)]) == 0
+    if name == "x.pt":
+        found = nr.load(tmp_path / name)
+        assert found.streams == 1
+    else:
+        found = torch.export.load(tmp_path / name).module()
+    images = torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        merged, expected = found(images), network(images).sum(1, keepdim=True)
+    torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["plain", "attention"])
+def test_an_export_for_nr_is_the_network_of_the_run(form, tmp_path, monkeypatch):
+    network = run_network(form, tmp_path, monkeypatch)
+    assert main(["--export", str(tmp_path / "x.pth"), str(tmp_path)]) == 0
+    found, images = nr.load(tmp_path / "x.pth"), torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(found(images), network(images))
+
+
+def test_gates_that_were_trained_are_not_merged(tmp_path, monkeypatch, capsys):
+    run_network("attention", tmp_path, monkeypatch)
+    assert main(["--export", str(tmp_path / "x.pt"), "--merge", str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--merge" in line and str(tmp_path / export.LAST) in line and "attention" in line
+    assert not (tmp_path / "x.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--merge"], "--merge: only --export merges"),
+        (["--export", "x.onnx"], "--export x.onnx: its name has to end in .pt2 or .pt or .pth"),
+    ],
+)
+def test_exports_that_make_no_sense_are_usage_errors(words, said, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([*words, str(tmp_path)])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_an_export_that_deviates_is_refused(tmp_path, monkeypatch):

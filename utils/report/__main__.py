@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.report.comparison import comparisons
-from utils.report.export import export
+from utils.report.export import SUFFIXES, export
 from utils.report.runs import read_run
 from utils.report.tables import cifar_table, csv_text, imagenet_table
 from utils.shown import plots, screen
@@ -20,7 +20,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--plot", type=Path, metavar="OUT.png", help="draw the runs over each other"
     )
     parser.add_argument(
-        "--export", type=Path, metavar="OUT.pt2", help="write the one RUN's network (torch.export)"
+        "--export",
+        type=Path,
+        metavar="OUT",
+        help="write the one RUN's network: OUT.pt2 for torch.export, OUT.pt or .pth for nr.load",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="export both streams as one plain network"
     )
     parser.add_argument(
         "--compare",
@@ -32,6 +38,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.export and len(args.runs) > 1:
         parser.error("--export takes one RUN")
+    if args.export and args.export.suffix not in SUFFIXES:
+        parser.error(f"--export {args.export}: its name has to end in {' or '.join(SUFFIXES)}")
+    if args.merge and not args.export:
+        parser.error("--merge: only --export merges")
     return args
 
 
@@ -39,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
         if args.export:
-            deviation = export(args.runs[0], args.export)
+            deviation = export(args.runs[0], args.export, args.merge)
             print(f"{args.export}: logits within {deviation:.1e} of the largest")
             return 0
         runs, left_out = [], []
