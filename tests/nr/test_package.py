@@ -1,12 +1,11 @@
 """pip install . installs nr, by itself."""
 
-import subprocess
-import sys
 import zipfile
 
 import pytest
 
 import nr
+from tests import packaging
 from tests.running import ROOT
 
 tomllib = pytest.importorskip("tomllib")
@@ -27,28 +26,12 @@ def test_every_exported_name_is_there():
 
 
 def test_a_wheel_holds_nr_and_nothing_else(tmp_path):
-    """Built from a copy, so that no build folder is left; setuptools may be missing here."""
-    modules = {f"nr/{path.name}" for path in (ROOT / "nr").glob("*.py")}
-    source = tmp_path / "source"
-    for name in (*modules, "pyproject.toml", "LICENSE"):
-        (source / name).parent.mkdir(parents=True, exist_ok=True)
-        (source / name).write_bytes((ROOT / name).read_bytes())
-    for other in ("models", "utils", "checkpoints"):
-        (source / other).mkdir()
-        (source / other / "__init__.py").write_text("")
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "--wheel-dir", str(tmp_path)]
-    result = subprocess.run(
-        [sys.executable, "-m", "pip", "wheel", *options, str(source)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    if result.returncode and "setuptools" in result.stdout + result.stderr:
-        pytest.skip("no setuptools here")
-    assert result.returncode == 0, result.stdout + result.stderr
+    source = packaging.copied(tmp_path / "source")
+    if missing := packaging.pip("wheel", *packaging.OFFLINE, "--wheel-dir", tmp_path, source):
+        pytest.skip(missing)
     (wheel,) = tmp_path.glob("nr-*.whl")
     held = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     version = f"nr-{nr.__version__}.dist-info"
     assert held == {"nr", version}
     found = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("nr/")}
-    assert found == modules
+    assert found == {f"nr/{path.name}" for path in (ROOT / "nr").glob("*.py")}

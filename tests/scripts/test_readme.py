@@ -1,14 +1,18 @@
 """Figures of the READMEs that the code can work out."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
 import models
 import nr
-from tests.running import ROOT
+from tests import packaging
+from tests.running import ENVIRONMENT, LIMIT, ROOT
 
+PACKAGES = ("models", "nr", "tests", "utils")  # of the checkout
 IMAGES, SEARCH, RATE = 1_281_167, 30, 0.25 * 790e12  # as the README states them
 README = (ROOT / "checkpoints" / "README.md").read_text(encoding="utf-8")
 README_LINES = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
@@ -60,16 +64,34 @@ def test_the_short_table_of_results_is_part_of_the_long_one():
         assert any(row.items() <= other.items() for other in whole), row
 
 
-def test_your_own_network_as_written(tmp_path, monkeypatch):
-    """The README's section runs, and is short."""
+CHECKED = """
+import runpy, sys
+names = runpy.run_path("network.py")
+assert names["prediction"].shape == (8,) and names["model"].streams == 1
+print(*(file for m in [*sys.modules.values()] if (file := getattr(m, "__file__", None))), sep="\\n")
+"""
+
+
+def test_your_own_network_as_written(tmp_path):
+    """The README's section is short, and runs where only nr is installed, far from the checkout."""
     section = "\n".join(README_LINES).split("## Your own network")[1]
     code = re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]
     assert len(code.splitlines()) < 40
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert names["prediction"].shape == (8,)
-    assert names["model"].streams == 1
+    (tmp_path / "network.py").write_text(code, encoding="utf-8")
+    site = packaging.installed(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", CHECKED],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT,
+    )
+    assert result.returncode == 0, result.stderr
+    files = result.stdout.split("\n")
+    assert str(site / "nr" / "__init__.py") in files
+    mine = [file for file in files if any(f"{ROOT / name}/" in file for name in PACKAGES)]
+    assert mine == []
 
 
 def test_every_test_that_a_page_names_is_there():
