@@ -3,7 +3,7 @@
 from torch import nn
 
 from nr.layers import Classifier, Network, is_chain
-from nr.norms import Bias
+from nr.norms import Bias, loses_count
 from nr.plain import Size
 from nr.units import FORMS, Conv, ConvBN
 
@@ -82,6 +82,11 @@ def check_unit(unit: ConvBN, name: str, streams: int) -> None:
             raise ValueError(
                 f"{name}: its batch norm needs a scale and running statistics of {width} channels"
                 " (affine=True, track_running_stats=True)"
+            )
+        if loses_count(norm):
+            raise ValueError(
+                f"{name}: its batch norm got momentum=None after it was made, and files would lack"
+                " its count of batches: make the unit with nr.ConvBN(..., momentum=None)"
             )
 
 

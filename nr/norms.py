@@ -3,26 +3,48 @@
 import torch
 from torch import Tensor, nn
 
+COUNT = "num_batches_tracked"  # torch's name of the count of batches
+
 
 class BatchNorm(nn.BatchNorm2d):
     """torch's batch norm without its count of batches, which is one small operation a pass.
 
-    Only ``momentum=None`` would read the count. Files that hold it load.
+    Only ``momentum=None`` reads the count, and has it. Where momentum becomes None later, as
+    torch.optim.swa_utils.update_bn lets it for a while, the count is in no file. Files that hold
+    one load.
     """
 
     def __init__(self, num_features: int, **options):
         super().__init__(num_features, **options)
-        self.num_batches_tracked = None
-        self.register_load_state_dict_pre_hook(_drop_count)
+        if self.momentum is not None:
+            self._non_persistent_buffers_set.add(COUNT)
+            self.register_load_state_dict_pre_hook(_drop_count)
 
     def reset_running_stats(self) -> None:
         self.running_mean.zero_()
         self.running_var.fill_(1)
+        self.num_batches_tracked = None
+        self.begin_count()
+
+    def begin_count(self) -> None:
+        """Have a count of batches where it is read."""
+        if self.momentum is None and self.num_batches_tracked is None:
+            device = self.running_mean.device
+            self.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.begin_count()
+        return super().forward(x)
+
+
+def loses_count(norm: nn.Module) -> bool:
+    """Whether ``momentum`` became None after the norm was made, and files lack its count."""
+    return norm.momentum is None and COUNT in norm._non_persistent_buffers_set
 
 
 def _drop_count(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
     """Take the count of batches, which torch's loading adds where it misses it, out again."""
-    state_dict.pop(f"{prefix}num_batches_tracked", None)
+    state_dict.pop(f"{prefix}{COUNT}", None)
 
 
 class Bias(nn.Module):

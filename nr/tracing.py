@@ -11,7 +11,7 @@ from torch import fx, nn
 from nr.plain import Size
 
 SHAPE = "nr_shape"  # of the tensor that a node makes, in its meta
-BATCH = 2  # images whose shapes are followed; batch norm of 1x1 maps needs two in train mode
+BATCH = 2  # images whose shapes are followed; with one, a forward could squeeze it away
 
 _POOL = ("kernel_size", "stride", "padding")
 # Functions and methods that are plain modules: the module, and their arguments in order.
@@ -61,10 +61,10 @@ class Graph:
             raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
         channels, self.device = first.in_channels, first.weight.device
         try:
-            with torch.device("meta"):  # shapes alone
+            with torch.device("meta"):  # shapes alone; in train mode momentum=None asks for values
                 like = next(model.parameters())
                 images = torch.empty(BATCH, channels, *size, dtype=like.dtype)
-                _Shapes(copy.deepcopy(model).to("meta"), graph=graph).run(images)
+                _Shapes(copy.deepcopy(model).to("meta").eval(), graph=graph).run(images)
         except Exception as error:
             raise ValueError(
                 f"{type(model).__name__}: does not take images of {channels} channels and"

@@ -96,8 +96,7 @@ class ConvBN(nn.Module):
                 take_after(layer, layers[0])
 
     def fresh_norm(self, width: int) -> nn.Module:
-        fresh = nn.BatchNorm2d if self.momentum is None else BatchNorm  # only None needs the count
-        return fresh(width, eps=self.eps, momentum=self.momentum)
+        return BatchNorm(width, eps=self.eps, momentum=self.momentum)
 
     def spread(self, inputs: Tensor) -> Tensor:
         """A value for each input channel [i], as a factor for a weight: [1 or o, i, 1, 1]."""

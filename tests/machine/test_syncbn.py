@@ -53,6 +53,22 @@ def test_a_network_with_one_batch_norm_over_all_processes_trains(group):
         torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("cls", [BatchNorm, nn.BatchNorm2d])
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics_and_counts_are_torchs(group, cls, momentum):
+    """momentum=None: the means over all batches."""
+    distributed.start([0])
+    plain, norm = (made(4, momentum=momentum) for made in (nn.BatchNorm2d, cls))
+    network = nn.Sequential(norm)
+    synchronise_batch_norm(network)
+    for number in range(3):
+        x = torch.randn(8, 4, 3, 3) + number
+        network(x), plain(x)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, plain.state_dict()[name.removeprefix("0.")])
+    assert len(network.state_dict()) == 4 + (cls is nn.BatchNorm2d or momentum is None)
+
+
 class Operations(TorchDispatchMode):
     """The names of the operations that run."""
 
@@ -65,10 +81,11 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_asks_the_device_for_a_value(group):
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_nothing_asks_the_device_for_a_value(group, momentum):
     """Neither a number for the host, nor a shape that depends on a mask."""
     distributed.start([0])
-    norm = nn.Sequential(nn.BatchNorm2d(4))
+    norm = nn.Sequential(nn.BatchNorm2d(4, momentum=momentum))
     synchronise_batch_norm(norm)
     x = torch.randn(2, 4, 3, 3, requires_grad=True)
     with Operations() as operations:

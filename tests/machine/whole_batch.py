@@ -5,6 +5,7 @@ The reference is torch's own batch norm over the 8 images in one process.
 
 import copy
 import sys
+from itertools import product
 
 import torch
 import torch.distributed as dist
@@ -32,9 +33,11 @@ def whole(part: Tensor) -> Tensor:
     return torch.cat(distributed.gathered(part.detach()))
 
 
-def norms(channels: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, nn.Module]:
+def norms(
+    channels: int, dtype: torch.dtype = torch.float32, momentum: float | None = 0.1
+) -> tuple[nn.Module, nn.Module]:
     """One batch norm over all processes, and a copy as torch has it."""
-    plain = nn.BatchNorm2d(channels, dtype=dtype)
+    plain = nn.BatchNorm2d(channels, dtype=dtype, momentum=momentum)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in plain.parameters():
@@ -43,8 +46,10 @@ def norms(channels: int, dtype: torch.dtype = torch.float32) -> tuple[nn.Module,
     return wrapped.module[0], plain
 
 
-def check_equal_to_one_process(order: torch.memory_format, dtype: torch.dtype) -> None:
-    norm, plain = norms(6, dtype)
+def check_equal_to_one_process(
+    order: torch.memory_format, dtype: torch.dtype, momentum: float | None
+) -> None:
+    norm, plain = norms(6, dtype, momentum)
     generator = torch.Generator().manual_seed(2)
     for _ in range(2):  # two steps, for the running statistics
         images = torch.randn(8, 6, 5, 4, generator=generator, dtype=dtype) * 3 + 7
@@ -138,9 +143,9 @@ def check_collectives() -> None:
 def main() -> None:
     distributed.start([0])
     sys.stdout = sys.__stdout__
-    for order in (torch.contiguous_format, torch.channels_last):
-        for dtype in (torch.float32, torch.float64):
-            check_equal_to_one_process(order, dtype)
+    orders, dtypes = (torch.contiguous_format, torch.channels_last), (torch.float32, torch.float64)
+    for order, dtype, momentum in product(orders, dtypes, (0.1, None)):
+        check_equal_to_one_process(order, dtype, momentum)
     check_far_from_zero()
     check_float32_under_autocast()
     check_training()

@@ -299,6 +299,12 @@ REFUSED = {
         "GroupNorm",
         "BatchNorm2d",
     ),
+    "norm that begins to count": (
+        lambda: changed(lambda unit: setattr(unit.norms[0], "momentum", None)),
+        "features.2",
+        "momentum=None after it was made",
+        "nr.ConvBN(..., momentum=None)",
+    ),
     "norm of another width": (
         lambda: changed(replace_norm(nn.BatchNorm2d(5))),
         "features.2",

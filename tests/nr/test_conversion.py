@@ -154,6 +154,28 @@ def test_a_step_in_train_mode_leaves_equal_running_statistics(name):
     assert relative_difference(a, b) < 1e-12
 
 
+@pytest.mark.parametrize("cross", ["removed", "none"])
+def test_batch_norms_without_momentum_go_on_counting(cross):
+    """The running statistics are means over all batches, from before the conversion on."""
+    model = plain("basic").double()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    logits_of(model, images().double(), training=True)
+    network = nr.convert(model, SIZE)
+    for each in (model, network):
+        logits_of(each, images().double() + 1, training=True)
+    a, b = logits_of(network, images().double()), logits_of(model, images().double())
+    assert relative_difference(a[:, 0], b) < 1e-12
+    kill_random(network)
+    silence(network)
+    before = logits_of(network, images().double())
+    nr.rejuvenate(network, cross)
+    assert relative_difference(logits_of(network, images().double())[:, :1], before) < 1e-12
+    counts = [int(n.num_batches_tracked) for n in layers(network)["features.conv1"].unit.norms]
+    assert counts == [2, 0][: network.streams]
+
+
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_network_stays_as_it_is_and_shares_nothing(name, training):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 import nr
 from nr.layers import Chain, Classifier, Concat, Network, Residual
@@ -313,3 +314,35 @@ def test_a_norm_does_what_torchs_own_does():
     assert torch.equal(new.eval()(x), old.eval()(x))
     new.reset_parameters()
     assert not new.running_mean.any() and (new.running_var == 1).all()
+
+
+@pytest.mark.parametrize("since_made", [True, False])
+def test_without_momentum_every_batch_weighs_the_same(since_made):
+    """As torch's own, also where momentum becomes None for a while, as update_bn lets it."""
+    old = nn.BatchNorm2d(4, momentum=None)
+    new = BatchNorm(4, momentum=None if since_made else 0.1)
+    batches = [torch.randn(8, 4, 2, 2) + number for number in range(3)]
+    for _ in range(2):
+        if since_made:
+            new.reset_running_stats()
+            for x in batches:
+                new(x)
+        else:
+            update_bn(batches, new)
+        old.reset_running_stats()
+        for x in batches:
+            old(x)
+        assert torch.equal(new.running_mean, old.running_mean)
+        assert torch.equal(new.running_var, old.running_var)
+    assert ("num_batches_tracked" in new.state_dict()) == since_made
+
+
+def test_a_count_that_is_read_is_kept_in_files(tmp_path):
+    parts = [ConvBN(3, 4, 3, momentum=None), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+    model, images = Network(Chain(*parts), Classifier(4, 2), 8), batch()[0]
+    model(images)
+    nr.save(model, tmp_path / "network.pt")
+    loaded = nr.load(tmp_path / "network.pt").train()
+    assert torch.equal(loaded(images + 1), model(images + 1))
+    assert same_tensors(loaded.state_dict(), model.state_dict())
+    assert model.features[0].norms[0].num_batches_tracked == 2

@@ -20,10 +20,20 @@ class WholeBatchNorm2d(BatchNorm):
             return super().forward(x)
         y, mean, variance, count = Normalise.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
+            share = self.share()
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
             unbiased = variance * (count / (count - 1))
-            self.running_var.lerp_(unbiased.to(self.running_var.dtype), self.momentum)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), share)
         return y
+
+    def share(self) -> float | Tensor:
+        """This batch's weight in the running statistics; momentum=None: that of each before it."""
+        self.begin_count()
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+        if self.momentum is not None:
+            return self.momentum
+        return 1 / self.num_batches_tracked.to(self.running_mean.dtype)
 
 
 class Normalise(torch.autograd.Function):
