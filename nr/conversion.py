@@ -78,10 +78,12 @@ class _Converter:
             features.add_module(_free(name, features), module)
         classifier = Classifier(linear.in_features, linear.out_features)
         own = classifier.linears[0]
-        if self.whole_map(last)[1] != 1:
+        side = self.whole_map(last)[1]
+        if side != 1:
             raise ValueError(
-                f"{last.target}: the last nn.Linear reads a whole map, {shape(last.args[0])[1:]}:"
-                " put nn.AdaptiveAvgPool2d(1), or a hidden layer, before it"
+                f"{last.target}: the last nn.Linear reads a whole map of {side}x{side} pixels, and"
+                " nr's classifier reads one number a channel: put nn.AdaptiveAvgPool2d(1), or a"
+                " hidden nn.Linear, before it"
             )
         take_after(own, linear)
         self.take(last)
@@ -199,8 +201,9 @@ class _Converter:
         channels, *sides = shape(before)[1:]
         if len(sides) != 2 or sides[0] != sides[1] or len(shape(node)) != 2:
             raise ValueError(
-                f"{node.target}: reads {list(shape(node.args[0]))}, and only an nn.Linear over a"
-                " square map that was flattened is a convolution: nn.Flatten() has to precede it"
+                f"{node.target}: reads {list(shape(node.args[0]))} of {list(shape(before))}, and"
+                " only an nn.Linear over a square map that was flattened is a convolution: put"
+                " nn.Flatten() before it, and an adaptive pooling to a square before that"
             )
         return channels, sides[0]
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -418,6 +419,21 @@ def test_networks_of_units_and_wrapped_ones_are_refused():
         nr.convert(model, -1)
     with pytest.raises(ValueError, match=r"no nn\.Conv2d"):
         nr.convert(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (8, "3: the last nn.Linear reads a whole map of 8x8 pixels, and nr's classifier reads one"),
+        ((8, 4), r"3: reads [2, 128] of [2, 4, 8, 4], and only an nn.Linear over a square map"),
+    ],
+)
+def test_a_classifier_over_a_whole_map_is_refused_with_the_remedy(size, words):
+    pixels = size * size if isinstance(size, int) else size[0] * size[1]
+    stem = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten()]
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        nr.convert(nn.Sequential(*stem, nn.Linear(4 * pixels, 2)), size)
+    assert re.search(r": put nn\.(AdaptiveAvgPool2d|Flatten)", str(caught.value))
 
 
 def test_a_module_that_is_called_twice_is_refused():

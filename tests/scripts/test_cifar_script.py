@@ -93,6 +93,8 @@ def test_screen(straight):
     )
     assert len(changes) == 9  # the stem, two in each of three blocks, two downsamples
     assert changes[0][:3] == ("3", "3", "4")
+    budget = re.search(r"\| Expansion .* parameters; with all connections ([\d.]+)% of", screen)
+    assert 90 < float(budget[1]) < 110
     best = float(re.search(r"Best acc: ([\d.]+)", screen)[1])
     rows = read_log(straight[0] / "log.txt")
     assert best == max(row["Valid Acc."] for row in rows if row["Phase"] == "train")

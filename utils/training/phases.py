@@ -23,7 +23,10 @@ def after_rejuvenation(run: Run, report: Report) -> None:
     for change in report.layers:
         (a, b), (c, d) = zip(change.before, change.after, strict=True)
         print(f"| Rejuvenation | input {a} -> {b} | output {c} -> {d}")
-    print(f"| Expansion {report.expansion:.4f}, {nr.count_params(run.network):,} parameters")
+    print(
+        f"| Expansion {report.expansion:.4f}, {nr.count_params(run.network):,} parameters;"
+        f" with all connections {report.budget:.1%} of the budget"
+    )
     run.trainer.use(run.network)
     distributed.check_equal(run.network)
     rescale_once(run)
