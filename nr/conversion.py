@@ -15,7 +15,7 @@ from nr.checks import image_hw
 from nr.layers import Chain, Classifier, Concat, Network, Residual
 from nr.norms import norm_like, take_after
 from nr.plain import KINDS, Size
-from nr.tracing import BATCH_NORMS, CATS, PLAIN, SUMS, Graph, inputs, readers, shape
+from nr.tracing import BATCH_NORMS, CATS, PLAIN, SUMS, Graph, inputs, known, readers, shape
 from nr.units import Conv, ConvBN
 from nr.wiring import wiring
 
@@ -194,7 +194,7 @@ class _Converter:
     def whole_map(self, node: fx.Node) -> tuple[int, int]:
         """Channels and side of the square map that a linear layer reads, flattened."""
         before = node.args[0]
-        while len(shape(before)) == 2:
+        while len(shape(before)) < 4:
             if type(self.graph.module(before)) is nn.Linear or self.graph.is_global_mean(before):
                 return shape(before)[1], 1
             before = self.graph.dominator[before]
@@ -220,7 +220,8 @@ class _Converter:
     def function(self, node: fx.Node) -> nn.Module:
         """The plain module that a function is."""
         cls, names = PLAIN[node.target]
-        given = dict(zip(names, node.args[1:], strict=False)) | dict(node.kwargs)
+        arguments, keywords = known(node.args[1:]), known(node.kwargs)
+        given = dict(zip(names, arguments, strict=False)) | dict(keywords)
         given = {name: value for name, value in given.items() if name not in ("input", "inplace")}
         if given.pop("return_indices", False) or {*given} - {*names}:
             raise ValueError(f"{self.graph.name(node)}: {sorted(given)} are not known to nr here")
@@ -245,6 +246,11 @@ class _Converter:
         branch, shortcut = sorted(sides, key=_as_branch, reverse=True)
         if not _units(branch):
             raise ValueError(f"{self.graph.name(node)}: a sum without a convolution in either side")
+        if not _as_branch(branch)[0]:
+            raise ValueError(
+                f"{self.graph.name(node)}: neither side of this sum ends in a convolution, with or"
+                f" without its batch norm: put {type(branch[-1][1]).__name__} behind the sum"
+            )
         residual = Residual(_chain(branch), _chain(shortcut) if shortcut else None, activation)
         return [(self.graph.block(node), residual)], fork
 

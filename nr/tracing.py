@@ -11,6 +11,7 @@ from torch import fx, nn
 from nr.plain import Size
 
 SHAPE = "nr_shape"  # of the tensor that a node makes, in its meta
+VALUE = "nr_value"  # of a node that makes a size: an int, or several
 BATCH = 2  # images whose shapes are followed; with one, a forward could squeeze it away
 
 _POOL = ("kernel_size", "stride", "padding")
@@ -34,12 +35,13 @@ PLAIN = {
 }
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CATS = (torch.cat, torch.concat)
-FLATTENS = (torch.flatten, "flatten", "view", "reshape", torch.reshape)
+FLATTENS = (torch.flatten, "flatten", "view", "reshape", torch.reshape, torch.squeeze, "squeeze")
 MEANS = (torch.mean, "mean")
 SPATIAL = ({2, 3}, {-1, -2})  # dimensions whose mean is a global average pooling
 MULTIPLIES = ("mul", "mul_", "imul", "matmul", "bmm", "einsum")
 MOVES = ("chunk", "split", "transpose", "permute", "getitem", "channel_shuffle")
 BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
+CONVS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
 
 
@@ -54,6 +56,10 @@ class Graph:
                 f"{type(model).__name__}: torch.fx cannot trace its forward ({_line(error)}): only"
                 " networks whose forward does not depend on values can be converted"
             ) from error
+        if any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
+            raise ValueError(
+                f"{type(model).__name__}: has lazy modules without weights yet: run a batch first"
+            )
         self.modules = dict(model.named_modules(remove_duplicate=False))
         called = (self.module(node) for node in graph.nodes)
         first = next((m for m in called if isinstance(m, nn.Conv2d)), None)
@@ -92,12 +98,15 @@ class Graph:
     def reason(self, node: fx.Node) -> str | None:
         """Why the operation of ``node``, whatever is around it, has no exact form in units."""
         name = getattr(node.target, "__name__", str(node.target))
+        kind = type(self.module(node)).__name__
         if isinstance(self.module(node), NORMS):
-            kind = type(self.module(node)).__name__
             return (
-                f"{kind} (as in convnext and transformers) is over all channels, so none can go"
-                " alone: only networks with batch norm after their convolutions can be converted"
+                f"{kind} (LayerNorm as in convnext and transformers) is no batch norm, whose scales"
+                " are measured: only networks with batch norm after their convolutions can be"
+                " converted"
             )
+        if isinstance(self.module(node), CONVS):
+            return f"{kind} is no nn.Conv2d, which is the only convolution that units have"
         if isinstance(self.module(node), BATCH_NORMS):
             before = node.args[0]
             weighs = isinstance(self.module(before), nn.Conv2d | nn.Linear)
@@ -107,7 +116,7 @@ class Graph:
                     " (pre-activation order, as in torchvision's densenet), and only scales right"
                     " after one are measured: use conv-BN-ReLU order, as models.imagenet does"
                 )
-        if node.op not in ("call_function", "call_method"):
+        if node.op not in ("call_function", "call_method") or VALUE in node.meta:
             return None
         if name in MULTIPLIES:
             return (
@@ -126,16 +135,19 @@ class Graph:
                 " it (n-way, as in googlenet, inception, squeezenet and shufflenet): only a branch"
                 " of an activation can be put behind it"
             )
+        if node.target in MEANS and not self.is_global_mean(node):
+            return "is no mean over H and W in one: use nn.AdaptiveAvgPool2d(1)"
         if name == "dropout":
             return "the mode of a functional dropout is fixed by tracing: use nn.Dropout"
         return None
 
     def is_flatten(self, node: fx.Node) -> bool:
-        """Whether the node makes [B, C·H·W] of [B, C, H, W]."""
+        """Whether the node makes [B, C·H·W] of [B, C, H, W], or takes a 1 from [B, C, 1, 1]."""
         if node.target not in FLATTENS and type(self.module(node)) is not nn.Flatten:
             return False
-        before = self.dominator[node]
-        return shape(node) == (shape(before)[0], shape(before)[1:].numel())
+        before, after = shape(self.dominator[node]), shape(node)
+        pooled = before[2:].numel() == 1 and after[:2] == before[:2]
+        return pooled or after == (before[0], before[1:].numel())
 
     def is_concat(self, node: fx.Node) -> bool:
         """Whether the node puts what is made of an activation behind it."""
@@ -169,18 +181,25 @@ class Graph:
 
 
 class _Shapes(fx.Interpreter):
-    """Writes down the shape of every tensor."""
+    """Writes down the shape of every tensor, and every number that is one of their sizes."""
 
     def run_node(self, node: fx.Node):
         result = super().run_node(node)
         if isinstance(result, torch.Tensor):
             node.meta[SHAPE] = result.shape
+        elif isinstance(result, int | torch.Size):
+            node.meta[VALUE] = result
         return result
 
 
 def inputs(node: fx.Node) -> list[fx.Node]:
     """The tensors that a node reads: shapes that are read of them do not count."""
     return [n for n in node.all_input_nodes if SHAPE in n.meta]
+
+
+def known(argument: object) -> object:
+    """An argument of a node with the sizes that are read from tensors as numbers."""
+    return fx.node.map_arg(argument, lambda node: node.meta.get(VALUE, node))
 
 
 def shape(node: fx.Node) -> torch.Size:
@@ -211,4 +230,5 @@ def _dominators(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
 
 
 def _line(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:160]
+    reason = str(error).split("While executing")[0]  # torch.fx adds where in its graph
+    return (" ".join(reason.split()) or type(error).__name__)[:160]

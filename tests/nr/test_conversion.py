@@ -379,6 +379,8 @@ REFUSED = {
     "alpha": (lambda m, x: head(m, torch.add(m.pool(x), m.pool(x), alpha=2)), "alpha"),
     "chunk": (lambda m, x: head(m, x.chunk(1, 1)[0]), "chunk"),
     "size": (lambda m, x: m.fc(torch.flatten(x, 1)), "other image_size|image_size"),
+    "means": (lambda m, x: m.fc(x.mean(3).mean(2)), "mean: is no mean over H and W in one: use"),
+    "moved": (lambda m, x: m.fc(x.view(x.shape[0], 4, -1).mean(2)), "view splits or moves"),
     "named": (lambda m, x: head(m, torch.special.expit(x)), "not known"),
 }
 
@@ -419,6 +421,61 @@ def test_networks_of_units_and_wrapped_ones_are_refused():
         nr.convert(model, -1)
     with pytest.raises(ValueError, match=r"no nn\.Conv2d"):
         nr.convert(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), SIZE)
+    with pytest.raises(ValueError, match="lazy modules without weights yet: run a batch first"):
+        nr.convert(nn.Sequential(nn.LazyConv2d(4, 1), nn.Flatten(), nn.Linear(4, 2)), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.ConvTranspose2d(4, 4, 2), "3: ConvTranspose2d is no nn.Conv2d"),
+        (nn.InstanceNorm2d(4), "3: InstanceNorm2d .* is no batch norm"),
+    ],
+)
+def test_other_convolutions_and_norms_are_refused_as_what_they_are(module, words):
+    stem = [nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU()]
+    end = [nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)]
+    with pytest.raises(ValueError, match=words):
+        nr.convert(nn.Sequential(*stem, module, *end), 8)
+
+
+def test_a_sum_of_activations_is_refused_with_what_helps():
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = (nn.Conv2d(i, 4, 3, padding=1) for i in (3, 4))
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 2)
+
+        def forward(self, x):
+            x = self.norms[0](self.one(x)).relu()
+            x = x + self.norms[1](self.two(x)).relu()
+            return self.fc(self.pool(x).flatten(1))
+
+    words = "add: neither side of this sum ends in a convolution.*: put ReLU behind the sum"
+    with pytest.raises(ValueError, match=words):
+        nr.convert(Sum(), 8)
+
+
+POOLED = {
+    "sizes": lambda x: nn.functional.avg_pool2d(x, x.size()[2:]).view(x.shape[0], -1),
+    "a size": lambda x: nn.functional.avg_pool2d(x, x.size(3)).reshape(x.size(0), x.size(1) * 1),
+    "squeezed": lambda x: nn.functional.adaptive_avg_pool2d(x, 1).squeeze(3).squeeze(2),
+    "squeezed at once": lambda x: nn.functional.adaptive_avg_pool2d(x, 1).squeeze(),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("case", POOLED)
+def test_sizes_may_be_read_and_pooled_maps_squeezed(case, training):
+    torch.manual_seed(0)
+    model = ended(lambda m, x: m.fc(POOLED[case](x.relu()))).double()
+    network = nr.convert(model, SIZE)
+    found, wanted = (logits_of(each, images().double(), training) for each in (network, model))
+    assert relative_difference(found[:, 0], wanted) < 1e-12
+    kill_random(network)
+    assert nr.rejuvenate(network).expansion > 1
+    assert network(images().double()).shape == (4, 2, 2)
 
 
 @pytest.mark.parametrize(
