@@ -48,6 +48,8 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
         network = _Converter(graph).network()
     network.image_size = image_size if isinstance(image_size, int) else size
     network.train(model.training)
+    if any(not parameter.is_contiguous() for parameter in model.parameters()):
+        network.to(memory_format=torch.channels_last)
     if all(layer.fixed for layer in wiring(network).layers):
         raise ValueError(
             f"{type(model).__name__}: has no batch norm whose channels could go, so nothing can be"

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.utils import parametrize
 
 from nr.plain import Size
 
@@ -49,17 +50,14 @@ class Graph:
     """The traced ``model``: its nodes in order, the modules they call, shapes and origins."""
 
     def __init__(self, model: nn.Module, size: Size):
+        _refuse_hidden(model)
         try:
-            graph = fx.Tracer().trace(model)
+            graph = _Tracer().trace(model)
         except Exception as error:  # whatever the forward of a network may raise
             raise ValueError(
                 f"{type(model).__name__}: torch.fx cannot trace its forward ({_line(error)}): only"
                 " networks whose forward does not depend on values can be converted"
             ) from error
-        if any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
-            raise ValueError(
-                f"{type(model).__name__}: has lazy modules without weights yet: run a batch first"
-            )
         self.modules = dict(model.named_modules(remove_duplicate=False))
         called = (self.module(node) for node in graph.nodes)
         first = next((m for m in called if isinstance(m, nn.Conv2d)), None)
@@ -108,6 +106,8 @@ class Graph:
         if isinstance(self.module(node), CONVS):
             return f"{kind} is no nn.Conv2d, which is the only convolution that units have"
         if isinstance(self.module(node), BATCH_NORMS):
+            if type(self.module(node)) not in BATCH_NORMS:
+                return f"{kind} may do more than nn.BatchNorm2d, which units have: use that itself"
             before = node.args[0]
             weighs = isinstance(self.module(before), nn.Conv2d | nn.Linear)
             if not weighs or len(list(readers(before))) > 1:
@@ -120,8 +120,9 @@ class Graph:
             return None
         if name in MULTIPLIES:
             return (
-                f"{name} multiplies activations (squeeze-excite, as in efficientnet, regnet_y and"
-                " mobilenet_v3), which ties each channel to all others: use a variant without it"
+                f"{name} multiplies activations: squeeze-excite (as in efficientnet, regnet_y and"
+                " mobilenet_v3) ties each channel to all others, use a variant without it; for an"
+                " activation x·f(x) use an nn module, as nn.SiLU"
             )
         if name in MOVES or (node.target in FLATTENS and not self.is_flatten(node)):
             return (
@@ -180,6 +181,14 @@ class Graph:
         return (stack[-1][0] if stack else "").replace(".", "_") or node.name
 
 
+class _Tracer(fx.Tracer):
+    """Does not look into convolutions and batch norms of a user's own class, either."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        own = isinstance(module, (nn.Conv2d, *BATCH_NORMS))
+        return own or super().is_leaf_module(module, name)
+
+
 class _Shapes(fx.Interpreter):
     """Writes down the shape of every tensor, and every number that is one of their sizes."""
 
@@ -227,6 +236,28 @@ def _dominators(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
                     common, side = found[later], min(common, side, key=place.get)
             found[node] = common
     return found
+
+
+def _refuse_hidden(model: nn.Module) -> None:
+    """Refuse what changes a network without being seen in its graph."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{model!r:.100}: is no nn.Module, and only those can be converted")
+    if any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
+        raise ValueError(
+            f"{type(model).__name__}: has lazy modules without weights yet: run a batch first"
+        )
+    for name, module in model.named_modules():
+        place = name or type(module).__name__
+        if parametrize.is_parametrized(module):
+            raise ValueError(
+                f"{place}: its weights are made of others: use"
+                " torch.nn.utils.parametrize.remove_parametrizations first"
+            )
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise ValueError(
+                f"{place}: has a forward hook (as of torch.nn.utils.prune and weight_norm), which"
+                " would be lost: remove it first"
+            )
 
 
 def _line(error: Exception) -> str:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.regnet import BlockParams, RegNet
@@ -419,10 +420,47 @@ def test_networks_of_units_and_wrapped_ones_are_refused():
         nr.convert(nn.DataParallel(model), SIZE)
     with pytest.raises(ValueError, match="image_size"):
         nr.convert(model, -1)
+    with pytest.raises(ValueError, match=r"^'resnet18': is no nn\.Module"):
+        nr.convert("resnet18", SIZE)
     with pytest.raises(ValueError, match=r"no nn\.Conv2d"):
         nr.convert(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), SIZE)
     with pytest.raises(ValueError, match="lazy modules without weights yet: run a batch first"):
         nr.convert(nn.Sequential(nn.LazyConv2d(4, 1), nn.Flatten(), nn.Linear(4, 2)), SIZE)
+
+
+HIDDEN = {
+    "a hook": (lambda m: m.register_forward_hook(lambda *_: None), "a forward hook"),
+    "a pre-hook": (lambda m: m.register_forward_pre_hook(lambda *_: None), "a forward hook"),
+    "pruning": (lambda m: prune.l1_unstructured(m, "weight", 0.5), "a forward hook"),
+    "spectral norm": (parametrizations.spectral_norm, "remove_parametrizations first"),
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_what_the_graph_does_not_show_is_refused_in_one_line(case):
+    change, words = HIDDEN[case]
+    model = plain("basic")
+    change(model.layer1[0].conv1)
+    with pytest.raises(ValueError, match=r"^layer1\.0\.conv1: .*" + words) as caught:
+        nr.convert(model, SIZE)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_memory_order_is_kept():
+    model = plain("basic").to(memory_format=torch.channels_last)
+    convs = [m for m in nr.convert(model, SIZE).modules() if isinstance(m, nn.Conv2d)]
+    assert all(m.weight.is_contiguous(memory_format=torch.channels_last) for m in convs)
+    convs = [m for m in converted("basic").modules() if isinstance(m, nn.Conv2d)]
+    assert all(m.weight.is_contiguous() for m in convs)
+
+
+class OwnConv(nn.Conv2d):
+    """A convolution of a user's own."""
+
+
+class OwnNorm(nn.BatchNorm2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
 @pytest.mark.parametrize(
@@ -430,6 +468,8 @@ def test_networks_of_units_and_wrapped_ones_are_refused():
     [
         (nn.ConvTranspose2d(4, 4, 2), "3: ConvTranspose2d is no nn.Conv2d"),
         (nn.InstanceNorm2d(4), "3: InstanceNorm2d .* is no batch norm"),
+        (OwnConv(4, 4, 3), r"3: OwnConv\(.* is no plain nn.Conv2d"),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), OwnNorm(4)), r"3\.1: OwnNorm may do more than"),
     ],
 )
 def test_other_convolutions_and_norms_are_refused_as_what_they_are(module, words):
