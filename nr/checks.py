@@ -32,6 +32,11 @@ def check_network(model: object) -> None:
             " nr.Residual, nr.Concat and nr.Classifier"
         )
     check_forward(model, "the network", Network)
+    if not isinstance(model.features, nn.Module):
+        raise ValueError(
+            f"features: a {type(model.features).__name__} is no module: put what is in it into an"
+            " nr.Chain"
+        )
     odd = sorted(
         {*model._modules, *model._parameters, *model._buffers} - {"features", "classifier"}
     )

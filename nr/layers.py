@@ -89,10 +89,15 @@ def on_streams(module: nn.Module, x: Streams) -> Streams:
 
 
 class Classifier(nn.Module):
-    """One linear classifier a stream over [B, C, 1, 1] features; all streams share one bias."""
+    """One linear classifier a stream over [B, C, 1, 1] features; all streams share one bias.
+
+    Raises ValueError for numbers of channels or classes that are no int from 1 on.
+    """
 
     def __init__(self, in_channels: int, num_classes: int):
         super().__init__()
+        if not all(type(number) is int and number > 0 for number in (in_channels, num_classes)):
+            raise ValueError(f"Classifier: {in_channels!r} -> {num_classes!r}: ints from 1 on")
         self.num_classes = num_classes
         self.build((in_channels,))
 

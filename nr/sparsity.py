@@ -62,11 +62,12 @@ class SGD(torch.optim.SGD):
         sparsity: float = 0.0,
         **options,
     ):
+        units = _prunable(model)
         super().__init__(
             model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, **options
         )
         self.model, self.sparsity = model, sparsity
-        self.units, self.linear = _prunable(model), model.classifier.linears[0]
+        self.units, self.linear = units, model.classifier.linears[0]
         self.warned = False
 
     def step(self, closure=None):

@@ -36,7 +36,7 @@ class ConvBN(nn.Module):
     ``padding``: None keeps the size at stride 1. ``groups``: as of nn.Conv2d; a group lives, dies
     and grows as a whole, and no connection leads from one to another. ``gamma``: the initial
     batch-norm scale; ``eps`` and ``momentum`` are the batch norm's. Raises ValueError for a window
-    that is not square, and for groups that do not divide the channels.
+    that is not square, for channels that are no number, and for groups that do not divide them.
 
     A 1x1 convolution of stride s takes every s-th pixel and convolves them with stride 1: the same
     numbers, where the strided form's weight gradient is wrong, or crashes, on CPUs in channels-last
@@ -183,6 +183,8 @@ class Conv(ConvBN):
 
 def _group(in_channels: int, out_channels: int, groups: int) -> tuple[int, int] | None:
     """(input, output) channels of one group, None where there is only one group."""
+    if not all(type(width) is int and width > 0 for width in (in_channels, out_channels)):
+        raise ValueError(f"ConvBN: {in_channels!r} -> {out_channels!r} channels: ints from 1 on")
     if type(groups) is not int or groups < 1 or in_channels % groups or out_channels % groups:
         raise ValueError(
             f"ConvBN: groups {groups!r}: {in_channels} and {out_channels} channels do not divide"

@@ -392,6 +392,12 @@ REFUSED = {
     "bad image size": (lambda: network(size=0), "image_size", "0", "pixels"),
     "three sides": (lambda: network(size=(8, 8, 8)), "image_size", "8, 8, 8", "pixels"),
     "streams": (two_streams_in_one, "features.2", "2 streams", ""),
+    "list": (
+        lambda: Network([ConvBN(3, 4, 3)], Classifier(4, 2), 8),
+        "features",
+        "list is no module",
+        "nr.Chain",
+    ),
     "auxiliary": (with_auxiliary, "auxiliary", "nothing else", ""),
     "DataParallel": (lambda: nn.DataParallel(network()), "", "DataParallel", "model.module"),
     "torch.compile": (lambda: torch.compile(network()), "", "OptimizedModule", "model._orig_mod"),
@@ -403,6 +409,7 @@ CALLS = {
     "rescale": lambda model: nr.rescale(model, 0.5),
     "structure": nr.structure,
     "count_macs": nr.count_macs,
+    "SGD": lambda model: nr.SGD(model, lr=0.1),
 }
 
 
@@ -433,6 +440,16 @@ def test_a_torchvision_network_is_told_what_is_needed():
 def test_windows_that_are_not_square_are_refused(window):
     with pytest.raises(ValueError, match=r"ConvBN: kernel_size .* square"):
         ConvBN(3, 4, window)
+
+
+@pytest.mark.parametrize("width", [0, -2, 8.0, "8", None])
+def test_widths_that_are_no_numbers_are_refused(width):
+    for make in (lambda: ConvBN(3, width, 3), lambda: ConvBN(width, 3, 3)):
+        with pytest.raises(ValueError, match=r"^ConvBN: .* channels: ints from 1 on"):
+            make()
+    for pair in ((width, 2), (2, width)):
+        with pytest.raises(ValueError, match=r"^Classifier: .*: ints from 1 on"):
+            Classifier(*pair)
 
 
 CURVED = [

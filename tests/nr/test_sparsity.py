@@ -225,3 +225,8 @@ def test_an_optimizer_made_before_a_rebuild_warns_once():
         assert found[0].filename == __file__
         train_step(model, nr.SGD(model, lr=0.1), seed=0)
         assert len(found) == 1
+
+
+def test_the_optimizer_takes_the_network_not_its_parameters():
+    with pytest.raises(ValueError, match=r"is no nr\.Network"):
+        nr.SGD(tiny().parameters(), lr=0.1)
