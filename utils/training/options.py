@@ -108,8 +108,8 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
         const=True,
         type=path,
         metavar="FILE",
-        help="begin with torchvision's weights, from FILE or downloaded:"
-        f" {', '.join(_pretrained(family))}",
+        help="begin with torchvision's weights, from FILE or downloaded, the classifier afresh"
+        f" where the classes are others: {', '.join(_pretrained(family))}",
     )
     add("--epochs", type=positive_int, help="epochs of the train phase")
     add("--start-epoch", type=natural, default=0, help="number of a fresh run's first epoch")
