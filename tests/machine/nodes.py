@@ -1,0 +1,155 @@
+"""Nodes of a job: torchrun's agents, each with its own words, without the seconds of imports.
+
+A server imports everything once and forks the agents, which fork their processes.
+"""
+
+import importlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import elastic_launch
+
+import cifar  # noqa: F401 - before the forks
+import imagenet  # noqa: F401
+from tests.running import LIMIT, children, save_unrendered
+from utils.data import photographs
+from utils.training import engine
+from utils.training.script import exit_status
+
+SERVER = get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])
+# A node that says nothing for 5 seconds is given up; torchrun's own 15 take the tests longer.
+LAUNCHER = (
+    "--start-method=fork --rdzv-backend=c10d --rdzv-id=job --local-addr=127.0.0.1"
+    " --monitor-interval=0.1 --rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=5"
+)
+# Without the second one, as utils/machine/README.md says, a node that is started again never joins.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+Setup = Callable[[], None]  # what a process does before it runs the script
+
+
+def nothing() -> None: ...
+
+
+class Job:
+    """A job of ``script`` on ``nodes`` nodes, all on this machine, two processes in sum.
+
+    The first node keeps the list of them, as torchrun's --rdzv-endpoint says. What the nodes say
+    is in files of ``folder``.
+    """
+
+    def __init__(self, folder: Path, script: str, nodes: int = 2, restarts: int = 0):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder, self.script = folder, script
+        self.launcher = (
+            f"{LAUNCHER} --nnodes={nodes} --nproc_per_node={2 // nodes} --max-restarts={restarts}"
+            f" --rdzv-endpoint=127.0.0.1:{self.port}"
+        )
+
+    def start(self, number: int, flags: str, setup: Setup = nothing) -> BaseProcess:
+        """Node ``number``, whose processes call ``setup`` first."""
+        words = [*self.launcher.split(), self.script, *flags.split()]
+        node = SERVER.Process(target=agent, args=(words, self.screen(number), setup))
+        node.start()
+        if number == 0:
+            self.wait_for_port(node)
+        return node
+
+    def wait_for_port(self, node: BaseProcess) -> None:
+        """Until the first node listens: whoever comes first keeps the list."""
+        while node.is_alive():
+            with (
+                suppress(ConnectionRefusedError),
+                socket.create_connection(("127.0.0.1", self.port)),
+            ):
+                return
+            time.sleep(0.02)
+
+    def run(self, *flags: str, setup: Setup = nothing) -> list[int]:
+        """All nodes, each with these flags, to their end: their exit statuses."""
+        return ended(*[self.start(number, words, setup) for number, words in enumerate(flags)])
+
+    def screen(self, number: int) -> Path:
+        return self.folder / f"screen{number}"
+
+    def said(self) -> str:
+        return "".join(path.read_text() for path in sorted(self.folder.glob("screen*")))
+
+
+def ended(*nodes: BaseProcess) -> list[int]:
+    """The exit statuses of nodes, waited for; what hangs is killed."""
+    end = time.monotonic() + LIMIT
+    for node in nodes:
+        node.join(max(0, end - time.monotonic()))
+        if node.is_alive():
+            for number in [*children(node.pid), node.pid]:
+                os.kill(number, signal.SIGKILL)
+            node.join()
+    return [node.exitcode for node in nodes]
+
+
+def agent(words: list[str], screen: Path, setup: Setup) -> None:
+    """torchrun with these words; what it and its processes say goes to a file."""
+    os.environ |= ENVIRONMENT
+    with open(screen, "a") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    given = run.parse_args(words)
+    config, _, _ = run.config_from_args(given)
+    try:
+        elastic_launch(config, process)(setup, given.training_script, *given.training_script_args)
+    except ChildFailedError:
+        sys.exit(1)
+
+
+def process(setup: Setup, script: str, *words: str) -> None:
+    """The script in one of torchrun's processes; pictures are not rendered."""
+    torch.set_num_threads(1)
+    Figure.savefig = save_unrendered
+    setup()
+    main = importlib.import_module(Path(script).stem).main
+    sys.exit(exit_status(lambda: main(list(words))))
+
+
+# What a process may do first.
+
+
+def lost_once(mark: Path, at: int) -> None:
+    """This node, agent and process, is lost in its batch ``at``, unless ``mark`` is there."""
+    loss_of, batches = engine.stream_loss, iter(range(1, sys.maxsize))
+
+    def loss(logits: Tensor, labels: Tensor) -> Tensor:
+        if next(batches) == at and not mark.exists():
+            mark.touch()
+            for number in (os.getppid(), os.getpid()):
+                os.kill(number, signal.SIGKILL)
+        return loss_of(logits, labels)
+
+    engine.stream_loss = loss
+
+
+def opened_written(folder: Path) -> None:
+    """Each image that a process opens is written to a file of that process's rank."""
+    open_image = photographs.open_image
+
+    def opened(file: str):
+        with open(folder / os.environ["RANK"], "a") as names:
+            names.write(f"{file}\n")
+        return open_image(file)
+
+    photographs.open_image = opened
