@@ -12,7 +12,7 @@ import torch
 import models
 from nr.layers import Network
 from utils.errors import InputError
-from utils.machine import distributed
+from utils.machine import bfloat16, distributed
 from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
 from utils.training.engine import step_lr
@@ -45,6 +45,8 @@ class Run:
         self.trained_macs = 0  # of the network before it is merged
         sgd = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
         self.trainer = Trainer(devices, **sgd, amp=args.amp, compiled=args.compile)
+        if args.amp:
+            bfloat16.say_if_slow(devices[0])
         self.improved = False  # whether the last epoch is the best of the train phases, unsaved
         found = self.folder.find(args.resume, needed=args.evaluate)
         checkpoint.refuse_different(found)
