@@ -5,6 +5,7 @@ The reference is torch's own batch norm over the 8 images in one process.
 
 import copy
 import sys
+from collections.abc import Iterator
 from itertools import product
 
 import torch
@@ -15,7 +16,10 @@ from torch import Tensor, nn
 import nr
 from nr.layers import Network
 from tests.helpers import batch, loss_of, relative_difference, tiny, vary
+from tests.training.test_engine import Stop
+from utils.data.batches import train_shares
 from utils.machine import distributed
+from utils.training.engine import train_epoch
 
 SHARES = (5, 3)  # images of each process
 CPU = torch.device("cpu")
@@ -134,10 +138,53 @@ def check_collectives() -> None:
     layers = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     wrapped = distributed.parallel(network, [CPU])
     trained(wrapped, network)  # DDP orders its buckets anew after its first step
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with profiled() as profile:
         trained(wrapped, network, steps=1)
-    counts = {e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d::")}
-    assert counts == {"c10d::allreduce_": 2 * layers + 1}, counts
+    assert collectives(profile) == {"c10d::allreduce_": 2 * layers + 1}
+
+
+def profiled() -> torch.profiler.profile:
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+
+def collectives(profile: torch.profiler.profile) -> dict[str, int]:
+    """How often each was called."""
+    return {e.key: e.count for e in profile.key_averages() if e.key.startswith("c10d::")}
+
+
+class Parts:
+    """Batches of 8, 8 and 6 images, two to a step; of them one's share of several processes."""
+
+    def __init__(self, rank: int = 0, world: int = 1):
+        self.shares = train_shares(22, 8, rank, world, iter_size=2)
+
+    def __len__(self) -> int:
+        return len(self.shares)
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = batch(count=22, seed=epoch)
+        for taken in self.shares:
+            yield images[taken.positions], labels[taken.positions]
+
+
+def check_steps_of_several_batches() -> None:
+    """Gradients are sent once a step; each is that of one process, and so is the training."""
+    network = vary(tiny(classes=10))
+    alone = copy.deepcopy(network)
+    layers = sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    wrapped = distributed.parallel(network, [CPU])
+    optimizers = [nr.SGD(model, LR, momentum=0.9) for model in (network, alone)]
+    parts = Parts(dist.get_rank(), dist.get_world_size()), Parts()
+    for epoch in range(2):  # DDP orders its buckets anew after its first step
+        with profiled() as profile:
+            train_epoch(wrapped, parts[0], epoch, optimizers[0], False, Stop())
+        train_epoch(alone, parts[1], epoch, optimizers[1], False, Stop())
+    assert collectives(profile) == {"c10d::allreduce_": 3 * 2 * layers + 2}
+    distributed.check_equal(network)
+    for name, parameter in alone.named_parameters():
+        own = network.get_parameter(name)
+        assert relative_difference(own, parameter) < 1e-4, name
+        assert relative_difference(own.grad, parameter.grad) < 1e-4, name
 
 
 def main() -> None:
@@ -150,6 +197,7 @@ def main() -> None:
     check_float32_under_autocast()
     check_training()
     check_collectives()
+    check_steps_of_several_batches()
     distributed.stop()
 
 

@@ -9,7 +9,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 import torch.distributed as dist
@@ -158,6 +158,17 @@ def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
     if len(devices) > 1:
         return Replicas(network, devices)
     return network
+
+
+def exchange(model: nn.Module, due: bool) -> AbstractContextManager:
+    """For a pass of ``model``: where not ``due``, each process keeps its gradients to itself.
+
+    They add up until a pass where it is, which sends their sums; so a step of several batches
+    sends gradients once. Batch norm still is over all processes.
+    """
+    if due or not isinstance(model, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
 
 
 def local(model: nn.Module) -> nn.Module:

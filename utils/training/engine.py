@@ -49,13 +49,14 @@ def train_epoch(
     display = Display("Training", len(batches), first)
     coming, begins_step = _timed(batches.epoch(epoch, first), display), True
     for count, (images, labels) in enumerate(coming, start=first + 1):
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            logits = model(images)
-        loss = stream_loss(logits, labels)
         share = batches.shares[count - 1]
         if begins_step:
             optimizer.zero_grad(set_to_none=True)
-        (loss * share.weight).backward()
+        with distributed.exchange(model, share.steps):
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+                logits = model(images)
+            loss = stream_loss(logits, labels)
+            (loss * share.weight).backward()
         if share.steps:
             optimizer.step()
         begins_step = share.steps
