@@ -1,8 +1,8 @@
 """Times of training steps and what surrounds them: python -m tests.benchmark [--device cuda].
 
-Half of each layer is live. The phases take turns, one step each a round, and a ratio is the median
-over the rounds of two times of the same round, so a machine that slows down for a while does not
-matter.
+Half of each layer is live. The phases take turns, one step each a round (on a GPU a group of them),
+and a ratio is the median over the rounds of two times of the same round, so a machine that slows
+down for a while does not matter.
 """
 
 import argparse
@@ -16,8 +16,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +32,7 @@ from nr.layers import Network
 from nr.units import CROSS
 from nr.wiring import wiring
 from tests import plain
+from tests.launches import launches
 from utils.data import photographs
 from utils.data.batches import TrainBatches
 from utils.data.images import ImageSet
@@ -41,6 +44,7 @@ from utils.training.trainer import Trainer
 
 THREADS = 2  # of a CPU
 BATCH = {"cpu": 16, "cuda": 64}
+GROUP = {"cpu": 1, "cuda": 20}  # steps of a phase in a round; a GPU is waited for after the last
 ROUNDS = 9
 WARM_UP = 4  # rounds
 MATRIX = {"cpu": 2048, "cuda": 8192}  # rows and columns of the product that is the ceiling
@@ -53,19 +57,32 @@ NETWORKS = {
     "ResNet-164": (plain.resnet164, "resnet", {"depth": 110}),
     "DenseNet-100-40": (plain.densenet100, "densenet", {"depth": 100, "growth_rate": 40}),
 }
-PHASES = {  # phase -> the phase to which its time is compared, and a name in FIGURES or None
-    "plain torch": (None, None),
-    "plain torch, defaults": ("plain torch", None),
-    "search": ("plain torch", "search"),
-    "search --amp": ("search", "amp"),
-    "removed": ("search", "removed"),
-    "attention": ("search", "attention"),
-    "removed --amp": ("removed", "amp"),
-    "attention --amp": ("attention", "amp"),
-    "search --compile": ("search", None),
-    "removed --compile": ("search", None),
-    "attention --compile": ("search", None),
+# phase -> what its time is compared to: phases, each with a name in FIGURES or None
+PHASES = {
+    "plain torch": (),
+    "plain torch, defaults": (("plain torch", None),),
+    "search": (("plain torch", "search"),),
+    "search --amp": (("search", "amp"),),
+    "new widths": (("search", None),),
+    "removed": (("search", "removed"), ("new widths", "removed, same widths")),
+    "attention": (("search", "attention"), ("new widths", "attention, same widths")),
+    "new widths --nr-round-to 8": (("search", None),),
+    "removed --nr-round-to 8": (
+        ("search", None),
+        ("new widths --nr-round-to 8", "removed, same widths"),
+    ),
+    "attention --nr-round-to 8": (
+        ("search", None),
+        ("new widths --nr-round-to 8", "attention, same widths"),
+    ),
+    "removed --amp": (("removed", "amp"),),
+    "attention --amp": (("attention", "amp"),),
+    "search --compile": (("search", None),),
+    "removed --compile": (("search", None),),
+    "attention --compile": (("search", None),),
 }
+NEW_WIDTHS = "new widths"  # the plain network of the widths that survived and rejuvenated have
+ROUND_TO = 8  # of the phases that say so
 GPU_ONLY = ("removed --amp", "attention --amp")
 COMPILED = "ResNet-164"  # whose many small kernels gain the most
 FIGURES = {
@@ -73,28 +90,37 @@ FIGURES = {
     "ResNet-164": {"search": 1.05, "removed": 1.2, "attention": 1.9, "amp": 0.65},
     "DenseNet-100-40": {"search": 1.05, "removed": 0.85, "attention": 1.4, "amp": 0.7},
 }
-HEADER = ("network", "phase", "img/s", "of the ceiling", "ratio", "to", "figure")
+SAME_WIDTHS = {"removed, same widths": 1.05, "attention, same widths": 2.0}
+HEADER = ("network", "phase", "img/s", "launches", "of the ceiling", "ratio", "to", "figure")
 NOT_MEASURED = "not measured"
 
 IMAGENET = Path(__file__).parents[1] / "../shared/data/imagenet-sample.tar"
 IMAGENET_BATCH, IMAGENET_REPEATS = 16, 8  # each photograph, so that start and end weigh little
 
-Timed = Callable[[], float]  # does its work once and returns its seconds
+Timed = Callable[[], float]  # does its work and returns its seconds
+
+
+class Step(NamedTuple):
+    """A training step of a phase."""
+
+    seconds: Timed  # of one step, as the mean over a group of them
+    launches: Callable[[], int | None]  # of one step; None where it is compiled
 
 
 # --- measuring
 
 
-def timed(work: Callable[[], object], device: torch.device) -> Timed:
-    """``work``, waiting for the device before and after it."""
+def timed(work: Callable[[], object], device: torch.device, repeats: int = 1) -> Timed:
+    """The mean of ``repeats`` times ``work``, waiting for the device only before and after all."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
 
     def run() -> float:
         wait()
         start = time.perf_counter()
-        work()
+        for _ in range(repeats):
+            work()
         wait()
-        return time.perf_counter() - start
+        return (time.perf_counter() - start) / repeats
 
     return run
 
@@ -152,11 +178,14 @@ def half_dead(arch: str, keywords: dict, device: torch.device) -> Network:
 
 
 def phase_network(arch: str, keywords: dict, phase: str, device: torch.device) -> Network:
-    """The network of this phase; of the search, unless it is a mode of rejuvenation."""
-    if phase not in CROSS:
+    """The network of this phase; of the search, unless its name says that it is rejuvenated."""
+    name, _, option = phase.partition(" --")
+    if name not in (*CROSS, NEW_WIDTHS):
         return models.build("cifar", arch, **keywords)
     model = half_dead(arch, keywords, device)
-    nr.rejuvenate(model, phase)
+    plainly = name == NEW_WIDTHS
+    round_to = ROUND_TO if option.startswith("nr-round-to") else 1
+    nr.rejuvenate(model, "removed" if plainly else name, from_scratch=plainly, round_to=round_to)
     return model
 
 
@@ -177,7 +206,7 @@ def stepper(
     device: torch.device,
     batch: int,
     amp: bool = False,
-) -> Timed:
+) -> Callable[[], None]:
     """A training step on random images."""
     images = torch.randn(batch, 3, 32, 32, device=device)
     labels = torch.randint(10, (batch,), device=device)
@@ -189,7 +218,7 @@ def stepper(
         loss(logits, labels).backward()
         optimizer.step()
 
-    return timed(step, device)
+    return step
 
 
 def run_step(
@@ -200,14 +229,16 @@ def run_step(
     amp: bool = False,
     compiled: bool = False,
     sparsity: float = 0.0,
-) -> Timed:
+) -> Callable[[], None]:
     """A training step as in a run."""
     run = in_use(network, device, amp, compiled)
     run.optimizer.sparsity = sparsity
     return stepper(run.model, run.optimizer, stream_loss, device, batch, amp)
 
 
-def plain_step(build: Callable, tuned: bool, device: torch.device, batch: int) -> Timed:
+def plain_step(
+    build: Callable, tuned: bool, device: torch.device, batch: int
+) -> Callable[[], None]:
     """Of the network in plain torch; ``tuned``: memory order and optimizer as in a run."""
     order = torch.channels_last if tuned and device.type == "cpu" else torch.contiguous_format
     model = build().to(device, memory_format=order)
@@ -215,19 +246,24 @@ def plain_step(build: Callable, tuned: bool, device: torch.device, batch: int) -
     return stepper(model, optimizer, F.cross_entropy, device, batch)
 
 
-def phase_step(network: tuple, phase: str, device: torch.device, batch: int) -> Timed:
+def phase_step(network: tuple, phase: str, device: torch.device, batch: int) -> Step:
     """A training step of a phase."""
     build, arch, keywords = network
     name, _, option = phase.partition(" --")
+    compiled = option == "compile"
     if name.startswith("plain"):
-        return plain_step(build, name == "plain torch", device, batch)
-    return run_step(
-        phase_network(arch, keywords, name, device),
-        device,
-        batch,
-        amp=option == "amp",
-        compiled=option == "compile",
-        sparsity=SPARSITY if name == "search" else 0.0,
+        step = plain_step(build, name == "plain torch", device, batch)
+    else:
+        step = run_step(
+            phase_network(arch, keywords, phase, device),
+            device,
+            batch,
+            amp=option == "amp",
+            compiled=compiled,
+            sparsity=SPARSITY if name == "search" else 0.0,
+        )
+    return Step(
+        timed(step, device, GROUP[device.type]), lambda: None if compiled else launches(step)
     )
 
 
@@ -249,17 +285,18 @@ def prepare(network: tuple, phase: str, device: torch.device, batch: int) -> Non
     prepared["step"] = phase_step(network, phase, device, batch)
 
 
-prepared: dict[str, Timed] = {}
+prepared: dict[str, Step] = {}
 
 
-def take_prepared_step() -> float:
-    return prepared["step"]()
+def ask_prepared_step(what: str) -> float | int | None:
+    """The seconds or the launches of this process's step."""
+    return getattr(prepared["step"], what)()
 
 
 @contextmanager
 def in_processes(
     network: tuple, names: list[str], device: torch.device, batch: int
-) -> Iterator[dict[str, Timed]]:
+) -> Iterator[dict[str, Step]]:
     """A step of each phase, each in a process of its own.
 
     In one process the larger networks leave the memory of the others in pieces.
@@ -274,11 +311,15 @@ def in_processes(
             for phase in names
         }
         wait([executor.submit(int) for executor in executors.values()])  # all start at once
-        steps = {
-            phase: lambda executor=executor: executor.submit(take_prepared_step).result()
+        yield {
+            phase: Step(*map(partial(asking, executor), Step._fields))
             for phase, executor in executors.items()
         }
-        yield steps
+
+
+def asking(executor: ProcessPoolExecutor, what: str) -> Callable[[], float | int | None]:
+    """``ask_prepared_step`` in the process of ``executor``."""
+    return lambda: executor.submit(ask_prepared_step, what).result()
 
 
 # --- rows of the table
@@ -293,23 +334,25 @@ def network_rows(
 ) -> Iterator[tuple]:
     network, batch = NETWORKS[name], BATCH[device.type]
     with in_processes(network, phases(name, device, compiled), device, batch) as steps:
-        times = take_turns(steps, rounds)
-    for phase, (reference, figure) in PHASES.items():
-        plain_name, _, option = phase.partition(" --")
+        times = take_turns({phase: step.seconds for phase, step in steps.items()}, rounds)
+        asked = {phase: step.launches() for phase, step in steps.items()}
+    for phase, comparisons in PHASES.items():
+        option = phase.partition(" --")[2]
         if phase not in times:
             if option != "compile" or name == COMPILED:
                 yield name, phase, NOT_MEASURED
             continue
-        macs = nr.count_macs(phase_network(*network[1:], plain_name, torch.device("cpu")))
+        macs = nr.count_macs(phase_network(*network[1:], phase, torch.device("cpu")))
         speed = batch / statistics.median(times[phase])
         part = share(macs, speed, ceilings["bf16" if option == "amp" else "fp32"])
-        row = (name, phase, f"{speed:.1f}", f"{part:.3f}")
-        if reference is None:
+        row = (name, phase, f"{speed:.1f}", asked[phase] or "-", f"{part:.3f}")
+        if not comparisons:
             yield row
-            continue
-        value = ratio(times[phase], times[reference])
-        to = f"fp32 {reference}" if option == "amp" else reference
-        yield *row, f"{value:.2f}", to, FIGURES[name][figure] if figure else "-"
+        for reference, figure in comparisons:
+            value = ratio(times[phase], times[reference])
+            to = f"fp32 {reference}" if option == "amp" else reference
+            limit = (FIGURES[name] | SAME_WIDTHS)[figure] if figure else "-"
+            yield *row, f"{value:.2f}", to, limit
 
 
 def method_rows(rounds: int, device: torch.device) -> Iterator[tuple]:
@@ -323,7 +366,7 @@ def method_rows(rounds: int, device: torch.device) -> Iterator[tuple]:
     }
     for (name, times), limit in zip(take_turns(calls, rounds).items(), (10, 500), strict=True):
         milliseconds = 1e3 * statistics.median(times)
-        yield "ResNet-164", name, "-", "-", f"{milliseconds:.1f} ms", "-", f"{limit} ms"
+        yield "ResNet-164", name, "-", "-", "-", f"{milliseconds:.1f} ms", "-", f"{limit} ms"
 
 
 def augmentation_row(rounds: int, device: torch.device, batch: int = 64, batches: int = 16):
@@ -335,12 +378,12 @@ def augmentation_row(rounds: int, device: torch.device, batch: int = 64, batches
     model = models.build("cifar", "vgg19_bn", width_mult=0.25)
     steps = {
         "epoch": timed(lambda: sum(1 for _ in series.epoch(0)), device),
-        "step": run_step(model, device, batch),
+        "step": timed(run_step(model, device, batch), device),
     }
     times = take_turns(steps, rounds)
     part = ratio(times["epoch"], times["step"]) / batches
     to = f"step of vgg19_bn --width-mult 0.25, batch {batch}"
-    return "-", f"augmented CIFAR batch of {batch}", "-", "-", f"{100 * part:.2f} %", to, "3 %"
+    return "-", f"augmented CIFAR batch of {batch}", "-", "-", "-", f"{100 * part:.2f} %", to, "3 %"
 
 
 def decode(file: bytes) -> None:
@@ -354,7 +397,7 @@ def loader_row(rounds: int, device: torch.device) -> tuple:
     """The batches of a folder of photographs beside a bare loop in as many processes."""
     phase, workers = "imagenet loader", torch.get_num_threads()
     if not IMAGENET.exists():
-        return "-", phase, NOT_MEASURED, "-", "-", "bare loop", 0.9
+        return "-", phase, NOT_MEASURED, "-", "-", "-", "bare loop", 0.9
     with tempfile.TemporaryDirectory() as folder, tarfile.open(IMAGENET) as archive:
         archive.extractall(folder, filter="data")
         Path(folder, "train").symlink_to("val")
@@ -375,7 +418,7 @@ def loader_row(rounds: int, device: torch.device) -> tuple:
             times = take_turns(steps, rounds)
     speed = len(files) / statistics.median(times["loader"])
     value = ratio(times["bare"], times["loader"])  # of images/s, so of the inverse times
-    return "-", phase, f"{speed:.1f}", "-", f"{value:.2f}", "bare loop", 0.9
+    return "-", phase, f"{speed:.1f}", "-", "-", f"{value:.2f}", "bare loop", 0.9
 
 
 def saving_row(rounds: int, device: torch.device) -> tuple:
@@ -394,7 +437,7 @@ def saving_row(rounds: int, device: torch.device) -> tuple:
     whole = statistics.median(map(sum, zip(*times.values(), strict=True)))
     to = f"writing {size:.1f} MB in {whole:.2f} s"
     blocked = f"{statistics.median(times['blocked']):.3f} s"
-    return "VGG-19", "blocked by saving", "-", "-", blocked, to, "0.3 s"
+    return "VGG-19", "blocked by saving", "-", "-", "-", blocked, to, "0.3 s"
 
 
 def footprint(
@@ -432,7 +475,7 @@ def footprint_rows(device: torch.device) -> Iterator[tuple]:
     ]
     names = (("removed, peak memory", "< 1"), ("removed, checkpoint", 0.5))
     for (phase, figure), (removed, search) in zip(names, zip(*found, strict=True), strict=True):
-        yield "VGG-19", phase, "-", "-", f"{removed / search:.2f}", "search", figure
+        yield "VGG-19", phase, "-", "-", "-", f"{removed / search:.2f}", "search", figure
 
 
 def all_rows(

@@ -9,7 +9,10 @@ import torch
 
 import models
 import nr
+from nr.wiring import wiring
 from tests import benchmark, plain
+from tests.launches import launches
+from utils.machine import compiler
 
 CPU = torch.device("cpu")
 TINY = {"width_mult": 1 / 16}
@@ -27,8 +30,9 @@ def in_this_process(network, names, device, batch):
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
-    """Three tiny networks, a small ceiling, no photographs, one process."""
+    """Three tiny networks, a small ceiling, no photographs, one process of one thread."""
     threads = torch.get_num_threads()
+    monkeypatch.setattr(benchmark, "THREADS", 1)
     network = (tiny_plain, "vgg11_bn", TINY)
     monkeypatch.setattr(benchmark, "NETWORKS", dict.fromkeys(benchmark.NETWORKS, network))
     monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 256})
@@ -100,8 +104,12 @@ def test_what_is_measured_where():
         "plain torch, defaults",
         "search",
         "search --amp",
+        "new widths",
         "removed",
         "attention",
+        "new widths --nr-round-to 8",
+        "removed --nr-round-to 8",
+        "attention --nr-round-to 8",
     ]
     compiled = {f"{phase} --compile" for phase in ("search", "removed", "attention")}
     with_compiled = benchmark.phases("ResNet-164", CPU, compiled=True)
@@ -115,7 +123,7 @@ def test_what_is_measured_where():
 def test_steps_of_phases_in_processes_of_their_own():
     network = (tiny_plain, "vgg11_bn", TINY)
     with benchmark.in_processes(network, ["removed"], CPU, 4) as steps:
-        assert all(step() > 0 for step in steps.values())
+        assert all(step.seconds() > 0 < step.launches() for step in steps.values())
     assert not benchmark.prepared  # of this process
 
 
@@ -126,23 +134,77 @@ def test_the_rows_of_a_network(small, monkeypatch):
         benchmark, "take_turns", lambda steps, rounds: {name: [seconds[name]] for name in steps}
     )
     ceilings = {"fp32": 1e9, "bf16": 2e9}
-    rows = {row[1]: row[2:] for row in benchmark.network_rows("VGG-19", 1, CPU, ceilings)}
-    assert rows.keys() == {phase for phase in benchmark.PHASES if "--compile" not in phase}
+    rows, seen = {}, []
+    for row in benchmark.network_rows("VGG-19", 1, CPU, ceilings):
+        seen.append(row[1])
+        rows[row[1], row[6] if len(row) > 6 else None] = (*row[2:3], *row[4:])
+    assert set(seen) == {phase for phase in benchmark.PHASES if "--compile" not in phase}
     macs = nr.count_macs(models.build("cifar", "vgg11_bn", **TINY))
-    assert all(rows[phase] == ("not measured",) for phase in benchmark.GPU_ONLY)
+    assert all(rows[phase, None] == ("not measured",) for phase in benchmark.GPU_ONLY)
     removed = nr.count_macs(benchmark.phase_network("vgg11_bn", TINY, "removed", CPU))
     assert removed < 0.7 * macs
-    assert rows["removed"][1] == f"{6 * removed * 64 / 1e9:.3f}"  # of its own multiply-adds
-    assert rows["plain torch"] == ("4.0", f"{6 * macs * 4 / 1e9:.3f}")  # a batch of 4 in 1 s
-    assert rows["search"] == ("16.0", f"{6 * macs * 16 / 1e9:.3f}", "0.25", "plain torch", 1.03)
-    assert rows["search --amp"] == (
+    speed = 4 / seconds["removed"]
+    part = f"{6 * removed * speed / 1e9:.3f}"  # of its own multiply-adds
+    assert rows["removed", "search"] == (f"{speed:.1f}", part, "0.12", "search", 0.55)
+    assert rows["removed", "new widths"] == (f"{speed:.1f}", part, "0.50", "new widths", 1.05)
+    assert rows["attention", "new widths"][2:] == ("0.25", "new widths", 2.0)
+    same = "new widths --nr-round-to 8"
+    assert rows["removed --nr-round-to 8", same][2:] == ("0.50", same, 1.05)
+    assert rows["attention --nr-round-to 8", same][2:] == ("0.25", same, 2.0)
+    assert rows["plain torch", None] == ("4.0", f"{6 * macs * 4 / 1e9:.3f}")  # a batch of 4 in 1 s
+    found = rows["search", "plain torch"]
+    assert found == ("16.0", f"{6 * macs * 16 / 1e9:.3f}", "0.25", "plain torch", 1.03)
+    assert rows["search --amp", "fp32 search"] == (
         "32.0",
         f"{6 * macs * 32 / 2e9:.3f}",
         "0.50",
         "fp32 search",
         0.5,
     )
-    assert rows["removed"][2:] == ("0.25", "search", 0.55)
+
+
+@pytest.mark.parametrize("rounded", ["", " --nr-round-to 8"])
+def test_the_plain_network_of_the_new_widths_has_both_streams_in_one(rounded):
+    plainly, removed = (
+        benchmark.phase_network("vgg11_bn", {"width_mult": 0.5}, name + rounded, CPU)
+        for name in ("new widths", "removed")
+    )
+    assert (plainly.streams, removed.streams) == (1, 2)
+    widths = [
+        [sum(layer.unit.out_channels) for layer in wiring(network).layers]
+        for network in (plainly, removed)
+    ]
+    assert widths[0] == widths[1] and max(widths[0]) > 200
+    assert all(width % 8 == 0 for width in widths[0]) == bool(rounded)
+
+
+def test_a_gpu_is_waited_for_around_a_group_of_steps_and_not_in_it(monkeypatch, small):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
+    monkeypatch.setattr(benchmark, "run_step", lambda *_, **__: lambda: calls.append("step"))
+    step = benchmark.phase_step((None, "vgg11_bn", TINY), "search", torch.device("cuda"), 4)
+    calls.clear()
+    seconds = iter([1.0, 6.0])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(seconds))
+    assert step.seconds() == 5.0 / benchmark.GROUP["cuda"]
+    assert calls == ["wait", *["step"] * benchmark.GROUP["cuda"], "wait"]
+
+
+def test_launches_of_a_step_are_printed(small, monkeypatch):
+    """A convolution is one, a view none; what is compiled is not looked into."""
+    monkeypatch.setattr(compiler, "can_compile", lambda device_type: False)
+    x = torch.randn(2, 3, 4, 4)
+    weight = torch.randn(5, 3, 1, 1)
+    assert launches(lambda: torch.conv2d(x, weight).view(-1)) == 1
+    steps = [
+        benchmark.phase_step(benchmark.NETWORKS["VGG-19"], phase, CPU, 4)
+        for phase in ("plain torch", "removed", "attention", "search --compile")
+    ]
+    plainly, removed, attention, compiled = (step.launches() for step in steps)
+    assert 10 < plainly < removed < attention and compiled is None
+    ceilings = dict.fromkeys(("fp32", "bf16"), 1e9)
+    rows = {row[1]: row for row in benchmark.network_rows("VGG-19", 1, CPU, ceilings)}
+    assert rows["removed"][3] == removed
 
 
 @pytest.mark.slow
@@ -154,18 +216,21 @@ def test_the_whole_table(small, capsys):
     assert {len(row) for row in cells} == {len(benchmark.HEADER)}
     assert cells[0] == list(benchmark.HEADER) and set(cells[1]) == {"---"}
     eager = [phase for phase in benchmark.PHASES if "--compile" not in phase]
-    assert len(table) == 2 + 3 * len(eager) + 3 + 7
+    again = sum(
+        max(1, len(benchmark.PHASES[phase])) for phase in eager if phase not in benchmark.GPU_ONLY
+    )
+    assert len(table) == 2 + 3 * (again + len(benchmark.GPU_ONLY)) + 3 + 7
     rows = {(row[0], row[1]): row for row in cells}
     assert rows["-", "imagenet loader"][2] == "not measured"
-    assert float(rows["VGG-19", "removed, checkpoint"][4]) < 1
-    assert rows["ResNet-164", "nr.rejuvenate"][4].endswith(" ms")
+    assert float(rows["VGG-19", "removed, checkpoint"][5]) < 1
+    assert rows["ResNet-164", "nr.rejuvenate"][5].endswith(" ms")
 
 
 def test_what_saving_blocks_and_what_it_takes(small):
     row = benchmark.saving_row(1, CPU)
-    blocked, whole = float(row[4].removesuffix(" s")), float(row[5].split()[4])
+    blocked, whole = float(row[5].removesuffix(" s")), float(row[6].split()[4])
     assert 0 < blocked <= whole + 0.01
-    assert row[5].startswith("writing 0.3 MB in ")  # weights of the narrow network and momentum
+    assert row[6].startswith("writing 0.3 MB in ")  # weights of the narrow network and momentum
 
 
 @pytest.mark.skipif(not benchmark.IMAGENET.exists(), reason=f"{benchmark.IMAGENET} is not there")
@@ -173,4 +238,4 @@ def test_the_loader_is_measured(monkeypatch):
     monkeypatch.setattr(benchmark, "WARM_UP", 0)
     monkeypatch.setattr(benchmark, "IMAGENET_REPEATS", 1)
     row = benchmark.loader_row(1, CPU)
-    assert float(row[2]) > 0 and float(row[4]) > 0
+    assert float(row[2]) > 0 and float(row[5]) > 0

@@ -36,6 +36,7 @@ from tests.helpers import (
     vary,
     worn,
 )
+from tests.launches import Launches
 from utils.data.batches import TrainBatches
 from utils.data.images import ImageSet
 from utils.machine import compiler
@@ -375,19 +376,7 @@ def test_an_epoch_never_waits_for_the_gpu(monkeypatch, mode, amp):
         torch.cuda.set_sync_debug_mode("default")
 
 
-# Launches: what a GPU is asked to do in a step; their number does not depend on widths or images.
-
-
-class Launches(TorchDispatchMode):
-    """Counts operations, without views and allocations."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += not (function.is_view or "empty" in function.__name__)
-        return function(*args, **(kwargs or {}))
+# Launches.
 
 
 @pytest.mark.parametrize(
