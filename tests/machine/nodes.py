@@ -129,18 +129,33 @@ def process(setup: Setup, script: str, *words: str) -> None:
 # What a process may do first.
 
 
-def lost_once(mark: Path, at: int) -> None:
-    """This node, agent and process, is lost in its batch ``at``, unless ``mark`` is there."""
+def in_batch(at: int, event: Callable[[], None]) -> None:
+    """``event`` happens in batch ``at`` of this process."""
     loss_of, batches = engine.stream_loss, iter(range(1, sys.maxsize))
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
-        if next(batches) == at and not mark.exists():
-            mark.touch()
-            for number in (os.getppid(), os.getpid()):
-                os.kill(number, signal.SIGKILL)
+        if next(batches) == at:
+            event()
         return loss_of(logits, labels)
 
     engine.stream_loss = loss
+
+
+def stopped(at: int) -> None:
+    """The launcher of this node gets SIGTERM in batch ``at``."""
+    in_batch(at, lambda: os.kill(os.getppid(), signal.SIGTERM))
+
+
+def lost_once(at: int, mark: Path) -> None:
+    """This node, launcher and process, is lost in batch ``at``, unless ``mark`` is there."""
+
+    def lose() -> None:
+        if not mark.exists():
+            mark.touch()
+            for number in (os.getppid(), os.getpid()):
+                os.kill(number, signal.SIGKILL)
+
+    in_batch(at, lose)
 
 
 def opened_written(folder: Path) -> None:

@@ -21,7 +21,7 @@ IMAGENET = (
     " --epochs 2 --schedule 9 --nr-target 1 --manualSeed 0"
 )
 IMAGES = {"train": 40, "val": 8}
-LOST = 8  # of 6 batches an epoch, one of them of the test: in the second epoch
+STOPPED, LOST = 2, 8  # of 6 batches an epoch, the last for the test; counted from a start
 
 
 def assert_same_log(first, second) -> None:
@@ -43,17 +43,23 @@ def straight(tmp_path_factory):
     return folder / "run"
 
 
-def test_a_lost_node_that_is_started_again_changes_nothing(straight, tmp_path):
-    """The other one's --max-restarts waits for it; both go on from the folder that they share."""
+def test_stopped_and_lost_nodes_that_are_started_again_change_nothing(straight, tmp_path):
+    """SIGTERM to all launchers, as a cluster sends it; and one node of two is lost.
+
+    The --max-restarts of the other one waits for it; both go on from the folder that they share.
+    """
     job = nodes.Job(tmp_path, "cifar.py", restarts=1)
     flags = f"{CIFAR} -c {tmp_path}/run --resume auto"
-    lost = partial(nodes.lost_once, tmp_path / "mark", LOST)
+    assert job.run(flags, flags, setup=partial(nodes.stopped, STOPPED)) == [1, 1], job.said()
+    assert "Stopped by SIGTERM; the run is saved" in job.said()
+    lost = partial(nodes.lost_once, LOST, tmp_path / "mark")
+    job = nodes.Job(tmp_path, "cifar.py", restarts=1)
     first, second = (
         job.start(number, flags, setup) for number, setup in enumerate([nodes.nothing, lost])
     )
     assert nodes.ended(second) == [-9], job.said()
     assert nodes.ended(first, job.start(1, flags, lost)) == [0, 0], job.said()
-    assert "Resuming from" in job.said()
+    assert job.said().count("Resuming from") == 2
     assert_same_log(tmp_path / "run", straight)
 
 
