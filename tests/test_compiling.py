@@ -88,7 +88,10 @@ def test_compiled_is_eager(family, form):
 
 
 def test_a_resumed_compiled_run_is_a_straight_one(tmp_path, monkeypatch):
-    """Bit for bit, and each start compiles forward, backward and evaluation once."""
+    """Bit for bit, and each start compiles once to train and once to evaluate.
+
+    The backward pass is a compilation of its own, unless torch's cache has it.
+    """
     if not EVERYTHING:
         compile_with = functools.partialmethod(nn.Module.compile, backend=BACKEND)
         monkeypatch.setattr(nn.Module, "compile", compile_with)
@@ -99,5 +102,6 @@ def test_a_resumed_compiled_run_is_a_straight_one(tmp_path, monkeypatch):
         (tmp_path / "resumed", "--epochs 3 --resume auto"),
     ]
     for folder, flags in starts:
-        assert drive(f"{RUN} {flags}", folder).stdout.count("| --compile: compiled in") == 3
+        said = drive(f"{RUN} {flags}", folder).stdout
+        assert said.count("| --compile: compiled in") in (2, 3)
     assert_same_run(*(folder for folder, _ in starts[::2]))
