@@ -30,7 +30,7 @@ from utils.training.script import exit_status
 if limit := {limit}:
     import torch._dynamo  # the files that are open before a limit counts
     torchs = sys.modules.get("torch.distributed.nn.jit.instantiator")
-    if torchs is not None:  # older ones have a folder, which takes an open file to be removed
+    if hasattr(torchs, "_TEMP_DIR"):  # of old versions: it takes an open file to be removed
         torchs._TEMP_DIR.cleanup()
     used = len(__import__("os").listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + limit,) * 2)

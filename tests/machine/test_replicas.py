@@ -87,7 +87,7 @@ def test_a_network_on_one_device_is_compiled(monkeypatch, capsys):
 
 @pytest.mark.parametrize("version, right", [("2.8.0+cpu", False), ("2.10.0", True)])
 def test_a_torch_whose_compiler_is_wrong_on_cpus_is_not_asked(version, right, monkeypatch, capsys):
-    """Before 2.9 it made logits of 1e10 for CPUs without AVX-512."""
+    """Before 2.9 gradients came out as zeros on CPUs without AVX-512."""
     monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(version))
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     compiler.can_compile.cache_clear()
