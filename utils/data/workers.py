@@ -34,6 +34,7 @@ START_METHOD = "fork" if sys.platform == "linux" else None
 REMEDIES = {
     "Too many open files": "raise ulimit -n",
     "ancdata": "raise ulimit -n",  # the receiver of an open file has no room for it
+    "No usable temporary directory": "raise ulimit -n, set TMPDIR",  # none can be written to
     "AF_UNIX path too long": "set TMPDIR to a shorter path",
     "Resource temporarily unavailable": "raise ulimit -u",
     "can't start new thread": "raise ulimit -u",
