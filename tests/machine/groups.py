@@ -1,28 +1,15 @@
 """Programs that several processes run together, as torchrun starts them."""
 
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
-from tests.running import ENVIRONMENT, ROOT
-
-LIMIT = 300  # seconds: a program that hangs is a failure
+from tests.machine import nodes
 
 
 def start(module: str, *words: str | Path, processes: int = 2) -> subprocess.CompletedProcess:
-    """Run ``module`` with ``words`` in so many processes to their end.
-
-    Raises subprocess.TimeoutExpired where one of them hangs.
-    """
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", module, *map(str, words)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
-    )
+    """Run ``module`` with ``words`` in so many processes to their end, or to that of their time."""
+    return nodes.torchrun(module, shlex.join(map(str, words)), processes)
 
 
 def succeed(module: str, *words: str | Path, processes: int = 2) -> None:

@@ -5,9 +5,13 @@ A server imports everything once and forks the agents, which fork their processe
 
 import importlib
 import os
+import runpy
+import shlex
 import signal
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -36,8 +40,8 @@ LAUNCHER = (
     "--start-method=fork --rdzv-backend=c10d --rdzv-id=job --local-addr=127.0.0.1"
     " --monitor-interval=0.1 --rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=5"
 )
-# Without the second one, as utils/machine/README.md says, a node that is started again never joins.
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+# Without it, as utils/machine/README.md says, a node that is started again never joins.
+OF_SEVERAL = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
 Setup = Callable[[], None]  # what a process does before it runs the script
 
 
@@ -45,26 +49,30 @@ def nothing() -> None: ...
 
 
 class Job:
-    """A job of ``script`` on ``nodes`` nodes, all on this machine, two processes in sum.
+    """A job of ``script`` on ``nodes`` nodes, all on this machine, of ``processes`` in sum.
 
     The first node keeps the list of them, as torchrun's --rdzv-endpoint says. What the nodes say
-    is in files of ``folder``.
+    is in files of ``folder``. ``script``: a file of this checkout, or the name of a module.
     """
 
-    def __init__(self, folder: Path, script: str, nodes: int = 2, restarts: int = 0):
+    def __init__(
+        self, folder: Path, script: str, nodes: int = 2, restarts: int = 0, processes: int = 2
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.folder, self.script = folder, script
+        self.environment = {"OMP_NUM_THREADS": "1"} | (OF_SEVERAL if nodes > 1 else {})
         self.launcher = (
-            f"{LAUNCHER} --nnodes={nodes} --nproc_per_node={2 // nodes} --max-restarts={restarts}"
-            f" --rdzv-endpoint=127.0.0.1:{self.port}"
+            f"{LAUNCHER} --nnodes={nodes} --nproc_per_node={processes // nodes}"
+            f" --max-restarts={restarts} --rdzv-endpoint=127.0.0.1:{self.port}"
         )
 
     def start(self, number: int, flags: str, setup: Setup = nothing) -> BaseProcess:
         """Node ``number``, whose processes call ``setup`` first."""
-        words = [*self.launcher.split(), self.script, *flags.split()]
-        node = SERVER.Process(target=agent, args=(words, self.screen(number), setup))
+        words = [*self.launcher.split(), self.script, *shlex.split(flags)]
+        how = words, self.environment, self.screen(number), setup
+        node = SERVER.Process(target=agent, args=how)
         node.start()
         if number == 0:
             self.wait_for_port(node)
@@ -84,11 +92,23 @@ class Job:
         """All nodes, each with these flags, to their end: their exit statuses."""
         return ended(*[self.start(number, words, setup) for number, words in enumerate(flags)])
 
-    def screen(self, number: int) -> Path:
-        return self.folder / f"screen{number}"
+    def screen(self, number: int) -> list[Path]:
+        """The files of a node's output and of its errors."""
+        return [self.folder / f"screen{number}", self.folder / f"screen{number}-errors"]
 
     def said(self) -> str:
         return "".join(path.read_text() for path in sorted(self.folder.glob("screen*")))
+
+
+def torchrun(
+    script: str, flags: str, processes: int = 2, restarts: int = 0, setup: Setup = nothing
+) -> subprocess.CompletedProcess:
+    """``script`` with ``flags`` in so many processes of one node, to their end."""
+    with tempfile.TemporaryDirectory() as folder:
+        job = Job(Path(folder), script, 1, restarts, processes)
+        (status,) = job.run(flags, setup=setup)
+        texts = [path.read_text() for path in job.screen(0)]
+    return subprocess.CompletedProcess([script, flags], status, *texts)
 
 
 def ended(*nodes: BaseProcess) -> list[int]:
@@ -103,11 +123,11 @@ def ended(*nodes: BaseProcess) -> list[int]:
     return [node.exitcode for node in nodes]
 
 
-def agent(words: list[str], screen: Path, setup: Setup) -> None:
-    """torchrun with these words; what it and its processes say goes to a file."""
-    os.environ |= ENVIRONMENT
-    with open(screen, "a") as file:
-        for stream in (1, 2):
+def agent(words: list[str], environment: dict, screen: list[Path], setup: Setup) -> None:
+    """torchrun with these words; what it and its processes say goes to the files ``screen``."""
+    os.environ |= environment
+    for stream, path in enumerate(screen, start=1):
+        with open(path, "a") as file:
             os.dup2(file.fileno(), stream)
     given = run.parse_args(words)
     config, _, _ = run.config_from_args(given)
@@ -122,8 +142,15 @@ def process(setup: Setup, script: str, *words: str) -> None:
     torch.set_num_threads(1)
     Figure.savefig = save_unrendered
     setup()
-    main = importlib.import_module(Path(script).stem).main
-    sys.exit(exit_status(lambda: main(list(words))))
+    if script.endswith(".py"):
+        main = importlib.import_module(Path(script).stem).main
+        sys.exit(exit_status(lambda: main(list(words))))
+    sys.argv = [script, *words]
+    try:
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+    except Exception as error:  # which torchrun would keep in a file
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.exit(1)
 
 
 # What a process may do first.
@@ -156,6 +183,17 @@ def lost_once(at: int, mark: Path) -> None:
                 os.kill(number, signal.SIGKILL)
 
     in_batch(at, lose)
+
+
+def killed_once(at: int, mark: Path) -> None:
+    """The last process is killed in batch ``at``, unless ``mark`` is there."""
+
+    def kill() -> None:
+        if os.environ["RANK"] == "1" and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    in_batch(at, kill)
 
 
 def opened_written(folder: Path) -> None:

@@ -15,9 +15,8 @@ def lines_of(fault: str, folder) -> list[str]:
     """What a job of two processes with this fault says of it on the error stream."""
     result = groups.start("tests.machine.failing", fault, folder)
     assert result.returncode != 0
-    before_the_launchers = result.stderr.split('Traceback (most recent call last):\n  File "<froz')
-    lines = before_the_launchers[0].splitlines()
-    return [line for line in lines if "torch/distributed/elastic" not in line and line.strip()]
+    launchers = re.compile(r"torch/(distributed/elastic|multiprocessing)/")
+    return [line for line in result.stderr.splitlines() if line and not launchers.search(line)]
 
 
 @pytest.mark.slow

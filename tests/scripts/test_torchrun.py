@@ -4,19 +4,21 @@ import os
 import random
 import shutil
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.machine import nodes
 from tests.running import (
     assert_same_run,
+    checked,
     children,
     command,
     drive,
     kill_all,
     load,
-    run,
     started,
     wait_for,
 )
@@ -40,14 +42,20 @@ IMAGENET = (
     " --train-batch 5 --epochs 1 --schedule 9 --nr-target 0.8 --nr-sparsity-start 6e-3"
     " --nr-max-epochs 40 --manualSeed 1"
 )
+KILLED = 24  # batches of training and test, in which a process of imagenet.py is: in its search
 KILLS = int(os.environ.get("NR_TEST_KILLS", "0"))  # more starts, killed at random moments
+
+
+def run(flags: str, folder: Path, script: str = "cifar.py", processes: int = 2) -> None:
+    """Several processes of torchrun to their end."""
+    checked(nodes.torchrun(script, f"{flags} -c {folder}", processes), status=0)
 
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
     """The folder of a run of two processes that nothing interrupts; not to be written to."""
     folder = tmp_path_factory.mktemp("two")
-    run(SMALL, folder, processes=2)
+    run(SMALL, folder)
     return folder
 
 
@@ -55,7 +63,7 @@ def test_two_processes_equal_one_within_rounding(tmp_path):
     """For as long as rounding stays small: scales near 0 turn a last digit into a dead channel."""
     one, two = tmp_path / "one", tmp_path / "two"
     drive(SEARCH + " --nr-compress-only", one)
-    run(SEARCH + " --nr-compress-only", two, processes=2)
+    run(SEARCH + " --nr-compress-only", two)
     rows = [read_log(folder / "log.txt")[:4] for folder in (two, one)]
     for a, b in zip(*rows, strict=True):
         assert a["Phase"] == b["Phase"] == "search"
@@ -75,17 +83,6 @@ def test_a_checkpoint_moves_between_numbers_of_processes(two, tmp_path):
     payload = load(folder / "checkpoint.pth.tar")
     assert not any(name.startswith("module.") for name in payload["state_dict"])
     assert len(payload["rng"]) == 3
-
-
-def run_with_a_kill(flags: str, folder: Path, script: str, moment: str) -> None:
-    """torchrun --max-restarts with --resume auto, one process killed at this line."""
-    words = command(flags + " --resume auto", folder, script, processes=2)
-    words.insert(words.index("--standalone"), "--max-restarts=2")
-    with started(words) as process:
-        wait_for(moment, process)
-        os.kill(children(process.pid)[-1], signal.SIGKILL)
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors
 
 
 def test_stopped_killed_and_started_again_repeats_nothing(two, tmp_path):
@@ -110,13 +107,22 @@ def test_stopped_killed_and_started_again_repeats_nothing(two, tmp_path):
             for _ in range(lines.randint(1, 8)):
                 process.stdout.readline()
             kill_all(process)
-    run_with_a_kill(SMALL, tmp_path, "cifar.py", r"Epoch: \[2 .*train")
+    words.insert(words.index("--standalone"), "--max-restarts=2")
+    with started(words) as process:
+        wait_for(r"Epoch: \[2 .*train", process)
+        os.kill(children(process.pid)[-1], signal.SIGKILL)
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
     assert_same_run(tmp_path, two)
 
 
 def test_imagenet_searches_rejuvenates_and_survives_a_kill(tmp_path):
-    run(IMAGENET, tmp_path / "straight", script="imagenet.py", processes=2)
-    run_with_a_kill(IMAGENET, tmp_path / "killed", "imagenet.py", r"Epoch: \[3 .*search")
+    run(IMAGENET, tmp_path / "straight", script="imagenet.py")
+    flags = f"{IMAGENET} -c {tmp_path}/killed --resume auto"
+    setup = partial(nodes.killed_once, KILLED, tmp_path / "mark")
+    result = nodes.torchrun("imagenet.py", flags, restarts=2, setup=setup)
+    assert result.returncode == 0, result.stderr
+    assert "Resuming from" in result.stdout
     assert_same_run(tmp_path / "killed", tmp_path / "straight")
     rows = read_log(tmp_path / "straight" / "log.txt")
     assert [row["Phase"] for row in rows[-2:]] == ["search", "train"]
@@ -131,7 +137,7 @@ def test_processes_that_do_not_divide_a_batch_still_weigh_its_images_equally(
     flags += " --nr-target 1 --epochs 1 --lr 1e-6"
     one, two = tmp_path / "one", tmp_path / "two"
     drive(flags, one, script=script)
-    run(flags, two, script=script, processes=2)
+    run(flags, two, script=script)
     buffers = []
     for folder in (one, two):
         state = load(folder / "checkpoint.pth.tar")["optimizer"]["state"]
