@@ -28,7 +28,7 @@ from tests.study.settings import ARMS, GROUPS, HELD_OUT, JPEG, SEARCH, Setting
 from utils.errors import InputError
 from utils.training.checkpoint import LAST
 
-COLLECTED = ROOT / "checkpoints/study"
+COMMITTED = ROOT / "checkpoints/study"
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -69,7 +69,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--collect",
         nargs="?",
         type=Path,
-        const=COLLECTED,
+        const=COMMITTED,
         metavar="DIR",
         help="copy logs, run.json and evaluations (to checkpoints/study)",
     )
@@ -157,8 +157,8 @@ def run(
     study = refuse_second(places.runs)
     try:
         make_data(settings, places, args.archive)
-        if restored := summary.restore(jobs, COLLECTED, places.runs):
-            print(f"{restored} finished runs taken from {COLLECTED}")
+        if restored := summary.restore(jobs, COMMITTED, places.runs):
+            print(f"{restored} finished runs taken from {COMMITTED}")
         print(report(jobs, places, args.cores))
 
         def line(job: Job) -> list[str]:
