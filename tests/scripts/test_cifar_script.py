@@ -13,6 +13,7 @@ from torchvision.models.mobilenetv2 import MobileNetV2
 
 import models
 import nr
+from nr.wiring import IMAGE, wiring
 from tests.helpers import form, widths
 from tests.running import (
     ENVIRONMENT,
@@ -94,7 +95,16 @@ def test_screen(straight):
     assert len(changes) == 9  # the stem, two in each of three blocks, two downsamples
     assert changes[0][:3] == ("3", "3", "4")
     budget = re.search(r"\| Expansion .* parameters; with all connections ([\d.]+)% of", screen)
-    assert 90 < float(budget[1]) < 110
+    before, after = (
+        sum(
+            (3 if IMAGE in layer.sources else sum(layer.unit.in_channels))  # of an image, once
+            * sum(layer.unit.out_channels)
+            * layer.unit.kernel_size**2
+            for layer in wiring(nr.load(straight[0] / f"NR_resnet_{name}.pth.tar")).layers
+        )
+        for name in ("before_0.9", "0.9")
+    )
+    assert budget[1] == f"{100 * after / before:.1f}"
     best = float(re.search(r"Best acc: ([\d.]+)", screen)[1])
     rows = read_log(straight[0] / "log.txt")
     assert best == max(row["Valid Acc."] for row in rows if row["Phase"] == "train")
