@@ -6,10 +6,30 @@ import shutil
 import signal
 import tempfile
 from contextlib import suppress
+from pathlib import Path
 
+import pytest
 import torch
 
+TESTS = Path(__file__).parent
 MOST_WORKERS = 16  # more would wait for the longest group of tests
+# Begun first, or one process would still be at them when the others are done.
+LONGEST = (
+    "scripts/test_cifar_script.py",
+    "test_speed.py",
+    "scripts/test_imagenet_script.py",
+    "training/test_run.py",
+    "scripts/test_torchrun.py",
+    "nr/test_conversion.py",
+    "nr/test_memory_order.py",
+    "study/test_study.py",
+    "test_compiling.py",
+    "data/test_sets.py",
+    "training/test_script.py",
+    "scripts/test_faults.py",
+    "machine/test_nodes.py",
+    "data/test_workers.py",
+)
 
 torch.set_num_threads(1)
 # What was compiled for this machine's CPU crashes where the environment names a lesser one.
@@ -26,3 +46,9 @@ def pytest_xdist_auto_num_workers() -> int:
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count()
     return min((cores or 1) + 1, MOST_WORKERS)  # one waits for the processes that it has started
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files of ``LONGEST`` come first, as --no-loadscope-reorder leaves them."""
+    at = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: at.get(item.path, len(LONGEST)))

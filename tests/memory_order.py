@@ -1,4 +1,4 @@
-"""Does this machine convolve right? python -m tests.memory_order [THREADS] checks it in seconds.
+"""Does this machine convolve right? python -m tests.memory_order [THREADS ...] checks it.
 
 Output and gradients of nr's units, and of narrow networks of every family and form, in
 channels-last memory against contiguous memory. CPU libraries have been wrong here, and one that is
@@ -87,17 +87,24 @@ def checks():
         yield f"{family}, {mode or 'plain'}, batch {count}", check_network(family, mode, count)
 
 
-def main() -> int:
-    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else torch.get_num_threads())
+def check(threads: int) -> bool:
+    """Print what is wrong with so many threads; whether anything is."""
+    torch.set_num_threads(threads)
     results = list(checks())
     wrong = [(what, found) for what, found in results if not found < TOLERANCE]
     for what, found in wrong:
         print(f"{what}: off by {found:.2g}")
     print(
-        f"{len(wrong)} of {len(results)} wrong with {torch.get_num_threads()} thread(s) on"
-        f" {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+        f"{len(wrong)} of {len(results)} wrong with {threads} thread(s) on"
+        f" {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}",
+        flush=True,
     )
     return bool(wrong)
+
+
+def main() -> int:
+    counts = [int(word) for word in sys.argv[1:]] or [torch.get_num_threads()]
+    return int(max(map(check, counts)))
 
 
 if __name__ == "__main__":

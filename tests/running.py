@@ -10,26 +10,26 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import torch
 from matplotlib.figure import Figure
 
+from tests.forks import ROOT, Fork
 from utils.training.script import exit_status
 from utils.training.signals import SIGNALS
 
-ROOT = Path(__file__).parent.parent
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
 LIMIT = 600  # seconds for a start of a script: one that hangs fails its test
 
 
-def command(flags: str, folder: Path, script: str = "cifar.py", processes: int = 0) -> list[str]:
-    """The words of a command line; ``processes``: how many torchrun starts, 0 without it."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    words = [*(launcher if processes else []), script, *shlex.split(flags), "-c", str(folder)]
-    return [sys.executable, *words]
+def command(flags: str, folder: Path, script: str = "cifar.py") -> list[str]:
+    """The words of a command line."""
+    return [sys.executable, script, *shlex.split(flags), "-c", str(folder)]
 
 
 def run(flags: str, folder: Path, status: int = 0, **how) -> subprocess.CompletedProcess:
@@ -71,6 +71,13 @@ def save_unrendered(figure: Figure, file: io.BytesIO, **how) -> None:
     file.write(b"a picture")
 
 
+def begin_unrendered(then: Callable[[], None] | None = None) -> None:
+    """In a process that is for one run."""
+    Figure.savefig = save_unrendered
+    if then:
+        then()
+
+
 def checked(result: subprocess.CompletedProcess, status: int) -> subprocess.CompletedProcess:
     assert result.returncode == status, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
@@ -89,10 +96,14 @@ def handlers_put_back() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def started(words: list[str]) -> Iterator[subprocess.Popen]:
-    """A command that runs beside the test, which reads its lines; killed after LIMIT."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, **pipes) as process:
+def watched(
+    words: list[str], setup: Callable[[], None] | None = None, **variables: str
+) -> Iterator[Fork]:
+    """Python with ``words`` beside the test, which reads its lines; killed after LIMIT.
+
+    ``setup``: what its process calls first; ``variables``: of its environment.
+    """
+    with Fork(words, ENVIRONMENT | variables, setup) as process:
         alarm = threading.Timer(LIMIT, kill_all, [process])
         alarm.start()
         try:
@@ -102,9 +113,29 @@ def started(words: list[str]) -> Iterator[subprocess.Popen]:
             kill_all(process)
 
 
-def wait_for(moment: str, process: subprocess.Popen) -> None:
-    """Read the lines of a started command up to one that matches ``moment``."""
+def started(
+    flags: str,
+    folder: Path,
+    script: str = "cifar.py",
+    setup: Callable[[], None] | None = None,
+    **variables: str,
+) -> contextlib.AbstractContextManager[Fork]:
+    """A script, as ``watched``; its pictures are not rendered."""
+    words = command(flags, folder, script)[1:]
+    return watched(words, partial(begin_unrendered, setup), **variables)
+
+
+def wait_for(moment: str, process: Fork) -> None:
+    """Read the lines of a started script up to one that matches ``moment``."""
     assert any(re.search(moment, line) for line in process.stdout), process.stderr.read()
+
+
+def wait_for_text(path: Path, pattern: str) -> None:
+    """Until a file holds ``pattern``."""
+    end = time.monotonic() + LIMIT
+    while not (path.exists() and re.search(pattern, path.read_text())):
+        assert time.monotonic() < end, path
+        time.sleep(0.05)
 
 
 def children(pid: int) -> list[int]:
@@ -118,8 +149,8 @@ def descendants(pid: int) -> list[int]:
     return below + [number for child in below for number in descendants(child)]
 
 
-def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to a started command and all its processes; torchrun gives each its own session."""
+def kill_all(process: Fork) -> None:
+    """SIGKILL to a started script and all its processes; torchrun gives each its own session."""
     if process.poll() is None:
         for number in [process.pid, *descendants(process.pid)]:
             with contextlib.suppress(ProcessLookupError):

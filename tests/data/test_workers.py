@@ -7,59 +7,48 @@ import errno
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.image_files import message
-from tests.running import ENVIRONMENT, ROOT
+from tests.running import started, wait_for
 from utils.data import photographs, workers
 
 SECONDS = 120  # after which a test counts as hanging
 ENDING = "or try fewer with -j (0: none)"
-SCRIPT = """
-import resource, sys
-import imagenet
-from utils.training.script import exit_status
-if limit := {limit}:
-    import torch._dynamo  # the files that are open before a limit counts
-    torchs = sys.modules.get("torch.distributed.nn.jit.instantiator")
-    if hasattr(torchs, "_TEMP_DIR"):  # of old versions: it takes an open file to be removed
-        torchs._TEMP_DIR.cleanup()
-    used = len(__import__("os").listdir("/proc/self/fd"))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used + limit,) * 2)
-sys.exit(exit_status(imagenet.main))
-"""
 FLAGS = (
     "--synthetic --subset 20 -a resnet18_nr --epochs 1 --schedule 30 --image-size 32"
-    " --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-target 1 -j 2 -c"
+    " --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-target 1 -j 2"
 )
 
 
-def started(folder: Path, limit: int = 0, **variables: str) -> subprocess.Popen:
-    """imagenet.py with two workers and ``limit`` more open files than it has at its start."""
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT.format(limit=limit), *FLAGS.split(), str(folder)],
-        cwd=ROOT,
-        env=ENVIRONMENT | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def limit_files(more: int) -> None:
+    """This process may open so many more files than it has open."""
+    import resource  # not on Windows
+
+    torchs = sys.modules.get("torch.distributed.nn.jit.instantiator")
+    if hasattr(torchs, "_TEMP_DIR"):  # of old versions: it takes an open file to be removed
+        torchs._TEMP_DIR.cleanup()
+    used = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + more,) * 2)
 
 
-def refused(process: subprocess.Popen) -> str:
+def start(folder: Path, **how):
+    """imagenet.py with two workers; ``how``: as `running.started` takes it."""
+    return started(FLAGS, folder, script="imagenet.py", **how)
+
+
+def refused(folder: Path, **how) -> str:
     """The line on the error stream of a process that ends with status 1."""
-    try:
-        _, errors = process.communicate(timeout=SECONDS)
-    finally:
-        process.kill()
+    with start(folder, **how) as process:
+        _, errors = process.communicate()
     assert process.returncode == 1, errors
     assert len(errors.splitlines()) == 1, errors
     return errors.strip()
@@ -73,7 +62,7 @@ def long_folder(tmp_path: Path) -> Path:
 
 
 def test_a_tmpdir_too_long_for_a_socket(tmp_path):
-    line = refused(started(tmp_path / "run", TMPDIR=str(long_folder(tmp_path))))
+    line = refused(tmp_path / "run", TMPDIR=str(long_folder(tmp_path)))
     assert "--workers 2: AF_UNIX path too long; set TMPDIR to a shorter path" in line
     assert line.endswith(ENDING)
 
@@ -82,7 +71,7 @@ def test_a_tmpdir_too_long_for_a_socket(tmp_path):
 @pytest.mark.parametrize("limit", [2, 7, 11, 14])
 def test_few_open_files(tmp_path, limit):
     """Whatever is the first that cannot be opened: a queue, a start, a batch."""
-    line = refused(started(tmp_path, limit))
+    line = refused(tmp_path, setup=partial(limit_files, limit))
     assert "raise ulimit -n" in line and line.endswith(ENDING)
     assert "Too many open files" in line or "No usable temporary directory" in line
 
@@ -163,15 +152,11 @@ def test_a_worker_without_threads_can_be_ended():
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_signals_end_a_run_whose_workers_send_nothing(tmp_path, signum):
     """A line that came after the signal, or the signal's status: never a run that waits."""
-    process = started(tmp_path / "run", TMPDIR=str(long_folder(tmp_path)))
-    try:
-        while "Epoch" not in (line := process.stdout.readline()):
-            assert line
+    with start(tmp_path / "run", TMPDIR=str(long_folder(tmp_path))) as process:
+        wait_for("Epoch", process)
         process.send_signal(signum)
-        assert process.wait(timeout=SECONDS) in (1, 128 + signum)
-    finally:
-        process.kill()
         process.communicate()
+    assert process.returncode in (1, 128 + signum)
 
 
 def test_a_batch_that_a_worker_cannot_send(monkeypatch):

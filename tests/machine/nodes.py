@@ -1,6 +1,6 @@
 """Nodes of a job: torchrun's agents, each with its own words, without the seconds of imports.
 
-A server imports everything once and forks the agents, which fork their processes.
+The server of `forks` forks the agents, which fork their processes.
 """
 
 import importlib
@@ -15,26 +15,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from multiprocessing import get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import elastic_launch
 
-import cifar  # noqa: F401 - before the forks
-import imagenet  # noqa: F401
-from tests.running import LIMIT, children, save_unrendered
+from tests.forks import SERVER
+from tests.running import LIMIT, begin_unrendered, children
 from utils.data import photographs
 from utils.training import engine
 from utils.training.script import exit_status
 
-SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
 # A node that says nothing for 5 seconds is given up; torchrun's own 15 take the tests longer.
 LAUNCHER = (
     "--start-method=fork --rdzv-backend=c10d --rdzv-id=job --local-addr=127.0.0.1"
@@ -116,11 +111,17 @@ def ended(*nodes: BaseProcess) -> list[int]:
     end = time.monotonic() + LIMIT
     for node in nodes:
         node.join(max(0, end - time.monotonic()))
-        if node.is_alive():
-            for number in [*children(node.pid), node.pid]:
-                os.kill(number, signal.SIGKILL)
-            node.join()
+        kill(node)
     return [node.exitcode for node in nodes]
+
+
+def kill(node: BaseProcess) -> None:
+    """SIGKILL to a node that still runs, launcher and processes."""
+    if node.is_alive():
+        for number in [node.pid, *children(node.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        node.join()
 
 
 def agent(words: list[str], environment: dict, screen: list[Path], setup: Setup) -> None:
@@ -140,8 +141,7 @@ def agent(words: list[str], environment: dict, screen: list[Path], setup: Setup)
 def process(setup: Setup, script: str, *words: str) -> None:
     """The script in one of torchrun's processes; pictures are not rendered."""
     torch.set_num_threads(1)
-    Figure.savefig = save_unrendered
-    setup()
+    begin_unrendered(setup)
     if script.endswith(".py"):
         main = importlib.import_module(Path(script).stem).main
         sys.exit(exit_status(lambda: main(list(words))))

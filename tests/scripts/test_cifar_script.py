@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torchvision.models.mobilenetv2 import MobileNetV2
+from torchvision.ops import Conv2dNormActivation
 
 import models
 import nr
@@ -19,7 +21,6 @@ from tests.running import (
     ENVIRONMENT,
     ROOT,
     assert_same_run,
-    command,
     drive,
     load,
     run,
@@ -152,7 +153,7 @@ SEARCH, EXPANSION, TRAIN = r"Epoch: \[2 .*search", r"\| Expansion", r"Epoch: \[2
 )
 def test_interrupted_and_resumed_equals_straight(signum, moment, straight, tmp_path):
     """A signal at some moment of either phase, then --resume auto: the same run in the end."""
-    with started(command(SMALL, tmp_path)) as process:
+    with started(SMALL, tmp_path) as process:
         wait_for(moment, process)
         process.send_signal(signum)
         process.communicate()
@@ -203,7 +204,7 @@ def test_plain_training(tmp_path):
 
 
 def test_the_search_gives_up(tmp_path):
-    result = run(SMALL + " --nr-sparsity 0 --nr-max-epochs 1", tmp_path, status=3)
+    result = drive(SMALL + " --nr-sparsity 0 --nr-max-epochs 1", tmp_path, status=3)
     (line,) = result.stderr.splitlines()
     assert "utilization is 1.0000" in line and "--nr-sparsity" in line
     assert (tmp_path / "checkpoint.pth.tar").exists()
@@ -264,7 +265,7 @@ def test_quick_start(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_run_is_interrupted_and_goes_on(tmp_path):
-    with started(command(SMALL + " --amp", tmp_path)) as process:
+    with started(SMALL + " --amp", tmp_path) as process:
         wait_for(SEARCH, process)
         process.send_signal(signal.SIGTERM)
         process.communicate()
@@ -276,16 +277,20 @@ def test_a_gpu_run_is_interrupted_and_goes_on(tmp_path):
 def small_mobilenet(name: str, num_classes: int) -> MobileNetV2:
     """In the place of torchvision's, which is slow to train."""
     setting = [[1, 16, 1, 1], [2, 16, 2, 1]]
-    return MobileNetV2(num_classes, 0.5, inverted_residual_setting=setting)
+    network = MobileNetV2(num_classes, 0.5, inverted_residual_setting=setting)
+    network.features[-1] = Conv2dNormActivation(8, 64, 1, activation_layer=nn.ReLU6)  # of 1280
+    network.classifier[-1] = nn.Linear(64, num_classes)
+    return network
 
 
 def test_a_network_of_torchvision_searches_rejuvenates_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(models.converted, "original", small_mobilenet)
     flags = SMALL.replace("-a resnet --depth 8 --width-mult 0.25", "-a torchvision:mobilenet_v2")
+    flags += " --nr-target 0.95 --epochs 2"  # each epoch takes seconds
     straight, halved = tmp_path / "straight", tmp_path / "halved"
     drive(flags, straight)
     drive(f"{flags} --nr-compress-only", halved)
-    assert (halved / "NR_torchvision_mobilenet_v2_0.9.pth.tar").exists()
+    assert (halved / "NR_torchvision_mobilenet_v2_0.95.pth.tar").exists()
     assert load(halved / "checkpoint.pth.tar")["arch"] == "torchvision_mobilenet_v2"
     drive(f"{flags} --resume auto", halved)
     assert_same_run(straight, halved)

@@ -3,21 +3,15 @@
 import os
 import random
 import re
-import subprocess
+import signal
+import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
-from tests.running import (
-    ENVIRONMENT,
-    LIMIT,
-    ROOT,
-    assert_same_run,
-    command,
-    drive,
-    kill_all,
-    started,
-)
+from tests.running import assert_same_run, drive, kill_all, started
+from utils.data import sets
 from utils.training import checkpoint
 from utils.training.checkpoint import CheckpointError
 
@@ -27,41 +21,6 @@ SMALL = (
     " --nr-sparsity 0.2 --nr-target 0.97 --nr-max-epochs 20 --manualSeed 1 --resume auto"
 )
 KILLS = int(os.environ.get("NR_TEST_KILLS", "1"))  # starts that are killed at random moments
-# Forks one start after another, which saves their imports. Each kills itself at a file operation,
-# a later one each: fsync, rename or link, counted from the first of a file NR_*. Pictures are
-# written, but not rendered.
-SELF_KILLING = """
-import os, signal, sys
-from matplotlib.figure import Figure
-import cifar
-from tests.running import save_unrendered
-from utils.training.script import exit_status
-
-def deadly(call):
-    def wrapped(*arguments, **options):
-        global countdown, counting
-        file = arguments[-1]  # its name, or the number that it is open under
-        file = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else str(file)
-        counting = counting or "NR_" in file
-        countdown -= counting
-        if countdown == 0:
-            print("killed at", os.path.basename(file), file=sys.stderr, flush=True)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return call(*arguments, **options)
-    return wrapped
-
-counting = False
-Figure.savefig = save_unrendered
-for countdown in range(1, 40):
-    if os.fork() == 0:
-        for name in ("fsync", "replace", "link"):
-            setattr(os, name, deadly(getattr(os, name)))
-        os._exit(exit_status(cifar.main))
-    status = os.waitstatus_to_exitcode(os.wait()[1])
-    print("status", status, file=sys.stderr)
-    if status != -signal.SIGKILL:
-        break
-"""
 
 
 @pytest.fixture(scope="module")
@@ -71,18 +30,58 @@ def straight(tmp_path_factory):
     return folder
 
 
+class Deadly:
+    """Kills this process at the ``countdown``-th file operation, from the first of a file NR_*."""
+
+    def __init__(self, countdown: int):
+        self.countdown, self.counting = countdown, False
+
+    def __call__(self, name: str) -> Callable:
+        """os.fsync, os.replace or os.link, counted."""
+        call = getattr(os, name)
+
+        def wrapped(*arguments, **options):
+            file = arguments[-1]  # its name, or the number that it is open under
+            file = os.readlink(f"/proc/self/fd/{file}") if isinstance(file, int) else str(file)
+            self.counting = self.counting or "NR_" in file
+            self.countdown -= self.counting
+            if self.countdown == 0:
+                print("killed at", os.path.basename(file), file=sys.stderr, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **options)
+
+        return wrapped
+
+
+def starts_that_kill_themselves() -> None:
+    """Forks one start after another, each of which goes on to the script, until one is not killed.
+
+    The data are made once.
+    """
+    whole = sets.load_cifar("synthetic", "", "cpu", subset=200)
+    sets.load_cifar = lambda *_, **__: whole
+    for countdown in range(1, 40):
+        if os.fork() == 0:
+            deadly = Deadly(countdown)
+            for name in ("fsync", "replace", "link"):
+                setattr(os, name, deadly(name))
+            return
+        status = os.waitstatus_to_exitcode(os.wait()[1])
+        print("status", status, file=sys.stderr)
+        if status != -signal.SIGKILL:
+            break
+    sys.exit()
+
+
 @pytest.mark.slow
 def test_killed_in_the_middle_of_saving(straight, tmp_path):
     """Each start is killed at a later point of the saves that follow the search."""
-    words = command(SMALL, tmp_path)
-    words[1:2] = ["-c", SELF_KILLING]
-    result = subprocess.run(
-        words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT
-    )
-    assert result.returncode == 0, result.stderr
-    *killed, last = re.findall(r"^status (-?\d+)$", result.stderr, re.MULTILINE)
-    assert set(killed) == {"-9"} and last == "0", result.stderr
-    files = re.findall(r"^killed at (.+)$", result.stderr, re.MULTILINE)
+    with started(SMALL, tmp_path, setup=starts_that_kill_themselves) as process:
+        _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    *killed, last = re.findall(r"^status (-?\d+)$", errors, re.MULTILINE)
+    assert set(killed) == {"-9"} and last == "0", errors
+    files = re.findall(r"^killed at (.+)$", errors, re.MULTILINE)
     names = ["NR_densenet_before_0.97", "NR_densenet_0.97", "checkpoint.prev", "checkpoint"]
     for name in names:
         assert {f".{name}.pth.tar.tmp", f"{name}.pth.tar"} <= set(files), files
@@ -95,7 +94,7 @@ def test_killed_at_random_moments(straight, tmp_path):
     """SIGKILL some lines after each start."""
     lines = random.Random(0)
     for _ in range(KILLS):
-        with started(command(SMALL, tmp_path)) as process:
+        with started(SMALL, tmp_path) as process:
             for _ in range(lines.randint(1, 8)):
                 process.stdout.readline()
             time.sleep(lines.uniform(0, 0.3))

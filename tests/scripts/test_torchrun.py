@@ -2,25 +2,31 @@
 
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
+import sys
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
 
 from tests.machine import nodes
 from tests.running import (
+    ENVIRONMENT,
+    LIMIT,
+    ROOT,
     assert_same_run,
     checked,
     children,
     command,
     drive,
-    kill_all,
     load,
-    started,
-    wait_for,
+    wait_for_text,
 )
 from utils.shown.log import read_log
 
@@ -43,6 +49,7 @@ IMAGENET = (
     " --nr-max-epochs 40 --manualSeed 1"
 )
 KILLED = 24  # batches of training and test, in which a process of imagenet.py is: in its search
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 KILLS = int(os.environ.get("NR_TEST_KILLS", "0"))  # more starts, killed at random moments
 
 
@@ -88,32 +95,37 @@ def test_a_checkpoint_moves_between_numbers_of_processes(two, tmp_path):
 def test_stopped_killed_and_started_again_repeats_nothing(two, tmp_path):
     """The same run in the end, bit for bit.
 
-    SIGTERM to the launcher inside an epoch, as a cluster sends it; SIGKILL to it and all its
-    processes; and the death of one of them.
+    SIGTERM to the launcher inside an epoch, as a cluster sends it, here a torchrun as a user starts
+    it; SIGKILL to it and all its processes; and the death of one of them.
     """
-    lines = random.Random(0)
-    words = command(SMALL + " --resume auto", tmp_path, processes=2)
-    with started(words) as process:
-        wait_for(r"Epoch: \[2 .*search", process)
+    moments = random.Random(0)
+    flags, folder = SMALL + " --resume auto", tmp_path / "run"
+
+    def start(restarts: int = 0) -> tuple[BaseProcess, Path]:
+        """The launcher, and the file of what its processes say."""
+        job = nodes.Job(Path(mkdtemp(dir=tmp_path)), "cifar.py", nodes=1, restarts=restarts)
+        return job.start(0, f"{flags} -c {folder}"), job.screen(0)[0]
+
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    words = [sys.executable, *words, *command(flags, folder)[1:]]
+    with subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, **PIPES) as process:
+        assert any(re.search(r"Epoch: \[2 .*search", line) for line in process.stdout)
         process.send_signal(signal.SIGTERM)
-        process.communicate()
+        process.communicate(timeout=LIMIT)
     assert process.returncode != 0
-    assert load(tmp_path / "checkpoint.pth.tar")["partial"] is not None
-    with started(words) as process:
-        wait_for(r"Epoch: \[3 .*search", process)
-        kill_all(process)
+    assert load(folder / "checkpoint.pth.tar")["partial"] is not None
+    launcher, screen = start()
+    wait_for_text(screen, r"Epoch: \[3 .*search")
+    nodes.kill(launcher)
     for _ in range(KILLS):
-        with started(words) as process:
-            for _ in range(lines.randint(1, 8)):
-                process.stdout.readline()
-            kill_all(process)
-    words.insert(words.index("--standalone"), "--max-restarts=2")
-    with started(words) as process:
-        wait_for(r"Epoch: \[2 .*train", process)
-        os.kill(children(process.pid)[-1], signal.SIGKILL)
-        _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    assert_same_run(tmp_path, two)
+        launcher, screen = start()
+        wait_for_text(screen, rf"(?:.*\n){{{moments.randint(1, 8)}}}")
+        nodes.kill(launcher)
+    launcher, screen = start(restarts=2)
+    wait_for_text(screen, r"Epoch: \[2 .*train")
+    os.kill(children(launcher.pid)[-1], signal.SIGKILL)
+    assert nodes.ended(launcher) == [0], screen.read_text()
+    assert_same_run(folder, two)
 
 
 def test_imagenet_searches_rejuvenates_and_survives_a_kill(tmp_path):

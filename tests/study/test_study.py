@@ -1,26 +1,40 @@
 """The study's command as a user starts it: printed, and whole on made images."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 import time
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT
+from types import SimpleNamespace
 
 import pytest
 
-from tests.running import ENVIRONMENT, ROOT
+from tests.forks import Fork, ForkedPopen
+from tests.running import LIMIT, begin_unrendered, watched
+from tests.study import scheduler
 from tests.study.__main__ import main
 from tests.study.scheduler import locked
 from tests.study.settings import QUICK
 from utils.shown.log import read_log
 
-LIMIT = 1200  # seconds, on a machine that does much else; alone it takes two minutes
+
+def fork_runs() -> None:
+    """In the study's process: its runs are forked from it, and their pictures not rendered."""
+    popen = partial(ForkedPopen, setup=begin_unrendered)
+    scheduler.subprocess = SimpleNamespace(Popen=popen, DEVNULL=DEVNULL, STDOUT=STDOUT)
 
 
-def study(*flags: str) -> list[str]:
-    return [sys.executable, "-m", "tests.study", *flags]
+def started(flags: str) -> AbstractContextManager[Fork]:
+    return watched(["-m", "tests.study", *flags.split()], fork_runs)
+
+
+def study(flags: str) -> str:
+    """Run the study's command to its end; what it printed."""
+    with started(flags) as process:
+        out, errors = process.communicate()
+    assert process.returncode == 0, out + errors
+    return out
 
 
 @pytest.fixture
@@ -56,20 +70,16 @@ def test_status_of_nothing(tmp_path, capsys, here):
 def test_quick_study_killed_and_started_again(tmp_path):
     """Killed while a run trains, twice: its run is waited for; in the end all is there, once."""
     runs, target = tmp_path / "runs", tmp_path / "collected"
-    line = study("--quick", "--cores", "1", "--runs", str(runs))
+    flags = f"--quick --cores 1 --runs {runs}"
     for place in ("quick-search-seed1", "quick-nr-cr-seed1"):
-        process = subprocess.Popen(line, cwd=ROOT, env=ENVIRONMENT)
-        deadline = time.monotonic() + LIMIT
-        while not (runs / place / "log.txt").exists():
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(60)
-    result = subprocess.run(
-        line, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=LIMIT
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "FAILED" not in result.stdout
+        with started(flags) as process:
+            deadline = time.monotonic() + LIMIT
+            while not (runs / place / "log.txt").exists():
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.02)
+            process.kill()
+    said = study(flags)
+    assert "FAILED" not in said
     for seed in QUICK.seeds:
         for arm in QUICK.arms:
             folder = runs / f"quick-{arm}-seed{seed}"
@@ -81,11 +91,9 @@ def test_quick_study_killed_and_started_again(tmp_path):
         search = len(read_log(runs / f"quick-search-seed{seed}" / "log.txt"))
         assert len(read_log(runs / f"quick-plain-long-seed{seed}" / "log.txt")) == search + 3
     assert not list(runs.glob("*/earlier-*"))
-    assert "minus plain-long" in result.stdout
+    assert "minus plain-long" in said
     for name in ("quick-errors", "quick-differences", "live-epochs", "live-layers"):
         assert (runs / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    check = {"cwd": ROOT, "env": ENVIRONMENT, "timeout": LIMIT, "text": True, "check": True}
-    subprocess.run(study("--quick", "--runs", str(runs), "--collect", str(target)), **check)
-    collected = study("--quick", "--runs", str(target), "--summary")
-    printed = subprocess.run(collected, capture_output=True, **check).stdout
+    study(f"--quick --runs {runs} --collect {target}")
+    printed = study(f"--quick --runs {target} --summary")
     assert printed.strip() == (runs / "summary.md").read_text().strip()

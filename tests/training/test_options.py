@@ -1,5 +1,6 @@
 """training.options through cifar.parse: refused before any work, defaults, README commands."""
 
+import functools
 import shutil
 import subprocess
 from pathlib import Path
@@ -227,6 +228,7 @@ def test_densenet_defaults_are_growth_12_and_compression_2():
     assert network.features.transition1[0].out_channels == (108,)
 
 
+@functools.cache
 def folders() -> list[str]:
     """Where the runs of both scripts go that name no folder."""
     found = [

@@ -2,11 +2,9 @@
 
 import io
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import torch
 
 import cifar
-from tests.running import ENVIRONMENT, ROOT, command, load
+from tests.running import ENVIRONMENT, ROOT, command, drive, load, started, wait_for, wait_for_text
 from utils.data.images import ImageSet
 from utils.errors import InputError
 from utils.shown import plots
@@ -158,17 +156,9 @@ def piped(flags: str, folder: Path, reader: str) -> subprocess.Popen:
     return subprocess.Popen(words, cwd=ROOT, env=ENVIRONMENT, start_new_session=True)
 
 
-def wait_for(path: Path, pattern: str) -> None:
-    """Until a file holds ``pattern``."""
-    end = time.monotonic() + 300
-    while not (path.exists() and re.search(pattern, path.read_text())):
-        assert time.monotonic() < end, path
-        time.sleep(0.1)
-
-
 def test_ctrl_c_where_the_reader_of_the_output_dies_first(tmp_path):
     process = piped(LONG, tmp_path, f"tee {tmp_path}/shown > /dev/null")
-    wait_for(tmp_path / "shown", "Epoch")
+    wait_for_text(tmp_path / "shown", "Epoch")
     os.killpg(process.pid, signal.SIGINT)
     process.wait(timeout=300)
     assert (tmp_path / "status").read_text() == "130\n"
@@ -184,18 +174,12 @@ def test_a_run_goes_on_where_the_reader_of_the_output_ends(tmp_path):
 
 
 def test_a_second_run_is_refused_while_the_first_lives(tmp_path):
-    with open(tmp_path / "shown", "w") as shown:
-        first = subprocess.Popen(
-            command(LONG, tmp_path), cwd=ROOT, env=ENVIRONMENT, stdout=shown, stderr=shown
-        )
-    wait_for(tmp_path / "shown", "Epoch")
-    words = command(SHORT, tmp_path)
-    result = subprocess.run(
-        words, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
-    first.send_signal(signal.SIGHUP)  # its terminal is closed
-    assert first.wait(timeout=300) == 129
-    assert result.returncode == 1
+    with started(LONG, tmp_path) as first:
+        wait_for("Epoch", first)
+        result = drive(SHORT, tmp_path, status=1)
+        first.send_signal(signal.SIGHUP)  # its terminal is closed
+        first.communicate()
+    assert first.returncode == 129
     (line,) = result.stderr.splitlines()
     assert f"process {first.pid} " in line and "is at work in it" in line
     assert load(tmp_path / "checkpoint.pth.tar")["args"]["epochs"] == 500
