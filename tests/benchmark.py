@@ -81,6 +81,19 @@ PHASES = {
     "removed --compile": (("search", None),),
     "attention --compile": (("search", None),),
 }
+# Phases that take turns, few at once: the processes of ten would not fit in 16 GB.
+TURNS = (
+    ("plain torch", "plain torch, defaults", "search", "search --amp"),
+    ("search", "new widths", "removed", "attention"),
+    (
+        "search",
+        "new widths --nr-round-to 8",
+        "removed --nr-round-to 8",
+        "attention --nr-round-to 8",
+    ),
+    ("removed", "attention", "removed --amp", "attention --amp"),
+    ("search", "search --compile", "removed --compile", "attention --compile"),
+)
 NEW_WIDTHS = "new widths"  # the plain network of the widths that survived and rejuvenated have
 ROUND_TO = 8  # of the phases that say so
 GPU_ONLY = ("removed --amp", "attention --amp")
@@ -277,6 +290,12 @@ def phases(network: str, device: torch.device, compiled: bool) -> list[str]:
     ]
 
 
+def home(phase: str) -> tuple[str, ...]:
+    """The phases that this one takes turns with, among them all that it is compared to."""
+    together = {phase, *(reference for reference, _ in PHASES[phase])}
+    return next(group for group in TURNS if together <= {*group})
+
+
 def prepare(network: tuple, phase: str, device: torch.device, batch: int) -> None:
     """Make this process one that trains this network, as a run does."""
     keep_freed_memory()
@@ -333,15 +352,20 @@ def network_rows(
     compiled: bool = False,
 ) -> Iterator[tuple]:
     network, batch = NETWORKS[name], BATCH[device.type]
-    with in_processes(network, phases(name, device, compiled), device, batch) as steps:
-        times = take_turns({phase: step.seconds for phase, step in steps.items()}, rounds)
-        asked = {phase: step.launches() for phase, step in steps.items()}
+    measured = phases(name, device, compiled)
+    found = {}
+    for group in {home(phase): None for phase in measured}:
+        names = [phase for phase in group if phase in measured]
+        with in_processes(network, names, device, batch) as steps:
+            times = take_turns({phase: step.seconds for phase, step in steps.items()}, rounds)
+            found[group] = times, {phase: step.launches() for phase, step in steps.items()}
     for phase, comparisons in PHASES.items():
         option = phase.partition(" --")[2]
-        if phase not in times:
+        if phase not in measured:
             if option != "compile" or name == COMPILED:
                 yield name, phase, NOT_MEASURED
             continue
+        times, asked = found[home(phase)]
         macs = nr.count_macs(phase_network(*network[1:], phase, torch.device("cpu")))
         speed = batch / statistics.median(times[phase])
         part = share(macs, speed, ceilings["bf16" if option == "amp" else "fp32"])
@@ -479,9 +503,13 @@ def footprint_rows(device: torch.device) -> Iterator[tuple]:
 
 
 def all_rows(
-    rounds: int, device: torch.device, ceilings: dict[str, float], compiled: bool
+    networks: list[str],
+    rounds: int,
+    device: torch.device,
+    ceilings: dict[str, float],
+    compiled: bool,
 ) -> Iterator[tuple]:
-    for name in NETWORKS:
+    for name in networks:
         yield from network_rows(name, rounds, device, ceilings, compiled)
     yield from method_rows(rounds, device)
     yield augmentation_row(rounds, device)
@@ -508,6 +536,7 @@ def print_row(row: tuple) -> None:
 def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=list(BATCH), default="cpu")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--compile", action="store_true", help=f"{COMPILED} compiled, too: slow")
     args = parser.parse_args(words)
@@ -524,7 +553,7 @@ def main(words: list[str] | None = None) -> None:
     )
     print_row(HEADER)
     print_row(("---",) * len(HEADER))
-    for row in all_rows(args.rounds, device, ceilings, args.compile):
+    for row in all_rows(args.networks, args.rounds, device, ceilings, args.compile):
         print_row(row)
 
 

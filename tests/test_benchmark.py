@@ -51,6 +51,12 @@ def test_the_ratio_is_the_median_over_the_rounds():
     assert benchmark.ratio([1.5], [3.0]) == 0.5
 
 
+def test_a_phase_takes_turns_with_what_it_is_compared_to_and_few_do_at_once():
+    for phase, comparisons in benchmark.PHASES.items():
+        assert {phase, *(reference for reference, _ in comparisons)} <= {*benchmark.home(phase)}
+    assert max(map(len, benchmark.TURNS)) <= 4  # DenseNet-100-40 takes 3 GB a process
+
+
 def test_twice_the_work_takes_twice_the_time():
     steps = {
         name: benchmark.timed(partial(time.sleep, seconds), CPU)
