@@ -172,7 +172,7 @@ def test_every_network_searches_rejuvenates_and_trains(arch, tmp_path):
     flags = (
         f"--synthetic --subset 40 -a {arch} --epochs 1 --schedule 30 --image-size 32"
         " --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 30 -j 0"
-        " --nr-target 0.8 --nr-sparsity-start 0.02"
+        " --nr-target 0.95 --nr-sparsity-start 0.02"
     )
     train(flags, tmp_path)
     phases = [row["Phase"] for row in read_log(tmp_path / "log.txt")]
