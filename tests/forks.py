@@ -4,11 +4,12 @@ import os
 import runpy
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT
@@ -107,6 +108,8 @@ def execute(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(ROOT)
+    tempfile.tempdir = None  # it is found anew, in this environment
+    current_process()._config.pop("tempdir", None)
     torch.set_num_threads(1)
     if setup:
         setup()
