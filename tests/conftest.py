@@ -1,4 +1,4 @@
-"""A process for each core and one more, of one thread: the tests' tensors are small."""
+"""A process for each core, of one thread: the tests' tensors are small."""
 
 import atexit
 import os
@@ -42,10 +42,10 @@ with suppress(AttributeError, ValueError):  # no such signal, or not the main th
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than the cores that this process may use."""
+    """The cores that this process may use: one process more takes longer, by a quarter on two."""
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count()
-    return min((cores or 1) + 1, MOST_WORKERS)  # one waits for the processes that it has started
+    return min(cores or 1, MOST_WORKERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
