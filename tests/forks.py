@@ -9,11 +9,11 @@ import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing import current_process, get_context
+from multiprocessing import current_process, get_all_start_methods, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from subprocess import DEVNULL, STDOUT
-from typing import IO, Self
+from typing import IO
 
 import torch
 import torch._dynamo
@@ -22,8 +22,10 @@ import cifar  # noqa: F401 - before the forks
 import imagenet  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
-SERVER = get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.forks", "tests.machine.nodes"])
+FORKS = "forkserver" in get_all_start_methods()  # not on Windows, where each start is one
+SERVER = get_context("forkserver" if FORKS else "spawn")
+if FORKS:
+    SERVER.set_forkserver_preload(["tests.forks", "tests.machine.nodes"])
 
 
 class Fork:
@@ -72,7 +74,7 @@ class Fork:
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Fork":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -150,12 +152,8 @@ class ForkedPopen:
                 os.dup2(nothing.fileno(), 0)
             for number in (1, 2):
                 os.dup2(stdout.fileno(), number)
-            for number in {int(name) for name in os.listdir("/proc/self/fd")} - {
-                0,
-                1,
-                2,
-                *pass_fds,
-            }:
+            inherited = {int(name) for name in os.listdir("/dev/fd")} - {0, 1, 2, *pass_fds}
+            for number in inherited:
                 with suppress(OSError):  # that of the list itself
                     os.close(number)
             for signum in (signal.SIGINT, signal.SIGTERM):
