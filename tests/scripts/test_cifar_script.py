@@ -286,11 +286,10 @@ def small_mobilenet(name: str, num_classes: int) -> MobileNetV2:
 def test_a_network_of_torchvision_searches_rejuvenates_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(models.converted, "original", small_mobilenet)
     flags = SMALL.replace("-a resnet --depth 8 --width-mult 0.25", "-a torchvision:mobilenet_v2")
-    flags += " --nr-target 0.95 --epochs 2"  # each epoch takes seconds
     straight, halved = tmp_path / "straight", tmp_path / "halved"
     drive(flags, straight)
     drive(f"{flags} --nr-compress-only", halved)
-    assert (halved / "NR_torchvision_mobilenet_v2_0.95.pth.tar").exists()
+    assert (halved / "NR_torchvision_mobilenet_v2_0.9.pth.tar").exists()
     assert load(halved / "checkpoint.pth.tar")["arch"] == "torchvision_mobilenet_v2"
     drive(f"{flags} --resume auto", halved)
     assert_same_run(straight, halved)
