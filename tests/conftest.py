@@ -42,7 +42,7 @@ with suppress(AttributeError, ValueError):  # no such signal, or not the main th
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """The cores that this process may use: one process more took a sixth longer on two."""
+    """The cores that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count()
     return min(cores or 1, MOST_WORKERS)
