@@ -38,15 +38,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "--setting",
-        nargs="+",
-        default=["a", "b", "c"],
-        choices=named("setting"),
-        help="what to run",
-    )
-    add("--pilot", nargs="+", choices=named("pilot"), help="λ on held-out training images instead")
-    add("--paper", nargs="+", choices=named("paper"), help="the published settings instead")
+    everything = "what to run, all of them where nothing is said"
+    add("--setting", nargs="+", choices=named("setting"), help=everything)
+    add("--pilot", nargs="+", choices=named("pilot"), help="λ on held-out training images")
+    add("--paper", nargs="+", choices=named("paper"), help="the published settings")
     add("--quick", action="store_true", help="made images and tiny networks instead")
     add("--arms", nargs="+", choices=ARMS, help="only these of each setting")
     add("--seeds", nargs="+", type=int, help="instead of those of each setting")
@@ -88,8 +83,11 @@ def chosen(args: argparse.Namespace) -> tuple[Setting, ...]:
     """The settings that the flags ask for, in order."""
     if args.quick:
         return GROUPS["quick"]
-    kind = "paper" if args.paper else "pilot" if args.pilot else "setting"
-    return tuple(setting for name in getattr(args, kind) for setting in GROUPS[f"{kind} {name}"])
+    asked = {kind: getattr(args, kind) for kind in ("setting", "pilot", "paper")}
+    if not any(asked.values()):
+        asked["setting"] = named("setting")
+    groups = [f"{kind} {name}" for kind, names in asked.items() for name in names or ()]
+    return tuple(setting for group in groups for setting in GROUPS[group])
 
 
 def for_scripts(path: Path) -> Path:
@@ -164,13 +162,15 @@ def run(
         def line(job: Job) -> list[str]:
             stands = progress(job, places.runs)
             if stands.state == TRAINED:
-                return evaluation_words(job, places, stands.shaped, evaluated_file(job))
+                last = evaluated_file(job, places.runs / job.name)
+                return evaluation_words(job, places, stands.shaped, last)
             return start_words(job, places, stands.shaped, begun(job, places.runs))
 
         def finish(job: Job, step: str) -> None:
             folder = places.runs / job.name
             if step == TRAINED:
-                evaluation.write(folder, (folder / EVALUATED).read_text(), evaluated_file(job))
+                said = (folder / EVALUATED).read_text()
+                evaluation.write(folder, said, evaluated_file(job, folder))
                 print(report(jobs, places, args.cores).splitlines()[-1])
 
         scheduler = Scheduler(
@@ -189,9 +189,10 @@ def run(
         os.close(study)
 
 
-def evaluated_file(job: Job) -> str:
+def evaluated_file(job: Job, folder: Path) -> str:
     """The checkpoint that is evaluated: the last, or of a search the one before it was rebuilt."""
-    return job.before if job.arm.name == SEARCH else LAST
+    rebuilt = job.arm.name == SEARCH and (folder / job.before).exists()
+    return job.before if rebuilt else LAST
 
 
 def make_data(settings: tuple[Setting, ...], places: Places, archive: Path) -> None:

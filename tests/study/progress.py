@@ -62,12 +62,15 @@ def _state(job: Job, folder: Path, rows: tuple[dict, ...], shaped: Shape) -> str
         trained = read_searched(folder) is not None
     else:
         trained = number >= job.arm.rounds and train >= shaped.epochs
+    evaluated = (folder / EVALUATION).exists() or not job.setting.evaluated
     if not trained:
         own = job.arm.searches_in(number) and not train
         all_searched = own and search >= job.setting.max_epochs
         low = bool(search) and rows[-1]["Utilization"] <= job.setting.target
-        return GAVE_UP if all_searched and not low else READY
-    evaluated = (folder / EVALUATION).exists() or not job.setting.evaluated
+        if low or not all_searched:
+            return READY
+        # How much a λ that is too small left alive is worth knowing, too.
+        return GAVE_UP if evaluated or job.arm.name != SEARCH else TRAINED
     return DONE if evaluated else TRAINED
 
 

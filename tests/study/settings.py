@@ -34,7 +34,8 @@ class Arm:
 
 
 TWO_ROUNDS = "two-rounds"
-SEARCH, NR_CR, PLAIN_LONG, PLAIN_COMPUTE = "search", "nr-cr", "plain-long", "plain-compute"
+SEARCH, NR_CR = "search", "nr-cr"
+PLAIN_LONG, PLAIN_COMPUTE, PLAIN_NARROW = "plain-long", "plain-compute", "plain-narrow"
 ARMS = {
     arm.name: arm
     for arm in (
@@ -48,11 +49,11 @@ ARMS = {
         Arm(TWO_ROUNDS, "--nr-cross removed --nr-rounds 2", resumes=True, rounds=2),
         Arm(PLAIN_LONG, "--nr-target 1", length=BOTH),
         Arm(PLAIN_COMPUTE, "--nr-target 1", length=COMPUTE),
-        Arm("plain-narrow", "--nr-target 1", length=BOTH, narrow=True),
+        Arm(PLAIN_NARROW, "--nr-target 1", length=BOTH, narrow=True),
         Arm("nr", searches=True),  # search and train phase by one command
     )
 }
-PLAIN_ARMS = ("plain", PLAIN_LONG, PLAIN_COMPUTE, "plain-narrow")
+PLAIN_ARMS = ("plain", PLAIN_LONG, PLAIN_COMPUTE, PLAIN_NARROW)
 ALL_ARMS = tuple(name for name in ARMS if name != "nr")
 
 
@@ -100,9 +101,20 @@ JPEG, HELD_OUT = "-d folder --data {jpeg}", "-d folder --data {heldout}"
 A = Setting(
     "a", "-a vgg19_bn", JPEG, "--amp", images=5000, width=0.25, sparsity=1.4e-3
 )  # λ chosen on held-out training images: checkpoints/heldout
-# Twice as wide on half as many images: most of its channels are to spare. Batches of 32 give it as
-# many steps an epoch as setting a has. Its λ is chosen by --pilot b.
-B = Setting("b", "-a vgg19_bn", JPEG, "--amp --train-batch 32", images=2500, width=0.5)
+# Twice as wide on half as many images, trained until it knows them: most channels are to spare, and
+# more epochs are no longer what a network lacks. Batches of 32 give as many steps an epoch as
+# setting a has. Its λ is chosen by --pilot b.
+B = Setting(
+    "b",
+    "-a vgg19_bn",
+    JPEG,
+    "--amp --train-batch 32",
+    images=2500,
+    width=0.5,
+    epochs=100,
+    schedule=(50, 75),
+    arms=(SEARCH, "plain", NR_CR, "nr-ca", "pruned", PLAIN_LONG, PLAIN_NARROW),
+)
 C = Setting(
     "c",
     "-a resnet --depth 110",
@@ -110,7 +122,6 @@ C = Setting(
     "--amp --train-batch 32 --lr 0.03",
     images=2500,
     width=0.25,
-    sparsity=2e-3,
     arms=(SEARCH, "plain", NR_CR, "nr-ca", PLAIN_LONG),
     seeds=(1, 2),
 )
@@ -200,7 +211,8 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "setting b": (B,),
     "setting c": (C,),
     "pilot a": pilots(A, 1e-3, 1.4e-3, 2e-3),
-    "pilot b": pilots(B, 7e-4, 1e-3, 1.4e-3),
+    "pilot b": pilots(B, 1e-3, 1.4e-3, 2e-3),
+    "pilot c": pilots(C, 1e-3, 2e-3, 4e-3),
     "paper cifar": (
         published_cifar("vgg19c10", VGG, "cifar10", 1.5e-4),
         published_cifar("vgg19c100", VGG, "cifar100", 3e-4),

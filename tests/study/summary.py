@@ -40,7 +40,7 @@ def summarise(jobs: list[Job], runs: Path, out: Path) -> str:
 
 
 def draw(jobs: list[Job], finished: list[Run], runs: Path, out: Path) -> None:
-    """Error curves and differences of every setting, and the live channels of the searches."""
+    """Error curves, differences and live channels of every setting."""
     for setting, by_arm in arms(finished).items():
         curves = [(arm, run.rows) for arm, group in by_arm.items() for run in group]
         plots.comparison(curves, out / f"{setting}-errors.png")
@@ -50,26 +50,26 @@ def draw(jobs: list[Job], finished: list[Run], runs: Path, out: Path) -> None:
             for base, rows in found.items()
         }
         pictures.differences(intervals, out / f"{setting}-differences.png")
-    measured = [job for job in unrejuvenated(jobs) if (runs / job.name / "log.txt").exists()]
-    if not measured:
-        return
-    logs = [(label(job), read_log(runs / job.name / "log.txt")) for job in measured]
-    searches = [
-        (text, rows if job.arm.name != SEARCH else rows[: search_epochs(rows)])
-        for job, (text, rows) in zip(measured, logs, strict=True)
-    ]
-    pictures.live_over_sparsity(searches, out / "live-epochs.png")
-    evaluated = [(label(job), read_evaluation(runs / job.name)) for job in measured]
-    layers = [(text, found["live"]) for text, found in evaluated if found]
-    if layers:
-        pictures.live_by_layer(layers, out / "live-layers.png")
+    for group, networks in live_networks(jobs, runs).items():
+        pictures.live(networks, out / f"{group}-live.png")
+
+
+def live_networks(jobs: list[Job], runs: Path) -> dict[str, list[pictures.Live]]:
+    """Plain runs and searches in ``runs``, by setting (all λ of a pilot together)."""
+    found: dict[str, list[pictures.Live]] = {}
+    for job in unrejuvenated(jobs):
+        if rows := unrejuvenated_rows(job, runs):
+            layers = read_evaluation(runs / job.name) or {"live": {}}
+            network = pictures.Live(sparsity(job), rows, layers["live"])
+            found.setdefault(group_name(job), []).append(network)
+    return found
 
 
 def unrejuvenated(jobs: list[Job]) -> list[Job]:
     """Plain runs and searches: those whose utilization says what the penalty does."""
     return sorted(
         (job for job in jobs if job.arm.name in (SEARCH, "plain")),
-        key=lambda job: (job.setting.name.split("_")[0], sparsity(job), job.seed),
+        key=lambda job: (group_name(job), sparsity(job), job.seed),
     )
 
 
@@ -78,24 +78,26 @@ def sparsity(job: Job) -> float:
     return job.setting.sparsity or 0.0 if job.arm.name == SEARCH else 0.0
 
 
-def label(job: Job) -> str:
-    group = job.setting.name.split("_")[0]
-    return f"{group} {job.arm.name}, λ {sparsity(job):g}, seed {job.seed}"
+def group_name(job: Job) -> str:
+    """A setting's own name, the same for all λ of a pilot."""
+    return job.setting.name.split("_")[0]
 
 
-def search_epochs(rows: list[dict]) -> int:
-    return sum(row["Phase"] == "search" for row in rows)
+def unrejuvenated_rows(job: Job, runs: Path) -> list[dict]:
+    """The rows of ``job``'s log before its network was rebuilt; none where it has not begun."""
+    path = runs / job.name / "log.txt"
+    rows = read_log(path) if path.exists() else []
+    searching = [row for row in rows if row["Phase"] == "search"]
+    return searching if job.arm.name == SEARCH else rows
 
 
 def live_table(jobs: Iterable[Job], runs: Path) -> str:
     """How much lives without and with a penalty, and the error before rejuvenation and after."""
     rows = []
     for job in unrejuvenated(list(jobs)):
-        path = runs / job.name / "log.txt"
-        if not path.exists():
+        log = unrejuvenated_rows(job, runs)
+        if not log:
             continue
-        log = read_log(path)
-        log = log[: search_epochs(log)] if job.arm.name == SEARCH else log
         evaluated = read_evaluation(runs / job.name)
         after = read_evaluation(runs / job.name.replace("-search-", "-nr-cr-"))
         rows.append(

@@ -1,6 +1,7 @@
 """The study's lengths, schedules, widths and command lines."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -12,6 +13,7 @@ from tests.study import jobs
 from tests.study.jobs import Job, Places, Searched, shape, start_words, stretched, words
 from tests.study.settings import ALL_ARMS, ARMS, COMPUTE, GROUPS, Setting
 from tests.study.settings import A as SETTING_A
+from tests.study.settings import B as SETTING_B
 from utils.training.options import NO_REJUVENATION
 
 SPEC = {"family": "cifar", "arch": "vgg19_bn", "options": {"width_mult": 0.25, "num_classes": 10}}
@@ -132,7 +134,7 @@ def test_command_lines_of_setting_a(places):
         assert " ".join(line) == f"{shared.format(*parts)} -c {folder}"
 
 
-@pytest.mark.parametrize("setting", [GROUPS["setting a"][0], GROUPS["setting b"][0]])
+@pytest.mark.parametrize("setting", [SETTING_A, replace(SETTING_B, arms=ALL_ARMS)])
 def test_two_rounds_start_from_the_search_of_their_seed(setting, places):
     found = job("two-rounds", 2, setting)
     assert found in jobs.all_jobs((setting,), None)

@@ -7,9 +7,10 @@ import pytest
 from tests.report.test_report import structure as report_structure
 from tests.study import progress as states
 from tests.study import summary
-from tests.study.jobs import Job, Places, Shape
+from tests.study.__main__ import evaluated_file
+from tests.study.jobs import Job, Places, Shape, all_jobs
 from tests.study.progress import Cost, cost, progress, seconds_left
-from tests.study.settings import ARMS, QUICK
+from tests.study.settings import ARMS, GROUPS, QUICK
 from utils.shown.log import write_log
 
 SPEC = {
@@ -68,6 +69,9 @@ def test_a_search_lets_the_others_start(tmp_path):
 
 def test_a_search_that_gave_up_blocks_the_others(tmp_path):
     leave(tmp_path, "search", search=QUICK.max_epochs, train=0)
+    assert state(tmp_path, "search") == states.TRAINED
+    assert state(tmp_path, "nr-cr") == state(tmp_path, "plain-long") == states.WAITING
+    leave(tmp_path, "search", search=QUICK.max_epochs, train=0, evaluated=True)
     assert state(tmp_path, "search") == states.GAVE_UP
     assert state(tmp_path, "nr-cr") == state(tmp_path, "plain-long") == states.BLOCKED
 
@@ -158,3 +162,36 @@ def test_a_new_machine_starts_with_the_runs_that_were_collected(tmp_path):
     assert summary.restore(jobs, source, runs) == 3
     assert {state(runs, arm) for arm in QUICK.arms} == {states.DONE}
     assert summary.restore(jobs, source, runs) == 0
+
+
+@pytest.mark.parametrize(
+    ("arm", "rebuilt", "expected"),
+    [
+        ("search", True, "NR_resnet_before_0.9.pth.tar"),
+        ("search", False, "checkpoint.pth.tar"),  # it gave up
+        ("nr-cr", True, "checkpoint.pth.tar"),
+    ],
+)
+def test_a_search_is_evaluated_as_it_was_before_it_was_rebuilt(arm, rebuilt, expected, tmp_path):
+    if rebuilt:
+        (tmp_path / "NR_resnet_before_0.9.pth.tar").touch()
+    assert evaluated_file(job(arm), tmp_path) == expected
+
+
+def test_live_channels_of_all_sparsities_of_a_pilot_are_drawn_together(tmp_path):
+    """Of plain runs every epoch, of searches those before the network was rebuilt."""
+    left = {"pilotb-plain-seed11": (0, 3), "pilotb_0.001-search-seed11": (2, 1)}
+    left |= {"pilotb_0.002-search-seed11": (5, 0), "pilotb_0.001-nr-cr-seed11": (2, 3)}
+    for name, lengths in left.items():
+        (tmp_path / name).mkdir()
+        write_log(tmp_path / name / "log.txt", rows(*lengths))
+    (tmp_path / "pilotb-plain-seed11" / "evaluation.json").write_text('{"live": {"stem": 0.5}}')
+    pilot, given = all_jobs(GROUPS["pilot b"], None), all_jobs(GROUPS["setting a"], None)
+    (found,) = summary.live_networks([*given, *pilot], tmp_path).items()
+    group, networks = found
+    assert group == "pilotb"
+    assert [(n.sparsity, len(n.rows), n.layers) for n in networks] == [
+        (0, 3, {"stem": 0.5}),
+        (0.001, 2, {}),
+        (0.002, 5, {}),
+    ]

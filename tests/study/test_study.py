@@ -45,8 +45,9 @@ def here(monkeypatch):
 @pytest.mark.parametrize(
     "flags, count",
     [
-        ("", 33 + 33 + 10),
-        ("--pilot a b", 14),
+        ("", 33 + 21 + 10),
+        ("--pilot a b c", 21),
+        ("--setting a --pilot b", 33 + 7),
         ("--paper cifar imagenet jpeg", 18 + 15),
         ("--quick", 8),
     ],
@@ -92,7 +93,7 @@ def test_quick_study_killed_and_started_again(tmp_path):
         assert len(read_log(runs / f"quick-plain-long-seed{seed}" / "log.txt")) == search + 3
     assert not list(runs.glob("*/earlier-*"))
     assert "minus plain-long" in said
-    for name in ("quick-errors", "quick-differences", "live-epochs", "live-layers"):
+    for name in ("quick-errors", "quick-differences", "quick-live"):
         assert (runs / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     study(f"--quick --runs {runs} --collect {target}")
     printed = study(f"--quick --runs {target} --summary")

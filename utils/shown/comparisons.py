@@ -1,9 +1,11 @@
 """Pictures of several runs beside each other: differences, and live channels over λ."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from utils.shown import plots
 
@@ -33,46 +35,39 @@ def differences(groups: dict[str, dict[str, tuple[float, float]]], path: Path) -
         plots.save(figure, path)
 
 
-def live_over_sparsity(searches: list[tuple[str, list[dict]]], path: Path) -> None:
-    """Draw live fraction and error over the epochs of several λ beside each other.
+@dataclass(frozen=True)
+class Live:
+    """A network that was trained with λ ``sparsity``, before any rejuvenation.
 
-    ``searches``: (label, rows of log.txt).
+    ``rows``: of its log.txt; ``layers``: name -> live fraction of the layer's output channels at
+    the end, empty where it is not known.
     """
-    colours = matplotlib.colormaps["viridis"].resampled(len(searches) + 1)
+
+    sparsity: float
+    rows: list[dict]
+    layers: dict[str, float]
+
+
+def live(networks: list[Live], path: Path) -> None:
+    """Draw what lives over the epochs and in each layer, and the error, a colour for each λ."""
+    sparsities = sorted({network.sparsity for network in networks})
+    palette = matplotlib.colormaps["viridis"].resampled(len(sparsities) + 1)
+    colours = {value: palette(index) for index, value in enumerate(sparsities)}
     with plots.style():
         figure = Figure((plots.WIDTH, 4.2), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for index, (label, rows) in enumerate(searches):
-            epochs = range(1, len(rows) + 1)
-            colour = colours(index)
-            left.plot(epochs, [r["Utilization"] for r in rows], color=colour, label=label)
-            right.plot(epochs, [100 - r["Valid Acc."] for r in rows], color=colour)
-        left.set(xlabel="epoch", title="Live fraction (parameters)", ylim=(0, 1.03))
-        right.set(xlabel="epoch", title="Validation error (%)")
-        for axes in (left, right):
+        live, error, layers = figure.subplots(1, 3)
+        for network in networks:
+            epochs, colour = range(1, len(network.rows) + 1), colours[network.sparsity]
+            live.plot(epochs, [row["Utilization"] for row in network.rows], color=colour)
+            error.plot(epochs, [100 - row["Valid Acc."] for row in network.rows], color=colour)
+            places = range(1, len(network.layers) + 1)
+            layers.plot(places, list(network.layers.values()), ".-", color=colour)
+        live.set(xlabel="epoch", title="Live fraction (parameters)", ylim=(0, 1.03))
+        error.set(xlabel="epoch", title="Validation error (%)")
+        layers.set(xlabel="layer", title="Live channels of each layer, at the end", ylim=(0, 1.03))
+        for axes in (live, error, layers):
             axes.grid(axis="y")
-        figure.legend(loc="outside right upper")
-        plots.save(figure, path)
-
-
-def live_by_layer(networks: list[tuple[str, dict[str, float]]], path: Path) -> None:
-    """Draw the live fraction of every layer, a line a network, into ``path``.
-
-    ``networks``: (label, layer name -> live fraction of its output channels).
-    """
-    names = list(max((live for _, live in networks), key=len))
-    colours = matplotlib.colormaps["viridis"].resampled(len(networks) + 1)
-    with plots.style():
-        figure = Figure((plots.WIDTH, 4.2), layout="constrained")
-        axes = figure.subplots()
-        for index, (label, live) in enumerate(networks):
-            values = [live.get(name, float("nan")) for name in names]
-            axes.plot(range(1, len(names) + 1), values, ".-", color=colours(index), label=label)
-        axes.grid(axis="y")
-        axes.set(
-            ylim=(0, 1.03),
-            xlabel="prunable layer, in the order of the network",
-            title="Live fraction of the output channels of each layer",
-        )
-        figure.legend(loc="outside right upper")
+            axes.xaxis.set_major_locator(plots.whole_numbers())
+        handles = [Line2D([], [], color=colours[value], label=f"λ {value:g}") for value in colours]
+        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
         plots.save(figure, path)

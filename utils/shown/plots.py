@@ -101,7 +101,7 @@ def utilization(history: list[dict[str, float]], path: Path) -> None:
         )
         figure.colorbar(image, label="live fraction of the output channels", pad=0.01)
         _name_layers(axes, names)
-        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_locator(whole_numbers())
         axes.set(xlabel="search epoch", title="Live channels of each layer during the search")
         save(figure, path)
 
@@ -130,7 +130,7 @@ def scales(history: list[list[int]], dead: float, path: Path) -> None:
         )
         figure.colorbar(image, label="% of the channels", pad=0.01)
         axes.axhline(math.log10(dead), color=REJUVENATED, linewidth=1.5)
-        axes.xaxis.set_major_locator(_whole_numbers())
+        axes.xaxis.set_major_locator(whole_numbers())
         decades = range(LEAST_DECADE, 1)
         axes.set_yticks(decades, [f"{10.0**decade:g}" for decade in decades])
         axes.set(
@@ -237,7 +237,7 @@ def _epochs(axes: Axes, spans: list[Phase], label: str | None = None) -> None:
     axes.set(xlim=(0.5, epochs + 0.5), xlabel="epoch")
     axes.set_ylim(bottom=0)
     axes.grid(axis="y")
-    axes.xaxis.set_major_locator(_whole_numbers())
+    axes.xaxis.set_major_locator(whole_numbers())
     above = axes.get_xaxis_transform()
     for span in (span for span in spans if span.searching):
         at = span.stop + 0.5
@@ -248,7 +248,7 @@ def _epochs(axes: Axes, spans: list[Phase], label: str | None = None) -> None:
             axes.text(at, 1.01, "rejuvenation", color=REJUVENATED, ha="center", transform=above)
 
 
-def _whole_numbers() -> MaxNLocator:
+def whole_numbers() -> MaxNLocator:
     """Ticks for an axis of epochs."""
     return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
