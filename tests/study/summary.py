@@ -2,21 +2,26 @@
 
 import shutil
 from collections.abc import Iterable
+from operator import attrgetter
 from pathlib import Path
 
 from tests.study.jobs import Job
 from tests.study.progress import FINAL, progress
-from tests.study.settings import PLAIN_ARMS, SEARCH
+from tests.study.settings import NR_CR, PLAIN_ARMS, PLAIN_LONG, PLAIN_NARROW, SEARCH
 from utils.errors import InputError
 from utils.files import write_atomically
-from utils.report.comparison import arms, comparisons, differences
+from utils.report.comparison import arms, comparisons, difference, differences, errors
 from utils.report.runs import EVALUATION, Run, read_evaluation, read_run
-from utils.report.tables import markdown
+from utils.report.tables import exact, markdown, spread
 from utils.shown import comparisons as pictures
 from utils.shown import plots
 from utils.shown.log import read_log
 
 COLLECTED = ("log.txt", "run.json", EVALUATION)
+# The comparisons that matter: both train equally long, with as many parameters or from one search.
+PAIRS = (("nr-ca", PLAIN_LONG), (NR_CR, PLAIN_NARROW), (NR_CR, "pruned"))
+PAIR_COLUMNS = "setting|comparison|parameters|against|error, %|against"
+PAIR_COLUMNS += "|difference: mean ± sd [95 % interval]|n"
 LIVE_COLUMNS = "run|λ|epochs|live fraction|error before rejuvenation, %|error of NR-CR after, %"
 
 
@@ -31,12 +36,37 @@ def summarise(jobs: list[Job], runs: Path, out: Path) -> str:
         except InputError as error:
             if job.arm.name != SEARCH:
                 open_lines.append(f"not in the tables: {error}")
-    parts = [comparisons(finished, list(PLAIN_ARMS)), live_table(jobs, runs), *open_lines]
+    parts = [
+        pair_table(finished),
+        comparisons(finished, list(PLAIN_ARMS)),
+        live_table(jobs, runs),
+        *open_lines,
+    ]
     text = "\n\n".join(part for part in parts if part)
     out.mkdir(parents=True, exist_ok=True)
     draw(jobs, finished, runs, out)
     write_atomically(out / "summary.md", (text + "\n").encode())
     return text
+
+
+def pair_table(finished: list[Run]) -> str:
+    """A row a setting and pair of arms, of the seeds that both have been evaluated with."""
+    rows = []
+    for setting, by_arm in arms(finished).items():
+        for names in PAIRS:
+            ours, base = (errors(by_arm.get(name, [])) for name in names)
+            found = difference(ours, base)
+            if found is None:
+                continue
+            shared = ours.keys() & base.keys()
+            runs = [[run for run in by_arm[name] if run.seed in shared] for name in names]
+            cells = [
+                cell([value(run) for run in group])
+                for cell, value in ((exact, attrgetter("params")), (spread, attrgetter("tested")))
+                for group in runs
+            ]
+            rows.append([setting, " minus ".join(names), *cells, str(found), str(found.n)])
+    return markdown(PAIR_COLUMNS.split("|"), rows) if rows else ""
 
 
 def draw(jobs: list[Job], finished: list[Run], runs: Path, out: Path) -> None:

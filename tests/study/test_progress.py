@@ -8,9 +8,9 @@ from tests.report.test_report import structure as report_structure
 from tests.study import progress as states
 from tests.study import summary
 from tests.study.__main__ import evaluated_file
-from tests.study.jobs import Job, Places, Shape, all_jobs
+from tests.study.jobs import Job, Places, Shape
 from tests.study.progress import Cost, cost, progress, seconds_left
-from tests.study.settings import ARMS, GROUPS, QUICK
+from tests.study.settings import ARMS, QUICK
 from utils.shown.log import write_log
 
 SPEC = {
@@ -176,22 +176,3 @@ def test_a_search_is_evaluated_as_it_was_before_it_was_rebuilt(arm, rebuilt, exp
     if rebuilt:
         (tmp_path / "NR_resnet_before_0.9.pth.tar").touch()
     assert evaluated_file(job(arm), tmp_path) == expected
-
-
-def test_live_channels_of_all_sparsities_of_a_pilot_are_drawn_together(tmp_path):
-    """Of plain runs every epoch, of searches those before the network was rebuilt."""
-    left = {"pilotb-plain-seed11": (0, 3), "pilotb_0.001-search-seed11": (2, 1)}
-    left |= {"pilotb_0.002-search-seed11": (5, 0), "pilotb_0.001-nr-cr-seed11": (2, 3)}
-    for name, lengths in left.items():
-        (tmp_path / name).mkdir()
-        write_log(tmp_path / name / "log.txt", rows(*lengths))
-    (tmp_path / "pilotb-plain-seed11" / "evaluation.json").write_text('{"live": {"stem": 0.5}}')
-    pilot, given = all_jobs(GROUPS["pilot b"], None), all_jobs(GROUPS["setting a"], None)
-    (found,) = summary.live_networks([*given, *pilot], tmp_path).items()
-    group, networks = found
-    assert group == "pilotb"
-    assert [(n.sparsity, len(n.rows), n.layers) for n in networks] == [
-        (0, 3, {"stem": 0.5}),
-        (0.001, 2, {}),
-        (0.002, 5, {}),
-    ]

@@ -1,0 +1,50 @@
+"""The tables and pictures that the study ends with."""
+
+from tests.report.test_comparison import evaluate
+from tests.report.test_report import table_row, write_run
+from tests.study import summary
+from tests.study.jobs import all_jobs
+from tests.study.settings import GROUPS
+from tests.study.test_progress import rows
+from utils.report.runs import read_run
+from utils.shown.log import write_log
+
+
+def test_the_comparisons_that_matter(tmp_path):
+    """Only seeds of both arms count, in the errors as in the difference."""
+    evaluated = {("nr-ca", 1): 80.0, ("nr-ca", 2): 78.0, ("nr-ca", 3): 79.0, ("nr-ca", 4): 10.0}
+    evaluated |= {("plain-long", 1): 78.0, ("plain-long", 2): 77.0, ("plain-long", 3): 76.0}
+    evaluated |= {("nr-cr", 1): 75.0, ("pruned", 1): 74.0}
+    for (arm, seed), accuracy in evaluated.items():
+        folder = tmp_path / f"a-{arm}-seed{seed}"
+        plain = arm == "plain-long"
+        form, target = ("plain", 1) if plain else ("removed", 0.25)
+        write_run(folder, seed=seed, form=form, search=int(not plain), nr_target=target)
+        evaluate(folder, accuracy)
+    text = summary.pair_table([read_run(folder) for folder in sorted(tmp_path.iterdir())])
+    row = table_row(text, "| a | nr-ca minus plain-long")
+    assert row["difference: mean ± sd [95 % interval]"] == "-2.00 ± 1.00 [-4.48, +0.48], open"
+    assert row["n"] == "3"
+    assert "| 21.00 ± 1.00 | 23.00 ± 1.00 |" in text
+    row = table_row(text, "| a | nr-cr minus pruned")
+    assert row["difference: mean ± sd [95 % interval]"] == "-1.00 (n = 1, open)"
+    assert len(text.splitlines()) == 4  # there is no plain-narrow
+
+
+def test_live_channels_of_all_sparsities_of_a_pilot_are_drawn_together(tmp_path):
+    """Of plain runs every epoch, of searches those before the network was rebuilt."""
+    left = {"pilotb-plain-seed11": (0, 3), "pilotb_0.001-search-seed11": (2, 1)}
+    left |= {"pilotb_0.002-search-seed11": (5, 0), "pilotb_0.001-nr-cr-seed11": (2, 3)}
+    for name, lengths in left.items():
+        (tmp_path / name).mkdir()
+        write_log(tmp_path / name / "log.txt", rows(*lengths))
+    (tmp_path / "pilotb-plain-seed11" / "evaluation.json").write_text('{"live": {"stem": 0.5}}')
+    pilot, given = all_jobs(GROUPS["pilot b"], None), all_jobs(GROUPS["setting a"], None)
+    (found,) = summary.live_networks([*given, *pilot], tmp_path).items()
+    group, networks = found
+    assert group == "pilotb"
+    assert [(n.sparsity, len(n.rows), n.layers) for n in networks] == [
+        (0, 3, {"stem": 0.5}),
+        (0.001, 2, {}),
+        (0.002, 5, {}),
+    ]
