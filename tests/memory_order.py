@@ -1,8 +1,9 @@
 """Does this machine convolve right? python -m tests.memory_order [THREADS ...] checks it.
 
 Output and gradients of nr's units, and of narrow networks of every family and form, in
-channels-last memory against contiguous memory. CPU libraries have been wrong here, and one that is
-may also crash or never return, so the test runs this in a process of its own with a time limit.
+channels-last memory against contiguous memory; of the units also in bfloat16, as --amp has it. CPU
+libraries have been wrong here, and one that is may also crash or never return, so the test runs
+this in a process of its own with a time limit.
 """
 
 import copy
@@ -17,6 +18,7 @@ from nr.units import FORMS, ConvBN
 from tests.helpers import FAMILIES, MODES, batch, build, loss_of, open_cross_blocks, vary, worn
 
 TOLERANCE = 5e-3  # relative to the largest value, which may be what is left of sums of 1e3 terms
+AMP_TOLERANCE = 5e-2  # bfloat16 rounds by up to 2⁻⁸, and every result is of several roundings
 REPEATS = 3  # of several threads, whose races do not show every time
 CHANNELS = (1, 3, 4, 7, 9, 15, 16)
 WINDOWS = ((1, 1), (1, 2), (3, 1), (3, 2), (7, 2))  # kernel size, stride
@@ -48,8 +50,11 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     return worst
 
 
-def check_unit(form: str, channels: int, window: tuple[int, int], count: int) -> float:
-    """The difference for one ConvBN, in eval mode, so that batch norm blows up no rounding."""
+def check_unit(form: str, channels: int, window: tuple[int, int], count: int, amp: bool) -> float:
+    """The difference for one ConvBN, in eval mode, so that batch norm blows up no rounding.
+
+    ``amp``: of bfloat16, to contiguous memory in float32.
+    """
     torch.manual_seed(0)
     widths = (channels,) * (1 if form == "plain" else 2)
     unit = ConvBN(1, 1, *window).eval()
@@ -60,7 +65,12 @@ def check_unit(form: str, channels: int, window: tuple[int, int], count: int) ->
     expected = passes(unit, streams)
     unit.to(memory_format=torch.channels_last)
     ordered = tuple(stream.to(memory_format=torch.channels_last) for stream in streams)
-    return max(difference(passes(unit, ordered), expected) for _ in range(repeats()))
+    worst = 0.0
+    for _ in range(repeats()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=amp):
+            found = passes(unit, ordered)
+        worst = max(worst, difference(found, expected))
+    return worst
 
 
 def check_network(family: str, mode: str | None, count: int) -> float:
@@ -79,19 +89,22 @@ def check_network(family: str, mode: str | None, count: int) -> float:
 
 
 def checks():
-    """(what, difference) of every check."""
-    for form, channels, window, count in itertools.product(FORMS, CHANNELS, WINDOWS, BATCHES):
+    """(what, difference, what it has to be below) of every check."""
+    units = itertools.product((False, True), FORMS, CHANNELS, WINDOWS, BATCHES)
+    for amp, form, channels, window, count in units:
         what = f"{form}, {channels} channels, kernel and stride {window}, batch {count}"
-        yield what, check_unit(form, channels, window, count)
+        found = check_unit(form, channels, window, count, amp)
+        yield what + ", bfloat16" * amp, found, AMP_TOLERANCE if amp else TOLERANCE
     for family, mode, count in itertools.product(FAMILIES, (None, *MODES), BATCHES):
-        yield f"{family}, {mode or 'plain'}, batch {count}", check_network(family, mode, count)
+        found = check_network(family, mode, count)
+        yield f"{family}, {mode or 'plain'}, batch {count}", found, TOLERANCE
 
 
 def check(threads: int) -> bool:
     """Print what is wrong with so many threads; whether anything is."""
     torch.set_num_threads(threads)
     results = list(checks())
-    wrong = [(what, found) for what, found in results if not found < TOLERANCE]
+    wrong = [(what, found) for what, found, tolerance in results if not found < tolerance]
     for what, found in wrong:
         print(f"{what}: off by {found:.2g}")
     print(
