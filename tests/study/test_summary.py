@@ -1,8 +1,12 @@
 """The tables and pictures that the study ends with."""
 
+import shutil
+
 from tests.report.test_comparison import evaluate
 from tests.report.test_report import table_row, write_run
+from tests.running import ROOT
 from tests.study import summary
+from tests.study.__main__ import COMMITTED, main
 from tests.study.jobs import all_jobs
 from tests.study.settings import GROUPS
 from tests.study.test_progress import rows
@@ -48,3 +52,22 @@ def test_live_channels_of_all_sparsities_of_a_pilot_are_drawn_together(tmp_path)
         (0.001, 2, {}),
         (0.002, 5, {}),
     ]
+
+
+def test_the_pages_show_what_the_committed_logs_say(tmp_path, capsys, monkeypatch):
+    """By the page's own command, in a copy, since it draws pictures as well."""
+    monkeypatch.chdir(ROOT)  # main goes there; this puts it back
+    page = (COMMITTED.parent / "README.md").read_text()
+    (command,) = (line for line in page.splitlines() if "tests.study --summary" in line)
+    words = command.removeprefix("python -m tests.study ").split()
+    words[words.index("checkpoints/study")] = str(tmp_path / "study")
+    shutil.copytree(COMMITTED, tmp_path / "study")
+    assert main(words) == 0
+    blocks = capsys.readouterr().out.strip().split("\n\n")
+    assert len(blocks) > 3
+    for block in blocks:
+        assert block in page
+    assert blocks[0] in (ROOT / "README.md").read_text()
+    pictures = {path.name for path in (tmp_path / "study").glob("*.png")}
+    assert pictures == {path.name for path in COMMITTED.glob("*.png")}
+    assert all(f"study/{name}" in page for name in pictures)
