@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nr
 from nr.layers import Chain, Classifier, Concat, Network, Residual
@@ -93,8 +94,38 @@ def test_blocks_are_the_labelled_views(form):
 
 def test_gate_is_own_plus_twice_sigmoid_times_cross():
     # own 0: 2·0.5·3 = 3; own 2: 2 + 2·0.8807971·(-1) = 0.2384058
-    out = gate(torch.tensor([0.0, 2.0]), torch.tensor([3.0, -1.0]))
-    assert out.tolist() == pytest.approx([3.0, 0.2384058], rel=1e-6)
+    out = gate(pixel(0.0, 2.0), pixel(3.0, -1.0))
+    assert out.flatten().tolist() == pytest.approx([3.0, 0.2384058], rel=1e-6)
+
+
+class SigmoidInputs(TorchDispatchMode):
+    """Keeps what the sigmoid is taken of."""
+
+    def __init__(self):
+        super().__init__()
+        self.inputs = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.sigmoid.default:
+            self.inputs.append(args[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
+def test_the_gate_takes_no_slice_of_channels_last_maps_on_a_cpu(order):
+    """What a convolution for both streams gives is sliced by channel: slow to go through."""
+    both = torch.randn(3, 12, 6, 6).to(memory_format=order).requires_grad_()
+    twin = both.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    with SigmoidInputs() as seen:
+        found = gate(both[:, :5], both[:, 7:])
+    (taken,) = seen.inputs
+    assert taken.is_contiguous(memory_format=order) or order == torch.contiguous_format
+    expected = twin[:, :5] + 2 * twin[:, :5].sigmoid() * twin[:, 7:]
+    downstream = torch.randn(3, 5, 6, 6)
+    for out in (found, expected):
+        (out * downstream).sum().backward()
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(both.grad, twin.grad)
 
 
 def test_batch_norm_acts_on_each_channel_of_each_stream():
