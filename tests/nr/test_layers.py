@@ -98,28 +98,41 @@ def test_gate_is_own_plus_twice_sigmoid_times_cross():
     assert out.flatten().tolist() == pytest.approx([3.0, 0.2384058], rel=1e-6)
 
 
-class SigmoidInputs(TorchDispatchMode):
-    """Keeps what the sigmoid is taken of."""
+class Inputs(TorchDispatchMode):
+    """Keeps what ``operation`` is done to."""
 
-    def __init__(self):
+    def __init__(self, operation):
         super().__init__()
-        self.inputs = []
+        self.operation, self.found = operation, []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if function is torch.ops.aten.sigmoid.default:
-            self.inputs.append(args[0])
+        if function is self.operation:
+            self.found.append(args[0])
         return function(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last])
-def test_the_gate_takes_no_slice_of_channels_last_maps_on_a_cpu(order):
-    """What a convolution for both streams gives is sliced by channel: slow to go through."""
-    both = torch.randn(3, 12, 6, 6).to(memory_format=order).requires_grad_()
-    twin = both.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-    with SigmoidInputs() as seen:
+def test_no_batch_norm_is_of_a_slice_on_a_cpu(order):
+    """A convolution for both streams gives maps that are cut by channel: slow to go through."""
+    for form in MODES:
+        unit = ConvBN(1, 1, 3)
+        unit.build(form, (2, 3), (5, 7))
+        unit.to(memory_format=order)
+        streams = tuple(torch.randn(3, c, 6, 6).to(memory_format=order) for c in (2, 3))
+        with Inputs(torch.ops.aten.native_batch_norm.default) as seen:
+            unit(streams)
+        assert [taken.shape[1] for taken in seen.found] == [5, 7]
+        assert all(taken.is_contiguous(memory_format=order) for taken in seen.found)
+
+
+def test_the_gate_takes_no_slice_of_channels_last_maps_on_a_cpu():
+    """Values and gradients are those of dense maps."""
+    both = torch.randn(3, 12, 6, 6).to(memory_format=torch.channels_last).requires_grad_()
+    twin = both.detach().contiguous().requires_grad_()
+    with Inputs(torch.ops.aten.sigmoid.default) as seen:
         found = gate(both[:, :5], both[:, 7:])
-    (taken,) = seen.inputs
-    assert taken.is_contiguous(memory_format=order) or order == torch.contiguous_format
+    (taken,) = seen.found
+    assert taken.is_contiguous(memory_format=torch.channels_last)
     expected = twin[:, :5] + 2 * twin[:, :5].sigmoid() * twin[:, 7:]
     downstream = torch.randn(3, 5, 6, 6)
     for out in (found, expected):
