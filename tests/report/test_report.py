@@ -342,3 +342,14 @@ def test_an_export_of_nothing_is_one_line(tmp_path, capsys):
     assert main(["--export", str(tmp_path / "x.pt2"), str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "model_best" in line
+
+
+def test_every_committed_run_is_reported(capsys):
+    """In one row each with the other seeds of its command; the searches alone are left out."""
+    folders = sorted(path.parent for path in (ROOT / "checkpoints/study").glob("*/run.json"))
+    assert main([str(folder) for folder in folders]) == 0
+    output, left_out = capsys.readouterr()
+    rows = [line.split(" | ") for line in output.splitlines() if "CIFAR-10 (JPEG)" in line]
+    searches = [folder for folder in folders if "-search-" in folder.name]
+    assert sum(int(cells[-3]) for cells in rows) == len(folders) - len(searches)
+    assert len(left_out.splitlines()) == len(searches)

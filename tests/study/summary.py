@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable
-from operator import attrgetter
 from pathlib import Path
 
 from tests.study.jobs import Job
@@ -60,12 +59,10 @@ def pair_table(finished: list[Run]) -> str:
                 continue
             shared = ours.keys() & base.keys()
             runs = [[run for run in by_arm[name] if run.seed in shared] for name in names]
-            cells = [
-                cell([value(run) for run in group])
-                for cell, value in ((exact, attrgetter("params")), (spread, attrgetter("tested")))
-                for group in runs
-            ]
-            rows.append([setting, " minus ".join(names), *cells, str(found), str(found.n)])
+            params = [exact([run.params for run in group]) for group in runs]
+            tested = [spread(run.tested for run in group) for group in runs]
+            cells = [setting, " minus ".join(names), *params, *tested, str(found), str(found.n)]
+            rows.append(cells)
     return markdown(PAIR_COLUMNS.split("|"), rows) if rows else ""
 
 

@@ -55,17 +55,17 @@ def live(networks: list[Live], path: Path) -> None:
     colours = {value: palette(index) for index, value in enumerate(sparsities)}
     with plots.style():
         figure = Figure((plots.WIDTH, 4.2), layout="constrained")
-        live, error, layers = figure.subplots(1, 3)
+        left, middle, right = figure.subplots(1, 3)
         for network in networks:
             epochs, colour = range(1, len(network.rows) + 1), colours[network.sparsity]
-            live.plot(epochs, [row["Utilization"] for row in network.rows], color=colour)
-            error.plot(epochs, [100 - row["Valid Acc."] for row in network.rows], color=colour)
+            left.plot(epochs, [row["Utilization"] for row in network.rows], color=colour)
+            middle.plot(epochs, [100 - row["Valid Acc."] for row in network.rows], color=colour)
             places = range(1, len(network.layers) + 1)
-            layers.plot(places, list(network.layers.values()), ".-", color=colour)
-        live.set(xlabel="epoch", title="Live fraction (parameters)", ylim=(0, 1.03))
-        error.set(xlabel="epoch", title="Validation error (%)")
-        layers.set(xlabel="layer", title="Live channels of each layer, at the end", ylim=(0, 1.03))
-        for axes in (live, error, layers):
+            right.plot(places, list(network.layers.values()), ".-", color=colour)
+        left.set(xlabel="epoch", title="Live fraction (parameters)", ylim=(0, 1.03))
+        middle.set(xlabel="epoch", title="Validation error (%)")
+        right.set(xlabel="layer", title="Live channels of each layer, at the end", ylim=(0, 1.03))
+        for axes in (left, middle, right):
             axes.grid(axis="y")
             axes.xaxis.set_major_locator(plots.whole_numbers())
         handles = [Line2D([], [], color=colours[value], label=f"λ {value:g}") for value in colours]
