@@ -211,7 +211,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "setting b": (B,),
     "setting c": (C,),
     "pilot a": pilots(A, 1e-3, 1.4e-3, 2e-3),
-    "pilot b": pilots(B, 1e-3, 1.4e-3, 2e-3),
+    "pilot b": pilots(B, 5e-4, 7e-4, 1e-3),
     "pilot c": pilots(C, 1e-3, 2e-3, 4e-3),
     "paper cifar": (
         published_cifar("vgg19c10", VGG, "cifar10", 1.5e-4),
