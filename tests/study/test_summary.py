@@ -8,7 +8,7 @@ from tests.running import ROOT
 from tests.study import summary
 from tests.study.__main__ import COMMITTED, main
 from tests.study.jobs import all_jobs
-from tests.study.settings import GROUPS
+from tests.study.settings import B, GROUPS, pilots
 from tests.study.test_progress import rows
 from utils.report.runs import read_run
 from utils.shown.log import write_log
@@ -43,7 +43,7 @@ def test_live_channels_of_all_sparsities_of_a_pilot_are_drawn_together(tmp_path)
         (tmp_path / name).mkdir()
         write_log(tmp_path / name / "log.txt", rows(*lengths))
     (tmp_path / "pilotb-plain-seed11" / "evaluation.json").write_text('{"live": {"stem": 0.5}}')
-    pilot, given = all_jobs(GROUPS["pilot b"], None), all_jobs(GROUPS["setting a"], None)
+    pilot, given = all_jobs(pilots(B, 1e-3, 2e-3), None), all_jobs(GROUPS["setting a"], None)
     (found,) = summary.live_networks([*given, *pilot], tmp_path).items()
     group, networks = found
     assert group == "pilotb"
