@@ -114,6 +114,7 @@ B = Setting(
     width=0.5,
     epochs=100,
     schedule=(50, 90),
+    max_epochs=60,
     arms=(SEARCH, "plain", NR_CR, "nr-ca", "pruned", PLAIN_LONG, PLAIN_NARROW),
 )
 C = Setting(
