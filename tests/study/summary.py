@@ -25,10 +25,14 @@ LIVE_COLUMNS = "run|λ|epochs|live fraction|error before rejuvenation, %|error o
 
 
 def summarise(jobs: list[Job], runs: Path, out: Path) -> str:
-    """Tables of what is finished in ``runs``; pictures and the text itself go to ``out``."""
+    """Tables of what is finished in ``runs``; pictures and the text itself go to ``out``.
+
+    A pilot has one run an arm: its place is the table of λ, not the comparisons.
+    """
     finished, open_lines = [], []
     for job in jobs:
-        if not (runs / job.name / "run.json").exists():  # not begun, or not needed
+        begun = (runs / job.name / "run.json").exists()  # else also: not needed
+        if job.setting.pilot or not begun:
             continue
         try:
             finished.append(read_run(runs / job.name))
@@ -86,8 +90,8 @@ def live_networks(jobs: list[Job], runs: Path) -> dict[str, list[pictures.Live]]
     found: dict[str, list[pictures.Live]] = {}
     for job in unrejuvenated(jobs):
         if rows := unrejuvenated_rows(job, runs):
-            layers = read_evaluation(runs / job.name) or {"live": {}}
-            network = pictures.Live(sparsity(job), rows, layers["live"])
+            evaluated = read_evaluation(runs / job.name) or {}
+            network = pictures.Live(sparsity(job), rows, evaluated.get("live", {}))
             found.setdefault(group_name(job), []).append(network)
     return found
 

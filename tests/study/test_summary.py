@@ -8,7 +8,7 @@ from tests.running import ROOT
 from tests.study import summary
 from tests.study.__main__ import COMMITTED, main
 from tests.study.jobs import all_jobs
-from tests.study.settings import B, GROUPS, pilots
+from tests.study.settings import GROUPS, B, pilots
 from tests.study.test_progress import rows
 from utils.report.runs import read_run
 from utils.shown.log import write_log
@@ -52,6 +52,23 @@ def test_live_channels_of_all_sparsities_of_a_pilot_are_drawn_together(tmp_path)
         (0.001, 2, {}),
         (0.002, 5, {}),
     ]
+
+
+def test_a_pilot_is_in_the_table_of_sparsities_alone(tmp_path):
+    """It has one run an arm: nothing that could be compared."""
+    for job in all_jobs(pilots(B, 1e-3), None):
+        plain = job.arm.name == "plain"
+        target = 1 if plain else 0.25
+        folder = tmp_path / job.name
+        write_run(folder, seed=11, form="plain" if plain else "removed", nr_target=target)
+        evaluate(folder, {"plain": 70.0, "search": 50.0, "nr-cr": 72.5}[job.arm.name])
+    text = summary.summarise(all_jobs(pilots(B, 1e-3), None), tmp_path, tmp_path / "out")
+    assert text.startswith("| run | λ |")
+    row = table_row(text, "| pilotb_0.001-search-seed11")
+    assert row["error before rejuvenation, %"] == "50.00"
+    assert row["error of NR-CR after, %"] == "27.50"
+    written = {path.name for path in (tmp_path / "out").iterdir()}
+    assert written == {"summary.md", "pilotb-live.png"}
 
 
 def test_the_pages_show_what_the_committed_logs_say(tmp_path, capsys, monkeypatch):
