@@ -31,8 +31,9 @@ def summarise(jobs: list[Job], runs: Path, out: Path) -> str:
     """
     finished, open_lines = [], []
     for job in jobs:
-        begun = (runs / job.name / "run.json").exists()  # else also: not needed
-        if job.setting.pilot or not begun:
+        if job.setting.pilot:
+            continue
+        if not (runs / job.name / "run.json").exists():  # not begun, or not needed
             continue
         try:
             finished.append(read_run(runs / job.name))
