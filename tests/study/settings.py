@@ -124,6 +124,8 @@ B = Setting(
     max_epochs=60,
     arms=(SEARCH, "plain", NR_CR, "nr-ca", "pruned", PLAIN_LONG, PLAIN_NARROW),
 )
+# So deep and narrow a network learns slowly: it spends most of its epochs at the first learning
+# rate. λ is chosen by --pilot c.
 C = Setting(
     "c",
     "-a resnet --depth 110",
@@ -131,6 +133,9 @@ C = Setting(
     "--amp --train-batch 32 --lr 0.03",
     images=2500,
     width=0.25,
+    epochs=60,
+    schedule=(45, 54),
+    max_epochs=60,
     arms=(SEARCH, "plain", NR_CR, "nr-ca", PLAIN_LONG),
     seeds=(1, 2),
 )
@@ -221,7 +226,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
     "setting c": (C,),
     "pilot a": pilots(A, 1e-3, 1.4e-3, 2e-3),
     "pilot b": pilots(B, 5e-4, 7e-4, 1e-3),
-    "pilot c": pilots(C, 1e-3, 2e-3, 4e-3),
+    "pilot c": pilots(C, 1.5e-3, 2e-3),
     "paper cifar": (
         published_cifar("vgg19c10", VGG, "cifar10", 1.5e-4),
         published_cifar("vgg19c100", VGG, "cifar100", 3e-4),
