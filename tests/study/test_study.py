@@ -46,7 +46,7 @@ def here(monkeypatch):
     "flags, count",
     [
         ("", 33 + 21 + 10),
-        ("--pilot a b c", 21),
+        ("--pilot a b c", 7 + 7 + 5),
         ("--setting a --pilot b", 33 + 7),
         ("--paper cifar imagenet jpeg", 18 + 15),
         ("--quick", 8),
