@@ -100,3 +100,11 @@ def test_every_test_that_a_page_names_is_there():
     ):
         source = (ROOT / "tests" / path).read_text(encoding="utf-8")
         assert not name or f"def {name}(" in source, (path, name)
+
+
+@pytest.mark.parametrize("page", ["README.md", "checkpoints/README.md"])
+def test_every_paragraph_is_a_whole_sentence(page):
+    text = re.sub(r"```.*?```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+    prose = [block.strip() for block in text.split("\n\n") if block.strip()]
+    prose = [block for block in prose if not block.startswith(("#", "|", "!["))]
+    assert [block for block in prose if not block.endswith((".", ":"))] == []
