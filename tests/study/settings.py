@@ -138,7 +138,6 @@ C = Setting(
     schedule=(45, 54),
     max_epochs=60,
     arms=(SEARCH, "plain", NR_CR, "nr-ca", PLAIN_LONG),
-    seeds=(1, 2),
 )
 
 
