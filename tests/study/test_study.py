@@ -45,7 +45,7 @@ def here(monkeypatch):
 @pytest.mark.parametrize(
     "flags, count",
     [
-        ("", 33 + 21 + 10),
+        ("", 33 + 21 + 15),
         ("--pilot a b c", 7 + 7 + 5),
         ("--setting a --pilot b", 33 + 7),
         ("--paper cifar imagenet jpeg", 18 + 15),
