@@ -109,9 +109,10 @@ class Classifier(nn.Module):
             nn.Linear(width, self.num_classes, bias=stream == 0)
             for stream, width in enumerate(in_channels)
         )
-        for linear in self.linears:
-            nn.init.normal_(linear.weight, 0, 0.01)
-        nn.init.zeros_(self.linears[0].bias)
+        if not self.linears[0].weight.is_meta:  # there torch would compute values in Python
+            for linear in self.linears:
+                nn.init.normal_(linear.weight, 0, 0.01)
+            nn.init.zeros_(self.linears[0].bias)
         if old is not None:
             for linear in self.linears.train(old.training):
                 take_after(linear, old[0])

@@ -101,6 +101,8 @@ def effect(module: nn.Module, size: Size) -> Effect:
         _refuse_counted(module)
         return _tried(module, size)
     if kind.resizes:
+        if kind.cls is nn.AdaptiveAvgPool2d:  # on meta torch does its mean in Python, very slowly
+            module = nn.AdaptiveMaxPool2d(module.output_size)  # of the same size
         with torch.no_grad():
             size = _shape(module.forward, torch.empty(1, 1, *size, device="meta"))
     homogeneous, keeps_zero = kind.homogeneous, kind.keeps_zero

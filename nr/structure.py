@@ -209,16 +209,13 @@ def _unit(place: str, node: dict) -> ConvBN:
     streams = 1 if form == "plain" else 2
     if form not in FORMS or {len(in_channels), len(out_channels)} != {streams}:
         raise ValueError(f"structure: {place}: form {form!r} with {len(in_channels)} streams")
-    kernel_size, stride, padding = sizes
     options = {name: node[name] for name in norm}
-    cls = ConvBN if norm else Conv
-    unit = cls(1, 1, kernel_size, stride, padding=padding, **options)
     if group:
-        unit.group = _group(place, node["group"], in_channels, out_channels)
-    if unit.group and form not in ("plain", "removed"):
-        raise ValueError(f"structure: {place}: form {form!r} connects groups")
-    unit.build(form, in_channels, out_channels)
-    return unit
+        options["group"] = _group(place, node["group"], in_channels, out_channels)
+        if form not in ("plain", "removed"):
+            raise ValueError(f"structure: {place}: form {form!r} connects groups")
+    cls = ConvBN if norm else Conv
+    return cls.formed(form, in_channels, out_channels, tuple(sizes), **options)
 
 
 def _group(place: str, value: object, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple:

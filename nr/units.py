@@ -57,15 +57,39 @@ class ConvBN(nn.Module):
         momentum: float | None = 0.1,
     ):
         super().__init__()
+        self._set_window(kernel_size, stride, padding)
+        self.group = _group(in_channels, out_channels, groups)
+        self.gamma, self.eps, self.momentum = gamma, eps, momentum
+        self.build("plain", (in_channels,), (out_channels,))
+
+    @classmethod
+    def formed(
+        cls,
+        form: str,
+        in_channels: tuple[int, ...],
+        out_channels: tuple[int, ...],
+        window: tuple[int, int, int],
+        group: tuple[int, int] | None = None,
+        *,
+        gamma: float = 1.0,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+    ) -> "ConvBN":
+        """A unit of any form, one width a stream; ``window``: kernel size, stride and padding."""
+        unit = cls.__new__(cls)
+        nn.Module.__init__(unit)
+        unit._set_window(*window)
+        unit.group, unit.gamma, unit.eps, unit.momentum = group, gamma, eps, momentum
+        unit.build(form, in_channels, out_channels)
+        return unit
+
+    def _set_window(self, kernel_size: int, stride: int, padding: int | None) -> None:
         self.kernel_size = _square("kernel_size", kernel_size, 1)
         self.stride = _square("stride", stride, 1)
         padding = self.kernel_size // 2 if padding is None else padding
         self.padding = _square("padding", padding, 0)
         # Pixels between those that are read; the convolution strides over the rest.
         self.step = self.stride if self.kernel_size == 1 and self.padding == 0 else 1
-        self.group = _group(in_channels, out_channels, groups)
-        self.gamma, self.eps, self.momentum = gamma, eps, momentum
-        self.build("plain", (in_channels,), (out_channels,))
 
     def build(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]) -> None:
         """Replace the layers by fresh ones of this form and these widths (one width a stream).
@@ -125,7 +149,12 @@ class ConvBN(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Weights N(0, √(2/(k²·out))), cross blocks 0; γ as given, 0.5 when rejuvenated; β 0."""
+        """Weights N(0, √(2/(k²·out))), cross blocks 0; γ as given, 0.5 when rejuvenated; β 0.
+
+        On the meta device nothing: there torch computes in Python even what has no values.
+        """
+        if self.convs[0].weight.is_meta:
+            return
         std = math.sqrt(2 / (self.kernel_size**2 * sum(self.out_channels)))
         for i, o, block in self.blocks():
             block.normal_(0, std) if i == o else block.zero_()

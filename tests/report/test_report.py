@@ -35,6 +35,8 @@ ARGS = {
     "checkpoint": "c",
 }
 
+DESCRIBED = runs.described
+
 
 def structure(form: str = "plain") -> dict:
     """The network of SPEC as built, or rejuvenated with half of each layer live."""
@@ -344,12 +346,26 @@ def test_an_export_of_nothing_is_one_line(tmp_path, capsys):
     assert "model_best" in line
 
 
-def test_every_committed_run_is_reported(capsys):
-    """In one row each with the other seeds of its command; the searches alone are left out."""
+def test_every_committed_run_is_reported(capsys, monkeypatch):
+    """In one row each with the other seeds of its command; the searches alone are left out.
+
+    Each network is built once, which takes far longer than to read its runs, without values.
+    """
     folders = sorted(path.parent for path in (ROOT / "checkpoints/study").glob("*/run.json"))
+    built = []
+
+    def described(*network):
+        built.append(json.dumps(network))
+        with monkeypatch.context() as inner:
+            inner.setattr(torch.Tensor, "normal_", pytest.fail)
+            return DESCRIBED(*network)
+
+    runs.counted.cache_clear()
+    monkeypatch.setattr(runs, "described", described)
     assert main([str(folder) for folder in folders]) == 0
     output, left_out = capsys.readouterr()
     rows = [line.split(" | ") for line in output.splitlines() if "CIFAR-10 (JPEG)" in line]
     searches = [folder for folder in folders if "-search-" in folder.name]
     assert sum(int(cells[-3]) for cells in rows) == len(folders) - len(searches)
     assert len(left_out.splitlines()) == len(searches)
+    assert 0 < len(built) == len(set(built)) < len(folders)

@@ -9,7 +9,7 @@ from utils.report.comparison import comparisons
 from utils.report.export import SUFFIXES, export
 from utils.report.runs import read_run
 from utils.report.tables import cifar_table, csv_text, imagenet_table
-from utils.shown import plots, screen
+from utils.shown import screen
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -69,6 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         for line in left_out:
             print(f"not in the tables: {line}", file=sys.stderr)
         if args.plot:
+            from utils.shown import plots  # takes long to import
+
             pairs = [(f"{run.model} {run.arm}", run.rows) for run in runs]
             plots.comparison(pairs, args.plot)
     except InputError as error:

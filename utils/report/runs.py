@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import models
 import nr
 from models.converted import PREFIX
+from nr.structure import build_on_meta
 from nr.wiring import IMAGE, wiring
 from utils.errors import InputError, one_line
 from utils.shown.log import phases, read_log, rounds
@@ -66,8 +68,8 @@ def read_run(folder: Path) -> Run:
         args, spec = description["args"], description["network"]
         rows = read_log(folder / "log.txt")
         size = args["image_size"]
-        counts = count(described(spec, description["structure"]), size)
-        searched = nr.count_macs(described(spec), size)
+        counts = counted(json.dumps([spec, description["structure"]]), size)
+        _, _, searched = counted(json.dumps([spec]), size)
         return summary(folder, description, rows, counts, searched)
     except InputError as error:
         raise InputError(f"{folder}: {str(error).removeprefix(f'{folder}: ')}") from error
@@ -152,10 +154,16 @@ def described(spec: dict, structure: dict | None = None) -> nr.Network:
     """The network of a run.json without memory; as it was built where there is no structure."""
     if structure is not None and "widths" in structure:
         structure = upgraded(spec, structure)
+    if structure is not None:
+        return build_on_meta(structure)
     with torch.device("meta"):
-        if structure is None:
-            return models.build(spec["family"], spec["arch"], **spec["options"])
-        return nr.build(structure)
+        return models.build(spec["family"], spec["arch"], **spec["options"])
+
+
+@cache
+def counted(network: str, image_size: int) -> tuple[int, int, int]:
+    """``count`` of a network from JSON, the arguments of ``described``: once for its many runs."""
+    return count(described(*json.loads(network)), image_size)
 
 
 def count(network: nr.Network, image_size: int) -> tuple[int, int, int]:
