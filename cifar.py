@@ -10,6 +10,7 @@ import sys
 
 import nr
 from utils.data.batches import TestBatches, TrainBatches
+from utils.data.identity import folder_name, known_by
 from utils.data.sets import load_cifar
 from utils.machine import distributed
 from utils.training import options, phases, script
@@ -61,9 +62,11 @@ def main(argv: list[str] | None = None) -> int:
         train_set, test_set = load_cifar(
             args.dataset, args.data, devices[0], args.subset, args.workers
         )
+    name = folder_name(args.data) if args.dataset == "folder" else args.dataset
+    data = known_by(name, train_set, test_set, digested=not args.evaluate)
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "cifar", "arch": args.arch, "options": keywords}
-    run = Run(args, spec, devices, folder, args.nr_sparsity, train_set.classes)
+    run = Run(args, spec, devices, folder, args.nr_sparsity, train_set.classes, data)
     if args.pretrained:
         script.begin_pretrained(run)
     share = (distributed.rank(), distributed.world())

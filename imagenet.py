@@ -9,6 +9,7 @@ import sys
 
 import nr
 from models.imagenet import ALIASES
+from utils.data.identity import folder_name, known_by
 from utils.data.photographs import (
     TestBatches,
     TrainBatches,
@@ -88,9 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         train_set, val_set = make_synthetic(args.image_size, args.subset)
     else:
         train_set, val_set = load_imagenet(args.data, args.image_size, args.subset)
+    name = "synthetic" if args.synthetic else folder_name(args.data)
+    data = known_by(name, train_set, val_set, digested=not args.evaluate)
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
-    run = Run(args, spec, devices, folder, args.nr_sparsity_start, train_set.classes)
+    run = Run(args, spec, devices, folder, args.nr_sparsity_start, train_set.classes, data)
     if args.pretrained:
         script.begin_pretrained(run)
     place = (args.workers, devices[0], distributed.rank(), distributed.world())

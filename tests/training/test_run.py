@@ -828,6 +828,34 @@ def test_a_checkpoint_without_class_names_goes_on_and_gets_them(tmp_path):
     assert checkpoint.read(tmp_path / LAST)["classes"] == list(CLASSES)
 
 
+def test_other_data_are_refused_at_a_resume_and_not_in_an_evaluation(tmp_path, data, monkeypatch):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    known = checkpoint.read(tmp_path / LAST)["data"]
+    assert (known["name"], known["classes"], known["images"]) == ("cifar10", 10, [24, 10])
+    assert json.loads((tmp_path / "run.json").read_text())["data"] == known
+    before = contents(tmp_path)
+    for images in (data[0].take(torch.arange(23)), data[0].take(torch.arange(24).flip(0))):
+        with monkeypatch.context() as patch:
+            patch.setattr(cifar, "load_cifar", lambda *_, train=images, **__: (train, data[1]))
+            with pytest.raises(InputError) as caught:
+                resume(tmp_path, f"{PLAIN} --epochs 2")
+            assert resume(tmp_path, f"{PLAIN} -e") == 0
+        (line,) = str(caught.value).splitlines()
+        was = f"{tmp_path / LAST}: was trained on cifar10 (24 training and 10 test images, digest "
+        assert line.startswith(was) and f"the data are cifar10 ({len(images)} training" in line
+    assert contents(tmp_path) == before
+    assert resume(tmp_path, f"{PLAIN} --epochs 2") == 0
+
+
+def test_a_checkpoint_without_known_data_goes_on_and_gets_them(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    payload = checkpoint.read(tmp_path / LAST)
+    known = payload.pop("data")
+    checkpoint.save(tmp_path / LAST, payload)
+    assert resume(tmp_path, f"{PLAIN} --epochs 2") == 0
+    assert checkpoint.read(tmp_path / LAST)["data"] == known
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [

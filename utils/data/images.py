@@ -1,7 +1,9 @@
 """A set of CIFAR-size images in memory."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -10,22 +12,31 @@ IMAGE_SIZE = 32  # pixels a side, CIFAR's
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 [N, 3, 32, 32], labels int64 [N] on the same device, and the class names."""
+    """Images uint8 [N, 3, 32, 32], labels int64 [N] on the same device, and the class names.
+
+    ``source``: what tells the images from others where their pixels may differ a little from
+    machine to machine, as those of a decoder do; empty where the pixels tell.
+    """
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    source: bytes = b""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> "ImageSet":
         """The images at ``index``, int64 [n], in that order."""
-        return ImageSet(self.images[index], self.labels[index], self.classes)
+        return replace(self, images=self.images[index], labels=self.labels[index])
 
     def to(self, device: torch.device | str) -> "ImageSet":
         """The set on ``device``."""
-        return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def listing(self) -> Iterator[bytes | np.ndarray]:
+        """What tells the images from others, for the digest of the data set."""
+        yield self.source or self.images.flatten().cpu().numpy()
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from utils.data.batches import Normaliser, test_shares, train_shares
-from utils.data.class_folders import Listing, list_splits, open_image
+from utils.data.class_folders import Listing, list_splits, listed, open_image
 from utils.data.modes import to_rgb
 from utils.data.sets import SUBSET_TEST, balanced_order
 from utils.data.workers import Decoder, Pipeline, Request
@@ -44,16 +44,22 @@ TILES, TRAIN, TEST = range(3)  # what a seed of the synthetic images is for
 class Photographs:
     """Image files, listed but not read; batches of them are ``image_size`` pixels a side.
 
-    ``files``: bytes [N], one block of memory, which worker processes share; ``labels``: int64 [N].
+    ``files``: bytes [N], one block of memory, which worker processes share; ``labels``: int64 [N];
+    ``folder``: of the split.
     """
 
     files: np.ndarray
     labels: Tensor
     classes: tuple[str, ...]
     image_size: int
+    folder: str
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def listing(self) -> Iterator[bytes]:
+        """What tells the images from others, for the digest of the data set."""
+        return listed(self.folder, [os.fsdecode(file) for file in self.files.tolist()])
 
     def image(self, index: int) -> Image.Image:
         """One image, RGB, of its own size; InputError if it is broken or of no known range."""
@@ -77,6 +83,10 @@ class Made:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def listing(self) -> Iterator[bytes]:
+        """What tells the images from others, for the digest of the data set."""
+        yield b"made %d" % self.part
 
     def image(self, index: int) -> Image.Image:
         """One image, RGB: a pure function of ``part`` and ``index``."""
@@ -110,7 +120,7 @@ def load_imagenet(
 def photographs(listing: Listing, classes: tuple[str, ...], image_size: int) -> Photographs:
     """The set of the files of a split."""
     files = np.array([os.fsencode(file) for file in listing.files])
-    return Photographs(files, torch.tensor(listing.labels), classes, image_size)
+    return Photographs(files, torch.tensor(listing.labels), classes, image_size, listing.folder)
 
 
 def first_balanced(images: Photographs, count: int) -> Photographs:

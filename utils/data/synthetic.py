@@ -37,4 +37,4 @@ def make_synthetic(count: int, seed: int) -> ImageSet:
     images.addcmul_(stripes, colour * amplitude)  # [N, 3, 32, 32]
     images.add_(torch.randn(images.shape, generator=generator), alpha=NOISE)
     names = [f"{way}-{size:g}" for way in ("horizontal", "vertical") for size in WAVELENGTHS]
-    return ImageSet(images.clamp_(0, 255).to(torch.uint8), labels, tuple(names))
+    return ImageSet(images.clamp_(0, 255).to(torch.uint8), labels, tuple(names), b"made %d" % seed)

@@ -102,6 +102,7 @@ class RunFolder:
             "seed": payload["run"]["seed"],
             "network": payload["network"],
             "structure": payload["structure"],
+            "data": payload.get("data"),  # files from before data had an identity have none
             "macs": payload["run"].get("macs", []),  # files from before rounds have none
             "args": payload["args"],
         }

@@ -56,6 +56,25 @@ def other_class(payload: dict, classes: Sequence[str]) -> str | None:
     return None
 
 
+def other_data(payload: dict, data: dict | None) -> str | None:
+    """How the data set differs from that of the checkpoint, or None where it does not.
+
+    Its name may change with its folder. Nothing is known of the data of a checkpoint from before
+    they were kept, and of those of an evaluation.
+    """
+    was = payload.get("data")
+    if not was or not data or data["digest"] is None:
+        return None
+    if all(was[key] == data[key] for key in ("classes", "images", "digest")):
+        return None
+    then, now = (
+        f"{known['name']} ({known['images'][0]:,} training and {known['images'][1]:,} test images,"
+        f" digest {known['digest'][:8]})"
+        for known in (was, data)
+    )
+    return f"was trained on {then}, but the data are {now}"
+
+
 def unmergeable(network: Network, number: int, flags: dict) -> str | None:
     """Why ``network``, of round ``number``, cannot be merged for the next one, or None."""
     rounds = flags["nr_rounds"]

@@ -17,7 +17,7 @@ from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
 from utils.training.engine import step_lr
 from utils.training.folder import RunFolder
-from utils.training.identity import mismatch, other_class, unmergeable
+from utils.training.identity import mismatch, other_class, other_data, unmergeable
 from utils.training.signals import Stopped, StopRequest
 from utils.training.state import NO_ACCURACY, Epoch, RunState
 from utils.training.trainer import Trainer
@@ -28,7 +28,8 @@ class Run:
 
     ``spec``: family, arch and options of the network, which is built here or, with --resume,
     rebuilt from the checkpoint; ``sparsity``: λ with which every search begins; ``classes``:
-    names of the data set's. Raises InputError for a checkpoint that does not fit.
+    names of the data set's; ``data``: what the set is known by, of utils.data.identity. Raises
+    InputError for a checkpoint that does not fit.
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class Run:
         folder: RunFolder,
         sparsity: float,
         classes: Sequence[str],
+        data: dict | None = None,
     ):
-        self.args, self.spec, self.classes = args, spec, list(classes)
+        self.args, self.spec, self.classes, self.data = args, spec, list(classes), data
         self.folder, self.stop, self.sparsity = folder, StopRequest(), sparsity
         self.trained_macs = 0  # of the network before it is merged
         sgd = {"lr": args.lr, "momentum": args.momentum, "weight_decay": args.weight_decay}
@@ -81,7 +83,8 @@ class Run:
         print(f"==> Resuming from {path}")
         with checkpoint.restoring(path):
             wrong = other_class(payload, self.classes)
-            if wrong := wrong or mismatch(payload, self.spec, vars(self.args)):
+            wrong = wrong or mismatch(payload, self.spec, vars(self.args))
+            if wrong := wrong or other_data(payload, self.data):
                 raise InputError(f"{path}: {wrong}")
             network = checkpoint.network(payload, path)
             self.state = RunState(**payload["run"])
@@ -126,6 +129,7 @@ class Run:
             "best_acc": state.best_acc,
             "network": self.spec,
             "classes": self.classes,
+            "data": self.data,
             "run": asdict(state),
             "args": vars(args),
             **self.trainer.payload(),
