@@ -205,6 +205,9 @@ def arm_name(args: dict) -> str:
     if args["nr_bn_target"] is not None:
         arm += f" + NR-BR {args['nr_bn_target']:g}"
     arm += ", by FLOPs" if args["nr_flops"] else ""
+    rounded = args.get("nr_round_to", 1)
+    arm += f", multiples of {rounded}" if rounded > 1 else ""
+    arm += ", pretrained" if args.get("pretrained") else ""
     count = args.get("nr_rounds", ROUNDS)
     return arm if count == 1 else f"{arm}, {count} rounds"
 
