@@ -17,7 +17,7 @@ import nr
 from nr.layers import Network
 from tests.helpers import batch, loss_of, relative_difference, tiny, vary
 from tests.training.test_engine import Stop
-from utils.data.batches import train_shares
+from utils.data.batches import Share, train_shares
 from utils.machine import distributed
 from utils.training.engine import train_epoch
 
@@ -187,6 +187,45 @@ def check_steps_of_several_batches() -> None:
         assert relative_difference(own.grad, parameter.grad) < 1e-4, name
 
 
+class Uneven:
+    """Batches of 8 and 3 images, of the second of which process 0 has none; or all of them."""
+
+    def __init__(self, rank: int | None = None):
+        whole = [Share(slice(0, 8), 1.0), Share(slice(8, 11), 1.0)]
+        parts = [Share(slice(0, 5), 1.25), Share(slice(8, 8), 0.0)]
+        others = [Share(slice(5, 8), 0.75), Share(slice(8, 11), 2.0)]
+        self.shares = whole if rank is None else (parts, others)[rank]
+
+    def __len__(self) -> int:
+        return 2
+
+    def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        images, labels = batch(count=11, seed=epoch)
+        for taken in self.shares:
+            yield images[taken.positions], labels[taken.positions]
+
+
+def check_a_process_without_an_image() -> None:
+    """It takes part in the step, which is that of one process, in both forms of a network."""
+    for streams in (1, 2):
+        network = vary(tiny(classes=10))
+        if streams == 2:
+            network.features.first.norms[0].weight.data[:2] = 0
+            nr.rejuvenate(network, cross="attention")
+            distributed.copy_from_main(network)
+        alone = copy.deepcopy(network)
+        wrapped = distributed.parallel(network, [CPU])
+        optimizers = [nr.SGD(model, LR, momentum=0.9) for model in (network, alone)]
+        for epoch in range(2):
+            batches = Uneven(dist.get_rank()), Uneven()
+            sums = train_epoch(wrapped, batches[0], epoch, optimizers[0], False, Stop())
+            expected = train_epoch(alone, batches[1], epoch, optimizers[1], False, Stop())
+            torch.testing.assert_close(distributed.total(sums), expected, rtol=1e-4, atol=1e-4)
+        distributed.check_equal(network)
+        for name, tensor in alone.state_dict().items():
+            assert relative_difference(network.state_dict()[name], tensor) < 1e-4, name
+
+
 def main() -> None:
     distributed.start([0])
     sys.stdout = sys.__stdout__
@@ -198,6 +237,7 @@ def main() -> None:
     check_training()
     check_collectives()
     check_steps_of_several_batches()
+    check_a_process_without_an_image()
     distributed.stop()
 
 

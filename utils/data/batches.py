@@ -59,22 +59,23 @@ def shares(count: int, batch_size: int, rank: int, world: int) -> list[Share]:
 def train_shares(
     count: int, batch_size: int, rank: int, world: int, devices: int = 1, iter_size: int = 1
 ) -> list[Share]:
-    """``shares`` without a last batch that has less than 2 images for each device.
+    """``shares`` without a last batch that has less than 2 images for each of ``devices``.
 
-    ``devices``: how many a process has; ``iter_size``: batches of a step, or fewer in the last one
-    of an epoch, which are weighed as one batch of all their images. InputError if nothing is left
-    then, if a batch is smaller than ``world``, or if its cut leaves less than 2 images for one of
-    several devices.
+    ``devices``: those of one process; batch norm is over all processes, so the batches are the
+    same for any ``world``, and the last one may leave some processes without an image.
+    ``iter_size``: batches of a step, or fewer in the last one of an epoch, which are weighed as one
+    batch of all their images. InputError if nothing is left then, if a batch is smaller than
+    ``world``, or if its cut leaves less than 2 images for one of several devices.
     """
     check_batch("--train-batch", batch_size, world)
     if devices > 1:
         check_parts("--train-batch", batch_size, devices)
     last = count % batch_size
-    kept = count if fits(last, world, devices) else count - last
+    kept = count if smallest_part(last, devices) >= MIN_SHARE else count - last
     if kept == 0:
         raise InputError(
             f"{count} training images: a batch on {world} process(es) of {devices} device(s) needs"
-            f" at least {min(batch_size, even(count, world * devices))}"
+            f" at least {min(batch_size, even(count, devices))}"
         )
     sizes = [min(batch_size, kept - start) for start in range(0, kept, batch_size)]
     return grouped(shares(kept, batch_size, rank, world), sizes, iter_size)
@@ -90,12 +91,6 @@ def grouped(taken: list[Share], sizes: list[int], iter_size: int) -> list[Share]
             weight = taken[number].weight * (sizes[number] / images)
             weighed.append(taken[number]._replace(weight=weight, steps=number == end - 1))
     return weighed
-
-
-def fits(size: int, world: int, devices: int) -> bool:
-    """Whether a batch of ``size`` has 2 images for each of ``devices`` in ``world`` processes."""
-    own = {size // world, -(-size // world)}  # the least and the most that a process has
-    return all(smallest_part(share, devices) >= MIN_SHARE for share in own)
 
 
 def smallest_part(size: int, devices: int) -> int:
@@ -160,8 +155,8 @@ class TrainBatches:
 
     Order and augmentation depend on ``seed`` and the epoch alone. ``batch_size`` is the total
     of ``world`` processes, of which this is ``rank``; each takes its stretch of the same batch.
-    A last batch that is smaller is left out if it has less than 2 images for each device, of which
-    a process has ``devices``. InputErrors as of ``train_shares``.
+    A last batch that is smaller is left out if it has less than 2 images for each of ``devices``;
+    of another some processes may have no image. InputErrors as of ``train_shares``.
     """
 
     def __init__(

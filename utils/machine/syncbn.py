@@ -11,6 +11,8 @@ from nr.norms import BatchNorm
 class WholeBatchNorm2d(BatchNorm):
     """nn.BatchNorm2d over the batches of all processes, on any device, equal in size or not.
 
+    A process may have no image at all.
+
     One all-reduce forward and one backward, and nothing that makes the host wait for the device,
     as nn.SyncBatchNorm does three times a pass. Statistics are float32 under autocast.
     """
@@ -48,8 +50,9 @@ class Normalise(torch.autograd.Function):
         ctx, x: Tensor, gamma: Tensor, beta: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Given statistics to update, the kernel computes in their type, whatever that of x is.
-        scratch = torch.zeros_like(gamma), torch.zeros_like(gamma)
-        own_mean, own_variance = torch.batch_norm_update_stats(x, *scratch, 0.0)
+        own_mean, own_variance = torch.zeros_like(gamma), torch.zeros_like(gamma)
+        if len(x):
+            own_mean, own_variance = torch.batch_norm_update_stats(x, own_mean, own_variance, 0.0)
         mean, variance, count = over_processes(own_mean, own_variance, x.numel() // x.shape[1])
         y = F.batch_norm(x, mean, variance, gamma, beta, training=False, eps=eps)
         ctx.save_for_backward(x, gamma, mean, variance, count)
@@ -62,9 +65,11 @@ class Normalise(torch.autograd.Function):
         """∂x = γ/σ·(∂y − Σ∂y/N − x̂·Σ(∂y·x̂)/N); γ and β get this process's sums, as in DDP."""
         x, gamma, mean, variance, count = ctx.saved_tensors
         inverse = (variance + ctx.eps).rsqrt()
-        _, own_gamma, own_beta = torch.ops.aten.native_batch_norm_backward(
-            gradient, x, gamma, None, None, mean, inverse, True, ctx.eps, [False, True, True]
-        )
+        own_gamma, own_beta = torch.zeros_like(gamma), torch.zeros_like(gamma)
+        if len(x):
+            _, own_gamma, own_beta = torch.ops.aten.native_batch_norm_backward(
+                gradient, x, gamma, None, None, mean, inverse, True, ctx.eps, [False, True, True]
+            )
         sums = torch.stack([own_gamma, own_beta])  # [2, C]: Σ ∂y·x̂ and Σ ∂y
         dist.all_reduce(sums)
         by_x, constant = sums * (-gamma * inverse / count)

@@ -31,7 +31,8 @@ class Figures:
     def of(cls, sums: Tensor) -> "Figures":
         """From sums [4] over images: count, loss, top-1 hits, top-5 hits."""
         images, loss, top1, top5 = sums.tolist()
-        return cls(loss / images, 100 * top1 / images, 100 * top5 / images, int(images))
+        count = max(images, 1)  # a process may have had none
+        return cls(loss / count, 100 * top1 / count, 100 * top5 / count, int(images))
 
 
 def batch_sums(logits: Tensor, labels: Tensor, loss: Tensor) -> Tensor:
