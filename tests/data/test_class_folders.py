@@ -2,6 +2,7 @@ import builtins
 import errno
 import os
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -314,6 +315,53 @@ def test_changed_folder_is_decoded_again_and_the_old_cache_goes(root, decoded, c
     assert caches(root, "test") == [other]
     fresh, _ = class_folders.load_folder(root, 1)
     assert torch.equal(fresh.images, train.images)
+
+
+@pytest.mark.parametrize("how", ["in place", "another file"])
+def test_other_pictures_of_equal_names_sizes_and_times_are_decoded(root, how):
+    """As archives with fixed times unpack; files of type BMP and equal shape are equally large."""
+    for split in ("train", "test"):
+        for name in CLASSES:
+            write(root / split / name / "9.bmp", pixels_of(1))
+    file = root / "train/dog/9.bmp"
+    status, old = file.stat(), load(root)[0].images[-1]
+    if how == "another file":
+        file.unlink()
+    write(file, pixels_of(2))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (status.st_size, status.st_mtime_ns)
+    new = load(root)[0].images[-1]
+    assert not torch.equal(old, new)
+    assert torch.equal(new, torch.from_numpy(pixels_of(2)).permute(2, 0, 1))
+
+
+def test_what_a_killed_write_has_left_is_removed(root):
+    left = root / ".nr-cache-train-0123456789abcdef.npz.89ab"
+    left.write_bytes(b"half")
+    other = root / "photo.npz.89ab"
+    other.touch()
+    load(root)
+    assert not left.exists() and other.exists()
+
+
+def test_what_a_living_process_writes_stays(root):
+    left = root / ".nr-cache-train-0123456789abcdef.npz.89ab"
+    with open(left, "xb") as file:
+        class_folders.hold(file)
+        load(root)
+        assert left.exists()
+    load(root)
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("days", [0, 2])
+def test_without_locks_what_is_left_goes_after_a_day(root, monkeypatch, days):
+    monkeypatch.setattr(class_folders, "fcntl", None)
+    left = root / ".nr-cache-train-0123456789abcdef.npz.89ab"
+    left.touch()
+    os.utime(left, (time.time() - days * 86400,) * 2)
+    load(root)
+    assert left.exists() == (days == 0)
 
 
 def flip_byte(cache: Path) -> None:
