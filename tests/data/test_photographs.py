@@ -2,6 +2,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import tarfile
@@ -13,12 +14,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision import transforms
 
 from nr import SGD
 from tests.helpers import tiny, vary
 from tests.image_files import message, pixels_of, write
 from utils.data import photographs
+from utils.errors import DataError
 from utils.machine.seeding import ORDER, mixed_seed
 from utils.training import engine
 
@@ -512,12 +515,54 @@ def test_any_number_of_workers_is_the_users_choice(train, recwarn):
     assert not recwarn.list
 
 
-def test_a_worker_that_is_killed_is_an_input_error(train, monkeypatch):
+@pytest.fixture
+def impatient(monkeypatch):
+    """Workers are looked after more often than every five seconds."""
+    look = _MultiProcessingDataLoaderIter._try_get_data
+    monkeypatch.setattr(look, "__defaults__", (0.2,))
+
+
+def test_a_worker_that_is_killed_is_an_input_error(train, monkeypatch, impatient):
     monkeypatch.setattr(
         photographs.Photographs, "image", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
     )
     text = message(list, train_batches(train, workers=1).epoch(0))
     assert text.startswith("--workers 1: DataLoader worker (pid")
+
+
+@pytest.mark.parametrize("idle", [False, True])
+def test_a_worker_that_is_killed_does_not_disturb_what_the_main_process_does(
+    train, impatient, idle
+):
+    """Whenever it comes; the batch that is missing then says it, in one line."""
+    series = train_batches(train, workers=2, batch_size=2)
+    wanted, epoch = list(series.epoch(0)), series.epoch(1)
+    assert idle or next(epoch)
+    for process in workers_of(series):
+        process.kill()
+        while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT) is None:
+            pass
+    for _ in range(1000):  # torch's own handler would raise here
+        pass
+    with pytest.raises(DataError) as error:
+        while True:
+            list(epoch)
+            epoch = series.epoch(1)
+    text = str(error.value)
+    assert re.fullmatch(
+        r"--workers 2: DataLoader worker \(pid \d+\) was ended by SIGKILL, .*\(0: none\)", text
+    )
+    assert len(wanted) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_process_may_have_no_image_of_a_batch(train, workers):
+    """12 images in batches of 5: one process of three has none of the last two."""
+    shares = [train_batches(train, workers, 5, rank=rank, world=3) for rank in range(3)]
+    parts = [list(part.epoch(0)) for part in shares]
+    sizes = [[len(labels) for _, labels in part] for part in parts]
+    assert sizes == [[1, 1, 0], [2, 2, 1], [2, 2, 1]]
+    assert parts[0][2][0].shape == (0, 3, SIZE, SIZE)
 
 
 def test_a_programming_error_in_a_worker_keeps_its_traceback(train, monkeypatch):

@@ -13,7 +13,7 @@ from torch import nn
 import nr
 from tests.helpers import batch, norms, relative_difference, same_tensors, tiny, vary
 from utils.data.batches import grouped, shares
-from utils.errors import InputError
+from utils.errors import DataError, InputError
 from utils.shown.meters import Figures
 from utils.training.engine import evaluate, step_lr, stream_loss, train_epoch
 from utils.training.signals import Stopped, StopRequest
@@ -327,6 +327,37 @@ def test_amp_gradients_are_close_to_those_of_float32():
 
 
 # Evaluation.
+
+
+def test_a_place_beyond_the_batches_of_an_epoch_is_refused_in_one_line():
+    with pytest.raises(InputError, match=r"after batch 3 of epoch 2, which has only 2 of these"):
+        trained(network(), Batches((4, 4)), epoch=1, done=torch.ones(3, 4))
+
+
+class Failing(Batches):
+    """The batch after ``whole`` others cannot be had."""
+
+    def __init__(self, whole: int, iter_size: int):
+        super().__init__((4,) * 5, iter_size)
+        self.whole = whole
+
+    def epoch(self, epoch: int, first: int = 0):
+        yield from list(self.all(epoch))[first : self.whole]
+        raise DataError("a.png: broken")
+
+
+@pytest.mark.parametrize(("whole", "iter_size"), [(0, 1), (3, 1), (2, 2), (4, 4)])
+def test_a_batch_that_cannot_be_had_leaves_the_sums_of_the_whole_steps_before_it(whole, iter_size):
+    with pytest.raises(DataError) as error:
+        trained(network(), Failing(whole, iter_size))
+    assert error.value.sums[:, 0].tolist() == [4] * whole
+
+
+@pytest.mark.parametrize("whole", [1, 3])
+def test_inside_a_step_nothing_is_whole(whole):
+    with pytest.raises(InputError, match=r"^a\.png: broken$") as error:
+        trained(network(), Failing(whole, 2))
+    assert not isinstance(error.value, DataError)
 
 
 @pytest.mark.parametrize("streams", [1, 2])

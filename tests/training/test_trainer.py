@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import CLASSES, batch, prunable, same_tensors, tiny
+from utils.errors import DataError, InputError
 from utils.machine.seeding import EPOCH, seed_generators
 from utils.training.signals import Stopped
 from utils.training.state import RunState
@@ -86,6 +87,64 @@ def test_an_interrupted_epoch_ends_the_same_in_another_trainer(after):
     one, two = (t.payload() for t in (again, straight))
     assert same_tensors(one["state_dict"], two["state_dict"])
     assert two["partial"] is None
+
+
+class Broken(Batches):
+    """After ``whole`` batches of training and evaluation none can be had."""
+
+    def __init__(self, whole: int):
+        self.left = whole
+
+    def epoch(self, epoch: int, first: int = 0):
+        for images in super().epoch(epoch, first):
+            self.left -= 1
+            if self.left < 0:
+                raise DataError("a.png: broken")
+            yield images
+
+
+@pytest.mark.parametrize("whole", [1, 2, 3, 5])
+def test_an_epoch_whose_data_break_off_ends_the_same_in_another_trainer(whole):
+    """In the training, and in the evaluation."""
+    straight, broken, again = trainer(), trainer(), trainer()
+    data = Broken(whole)
+    with pytest.raises(DataError):
+        broken.epoch(STATE, 0.01, data, data, Stop())
+    assert len(broken.partial) == min(whole, 3)
+    again.network.load_state_dict(broken.payload()["state_dict"])
+    again.restore(broken.payload(), STATE)
+    assert go(again) == go(straight)
+    assert same_tensors(again.payload()["state_dict"], straight.payload()["state_dict"])
+
+
+def test_data_that_break_off_where_nothing_is_new_are_not_worth_a_checkpoint():
+    one = trainer()
+    for partial in (None, torch.ones(1, 4)):
+        one.partial = partial
+        with pytest.raises(InputError, match=r"^a\.png: broken$") as error:
+            one.epoch(STATE, 0.01, Broken(0), Broken(0), Stop())
+        assert not isinstance(error.value, DataError)
+
+
+def test_weights_that_a_stop_would_save_are_finite(monkeypatch):
+    one = trainer()
+    monkeypatch.setattr(one.optimizer, "step", lambda: spoil(one.network))
+    with pytest.raises(InputError, match=r"^features.*weight is not finite at epoch 3, learning"):
+        go(one, after=1)
+
+
+@torch.no_grad()
+def spoil(network: torch.nn.Module) -> None:
+    next(network.parameters()).fill_(torch.nan)
+
+
+def test_a_momentum_that_is_not_finite_is_refused():
+    one = trainer()
+    go(one)
+    payload = one.payload()
+    payload["optimizer"]["state"][0]["momentum_buffer"].fill_(torch.nan)
+    with pytest.raises(ValueError, match="momentum"):
+        trainer().restore(payload, STATE)
 
 
 def test_generators_that_the_payload_has_not_are_seeded_from_the_place_in_the_epoch():

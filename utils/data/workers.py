@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, default_collate, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.data.batches import Normaliser
-from utils.errors import InputError, one_line
+from utils.errors import DataError, InputError, one_line
 from utils.machine.seeding import ORDER, mixed_seed
 
 # Forked workers share the list of files and start at once; the server that Python 3.14 forks from
@@ -65,6 +65,23 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(count)
 
 
+@contextmanager
+def handler_kept() -> Iterator[None]:
+    """Put back what a child's end does: torch's handler raises wherever the main thread is.
+
+    Without it a dead worker is noticed by who waits for its batch, in five seconds at most.
+    """
+    chld = getattr(signal, "SIGCHLD", None)  # not on Windows
+    if chld is None or threading.current_thread() is not threading.main_thread():
+        yield  # torch has its handler in the main thread only
+        return
+    before = signal.getsignal(chld)
+    try:
+        yield
+    finally:
+        signal.signal(chld, signal.SIG_DFL if before is None else before)
+
+
 class Request(NamedTuple):
     """What a worker is told: the images of a batch, int64 [B], and the epoch they are for."""
 
@@ -73,9 +90,13 @@ class Request(NamedTuple):
 
 
 class Images(Protocol):
-    """A set of images to be decoded: their labels, int64 [N], and each as RGB of its own size."""
+    """A set of images to be decoded: their labels, int64 [N], and each as RGB of its own size.
+
+    ``image_size``: that of a batch's, in pixels.
+    """
 
     labels: Tensor
+    image_size: int
 
     def image(self, index: int) -> Image.Image: ...
 
@@ -91,6 +112,9 @@ class Decoder:
 
         As an exception it would reach the other process wrapped in a traceback.
         """
+        if len(request.index) == 0:
+            size = self.images.image_size
+            return torch.empty(0, 3, size, size, dtype=torch.uint8)
         try:
             with generator_kept():
                 pixels = [self.decode(request.epoch, index) for index in request.index.tolist()]
@@ -196,13 +220,13 @@ class Pipeline:
     def batches(self, requests: Sequence[Request]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches asked for, in order, on the device: float32 [B, 3, s, s], int64 [B].
 
-        One series at a time: a second one takes the workers from the first. InputError for a
+        One series at a time: a second one takes the workers from the first. DataError for a
         broken image, and where the system ends a worker or refuses it memory, files or a start.
         """
         self.requests[:] = requests
         for request, pixels in zip(requests, self._decoded(), strict=True):
             if isinstance(pixels, str):
-                raise InputError(pixels)
+                raise DataError(pixels)
             labels = self.labels[request.index]
             if self.device.type == "cuda":
                 labels = labels.pin_memory()
@@ -212,11 +236,24 @@ class Pipeline:
             yield images, labels
 
     def _decoded(self) -> Iterator[Tensor | str]:
-        """What Decoder makes of the requests; InputError for what the system refuses workers."""
+        """What Decoder makes of the requests; DataError for what the system refuses workers."""
         try:
-            yield from self.loader
+            with handler_kept():
+                decoded = iter(self.loader)
+            yield from decoded
         except (OSError, EOFError, RuntimeError) as error:
             end_half_started(error)
-            if self.workers and (text := refusal(self.workers, error)):
-                raise InputError(text) from error
+            if self.workers and (text := self._ended() or refusal(self.workers, error)):
+                raise DataError(text) from error
             raise
+
+    def _ended(self) -> str | None:
+        """In one line which worker was killed, or None."""
+        for worker in getattr(self.loader._iterator, "_workers", ()):
+            if (worker.exitcode or 0) < 0:
+                name = signal.Signals(-worker.exitcode).name
+                return (
+                    f"--workers {self.workers}: DataLoader worker (pid {worker.pid}) was ended by"
+                    f" {name}, as a system short of memory does; try fewer with -j (0: none)"
+                )
+        return None

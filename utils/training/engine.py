@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nr import SGD
-from utils.errors import InputError
+from utils.data.batches import Share
+from utils.errors import DataError, InputError
 from utils.machine import distributed
 from utils.shown.meters import COLUMNS, Display, Figures, batch_sums
 from utils.training.signals import Stopped, StopRequest
@@ -22,6 +23,8 @@ def step_lr(base: float, epoch: int, milestones: Sequence[int], gamma: float) ->
 
 def stream_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over the S streams of the mean cross-entropy: logits [B, S, classes], labels [B]."""
+    if len(labels) == 0:  # of one of several processes
+        return logits.float().sum()
     return sum(F.cross_entropy(stream.float(), labels) for stream in logits.unbind(1))
 
 
@@ -40,34 +43,57 @@ def train_epoch(
     gradients add up till then, and a run stops there only.
 
     ``done``: the sums [k, 4] of the k batches that an interrupted run had finished. Raises
-    Stopped with the sums so far after a signal, and InputError, naming the batch, for a loss that
-    is not finite.
+    Stopped with the sums so far after a signal, DataError with them where the next batch of a step
+    cannot be had, and InputError for a loss that is not finite, naming the batch, for a batch
+    inside a step, and where an epoch has less than k batches.
     """
     model.train()
     first = 0 if done is None else len(done)
+    if first > len(batches):
+        raise InputError(
+            f"--resume: the run stands after batch {first} of epoch {epoch + 1}, which has only"
+            f" {len(batches)} of these images: go on with those that it was trained on, and on as"
+            " many GPUs"
+        )
     sums = _allocate(model, len(batches), done)
     display = Display("Training", len(batches), first)
-    coming, begins_step = _timed(batches.epoch(epoch, first), display), True
-    for count, (images, labels) in enumerate(coming, start=first + 1):
-        share = batches.shares[count - 1]
-        if begins_step:
-            optimizer.zero_grad(set_to_none=True)
-        with distributed.exchange(model, share.steps):
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-                logits = model(images)
-            loss = stream_loss(logits, labels)
-            (loss * share.weight).backward()
-        if share.steps:
-            optimizer.step()
-        begins_step = share.steps
-        sums[count - 1] = batch_sums(logits, labels, loss)
-        signum = stop.agreed() if share.steps else 0
-        if signum or display.due(count):
-            _refuse_non_finite(sums[:count], epoch, optimizer.param_groups[0]["lr"])
-            display.show(count, sums[:count].sum(dim=0))
-        if signum:
-            raise Stopped(signum, sums[:count])
+    count, begins_step, lr = first, True, optimizer.param_groups[0]["lr"]
+    try:
+        for images, labels in _timed(batches.epoch(epoch, first), display):
+            share = batches.shares[count]
+            if begins_step:
+                optimizer.zero_grad(set_to_none=True)
+            logits, loss = _gradients(model, images, labels, share, amp)
+            if share.steps:
+                optimizer.step()
+            begins_step = share.steps
+            sums[count] = batch_sums(logits, labels, loss)
+            count += 1
+            signum = stop.agreed() if share.steps else 0
+            if signum or display.due(count):
+                _refuse_non_finite(sums[:count], epoch, lr)
+                display.show(count, sums[:count].sum(dim=0))
+            if signum:
+                raise Stopped(signum, sums[:count])
+    except DataError as error:
+        if not begins_step:  # batch norm has seen a part of it
+            raise InputError(str(error)) from error
+        _refuse_non_finite(sums[:count], epoch, lr)
+        error.sums = sums[:count]
+        raise
     return sums
+
+
+def _gradients(
+    model: nn.Module, images: Tensor, labels: Tensor, share: Share, amp: bool
+) -> tuple[Tensor, Tensor]:
+    """Add the gradients of a batch to those that are there: its logits and its loss."""
+    with distributed.exchange(model, share.steps):
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+            logits = model(images)
+        loss = stream_loss(logits, labels)
+        (loss * share.weight).backward()
+    return logits, loss
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ import torch
 
 import models
 from nr.layers import Network
-from utils.errors import InputError
+from utils.errors import DataError, InputError
 from utils.machine import bfloat16, distributed
 from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
@@ -87,6 +87,7 @@ class Run:
             if not self.args.evaluate:
                 vars(self.args).update(done(payload))
             network = checkpoint.network(payload, path)
+            checkpoint.refuse_non_finite(network.state_dict(), path)
             self.state = RunState(**payload["run"])
             if wrong := unmergeable(network, self.state.round, vars(self.args)):
                 raise InputError(f"{path}: {wrong}")
@@ -95,7 +96,10 @@ class Run:
             self.trainer.restore(payload, self.state)
 
     def epoch(self, train_batches, test_batches) -> None:
-        """Train, evaluate, measure and log one epoch; after a signal save, and raise Stopped."""
+        """Train, evaluate, measure and log one epoch.
+
+        After a signal save, and raise Stopped; likewise DataError where a batch cannot be had.
+        """
         args, state = self.args, self.state
         lr = step_lr(args.lr, state.phase_epoch, args.schedule, args.gamma)
         count = args.nr_max_epochs if state.searching else args.epochs
@@ -104,10 +108,10 @@ class Run:
         start = time.perf_counter()
         try:
             train, test = self.trainer.epoch(state, lr, train_batches, test_batches, self.stop)
-        except Stopped as stopped:
+        except (Stopped, DataError) as end:
             state.seconds += time.perf_counter() - start
             self.save()
-            stopped.saved = True
+            end.saved = True
             raise
         seconds = state.seconds + time.perf_counter() - start
         usage = self.trainer.measure(args.nr_flops, args.image_size, state.searching)

@@ -6,6 +6,7 @@ from torch import Tensor
 import nr
 from nr.layers import Network
 from nr.utilization import relative_scales
+from utils.errors import DataError, InputError
 from utils.machine import distributed
 from utils.machine.compiler import compile_network
 from utils.machine.seeding import EPOCH, seed_generators
@@ -56,10 +57,12 @@ class Trainer:
         """Train on every batch of the next epoch once and evaluate: the figures of both.
 
         Goes on where ``partial`` ends, else seeds the generators for the epoch. Raises Stopped
-        after a signal, with ``partial`` as a checkpoint keeps it.
+        after a signal, and DataError where a batch cannot be had that follows new ones, with
+        ``partial`` as a checkpoint keeps it; InputError where nothing can be saved.
         """
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.sparsity = state.sparsity
+        before = 0 if self.partial is None else len(self.partial)
         if self.partial is None:
             seed_generators(state.seed, EPOCH, state.epoch, distributed.rank())
         try:
@@ -74,12 +77,24 @@ class Trainer:
             )
             train = Figures.of(distributed.total(self.partial.sum(dim=0)))
             test = self.evaluate(test_batches, stop)
-        except Stopped as stopped:
-            sums = self.partial if stopped.sums is None else stopped.sums
+        except (Stopped, DataError) as end:
+            sums = self.partial if end.sums is None else end.sums
+            # Processes do not have this error together.
+            if isinstance(end, DataError) and (len(sums) == before or distributed.world() > 1):
+                raise InputError(str(end)) from end
+            self._refuse_non_finite(state.epoch, lr)
             self.partial = distributed.total(sums).cpu()
             raise
         self.partial = None
         return train, test
+
+    def _refuse_non_finite(self, epoch: int, lr: float) -> None:
+        """InputError where the last step has left a weight that is not a finite number."""
+        if name := checkpoint.non_finite(self.network.state_dict()):
+            raise InputError(
+                f"{name} is not finite at epoch {epoch + 1}, learning rate {lr:g}; nothing of this"
+                " epoch was saved"
+            )
 
     def evaluate(self, batches, stop: StopRequest) -> Figures:
         """Loss and accuracies over all of ``batches``."""
@@ -118,6 +133,8 @@ class Trainer:
             # In the order of its parameter, which the fused step needs.
             momentum = torch.empty_like(parameter, requires_grad=False)
             entry["momentum_buffer"] = momentum.copy_(entry["momentum_buffer"])
+            if not torch.isfinite(momentum).all():
+                raise ValueError("its momentum holds numbers that are not finite")
         self.partial, rank = payload["partial"], distributed.rank()
         if self.partial is not None and rank > 0:  # rank 0 keeps the figures of all processes
             self.partial = torch.zeros_like(self.partial)
