@@ -493,6 +493,25 @@ def test_the_best_one_is_the_last_one_until_the_next(tmp_path):
     assert seen == [[None, 0, 0], [0, 1, 1], [1, 2, 1], [2, 3, 1]]
 
 
+def test_whoever_edits_one_in_place_leaves_the_others_whole(tmp_path):
+    last, best = tmp_path / "checkpoint.pth.tar", tmp_path / "model_best.pth.tar"
+    previous = tmp_path / "checkpoint.prev.pth.tar"
+    for epoch, is_best in enumerate([True, False, True, True]):
+        checkpoint.save_last(tmp_path, small(epoch=epoch), best=is_best)
+        paths = [path for path in (last, best, previous) if path.exists()]
+        assert len({path.stat().st_ino for path in paths}) == len(paths)
+    with open(best, "r+b") as file:
+        file.write(b"edited")
+    assert [checkpoint.read(path)["epoch"] for path in (last, previous)] == [3, 2]
+
+
+def test_a_copy_of_a_checkpoint_is_no_link(tmp_path, path):
+    checkpoint.save(path, small(epoch=4))
+    checkpoint.keep_as(path, tmp_path / "copy")
+    path.write_bytes(b"edited")
+    assert checkpoint.read(tmp_path / "copy")["epoch"] == 4
+
+
 def test_a_left_over_link_of_a_killed_run_does_not_matter(tmp_path):
     (tmp_path / ".checkpoint.prev.pth.tar.tmp").write_bytes(b"left over")
     (tmp_path / ".checkpoint.pth.tar.tmp").write_bytes(b"left over")
@@ -558,6 +577,7 @@ def test_a_file_system_without_hard_links_will_do(monkeypatch, tmp_path):
     for epoch in range(2):
         checkpoint.save_last(tmp_path, small(epoch=epoch))
     assert checkpoint.read(tmp_path / "checkpoint.pth.tar")["epoch"] == 1
+    assert checkpoint.read(tmp_path / "checkpoint.prev.pth.tar")["epoch"] == 0
 
 
 def test_a_previous_one_that_cannot_be_replaced_is_told_in_one_line(tmp_path):

@@ -59,6 +59,12 @@ def epochs(folder: Path) -> dict[str, int]:
     return {path.name: checkpoint.read(path)["epoch"] for path in folder.glob("*.pth.tar")}
 
 
+def linked(*folders: Path) -> list[str]:
+    """Names of files that have another name as well: to edit one in place would change both."""
+    found = [path for folder in folders for path in folder.rglob("*.pth.tar")]
+    return [path.name for path in found if path.stat().st_nlink > 1]
+
+
 @pytest.mark.parametrize(
     ("files", "resumed"),
     [
@@ -78,6 +84,7 @@ def test_nothing_is_put_aside_that_the_run_stems_from(tmp_path, files, resumed):
     claim(tmp_path, tmp_path / resumed, files[resumed])
     assert names(tmp_path) == before and not (tmp_path / "earlier-1").exists()
     assert epochs(tmp_path)[LAST] == files[resumed]["epoch"]
+    assert not linked(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,6 +112,7 @@ def test_what_lies_beyond_is_put_aside(tmp_path, files, resumed, kept, capsys):
     if resumed:
         assert (tmp_path / LAST).read_bytes() == (tmp_path / resumed).read_bytes()
     assert f"kept in {aside}" in capsys.readouterr().out
+    assert not linked(tmp_path)
 
 
 def test_a_damaged_last_checkpoint_is_kept_where_another_goes_on(tmp_path):
@@ -127,6 +135,7 @@ def test_from_another_folder(tmp_path, there):
     assert (epochs(target)[LAST], epochs(target)[BEST]) == (5, 4)
     other = bool(there) and there[LAST]["run"]["seed"] == 2
     assert (target / "earlier-1").exists() == other
+    assert not linked(source, target)
 
 
 def test_the_best_of_an_earlier_round_comes_along_to_the_search_of_the_next(tmp_path):

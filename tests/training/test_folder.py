@@ -99,6 +99,39 @@ def test_a_folder_is_refused_before_any_work(tmp_path, monkeypatch):
     assert (tmp_path / ".log.txt.tmp").is_dir()
 
 
+@pytest.mark.parametrize("below", ["", "in/it"])
+def test_a_link_to_nothing_is_named(tmp_path, below):
+    (tmp_path / "link").symlink_to("gone")
+    folder = tmp_path / "link" / below
+    with pytest.raises(InputError) as error:
+        RunFolder(folder).reserve()
+    assert str(error.value) == (
+        f"--checkpoint {folder}: {tmp_path}/link is a link to gone, which is not there; make that"
+        " folder, or name another"
+    )
+
+
+def test_a_folder_that_may_not_be_looked_at_is_refused_in_one_line(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(InputError, match=r"^--checkpoint /x/y: Permission denied$"):
+        RunFolder(Path("/x/y")).reserve()
+
+
+def test_files_that_are_one_are_made_two_at_the_start(tmp_path):
+    """As older versions, and a kill in the middle of saving, have left them."""
+    run = RunFolder(tmp_path)
+    saved(run, 1)
+    paths = [tmp_path / name for name in (checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST)]
+    for path in paths[1:]:
+        os.link(paths[0], path)
+    run.reserve()
+    assert [path.stat().st_nlink for path in paths] == [1, 1, 1]
+    assert [checkpoint.read(path)["epoch"] for path in paths] == [1, 1, 1]
+
+
 @pytest.mark.parametrize("call", ["mkdir", "open"])
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
 def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(
@@ -144,6 +177,7 @@ def test_the_best_is_there_after_a_train_phase(tmp_path):
     (tmp_path / checkpoint.BEST).unlink()
     run.complete()
     assert checkpoint.read(tmp_path / checkpoint.BEST)["epoch"] == 2
+    assert (tmp_path / checkpoint.LAST).stat().st_nlink == 1
 
 
 def test_a_description_without_a_command_line(tmp_path, monkeypatch):

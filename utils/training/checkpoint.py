@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -24,6 +24,7 @@ FORMAT = 2
 OLDER = 1  # the format before, in which a network is described by its builder
 KEYS = ("format", "epoch", "arch", "state_dict", "network", "structure", "run", "args", "rng")
 LAST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
+COPIED = 2**20  # bytes of a file that are copied at a time
 DAMAGED = "checkpoint.damaged.pth.tar"  # where a last checkpoint that cannot be read is put
 
 
@@ -41,13 +42,13 @@ def save_last(folder: Path, payload: dict, best: bool = False) -> None:
     """Write checkpoint.pth.tar, keeping the one before it as checkpoint.prev.pth.tar.
 
     ``best``: write model_best.pth.tar as well, and first: a run that is killed between the two
-    goes on before this epoch, and writes it again.
+    goes on before this epoch, and writes it again. No two of them share their bytes afterwards.
     """
     last = folder / LAST
     if best:
         save(folder / BEST, payload)
     if last.exists():
-        keep_as(last, folder / PREVIOUS)
+        _link(last, folder / PREVIOUS)  # one file until the new last one is there
     if best:
         keep_as(folder / BEST, last)
     else:
@@ -55,9 +56,32 @@ def save_last(folder: Path, payload: dict, best: bool = False) -> None:
 
 
 def keep_as(path: Path, name: Path) -> None:
-    """Make ``name`` the same file as ``path``: a hard link, or a copy where there are none.
+    """Make ``name`` a copy of ``path``, not a link: either may be edited in place.
 
     Raises InputError naming ``name``, which is then as it was.
+    """
+    try:
+        with telling(), open(path, "rb") as source, files.whole_file(name) as copy:
+            shutil.copyfileobj(source, copy, COPIED)
+    except OSError as error:
+        raise InputError(f"{name}: could not be written: {error.strerror}") from error
+
+
+def separate(paths: Iterable[Path]) -> None:
+    """Let no two of ``paths`` be one file, as a kill while saving and older versions left them."""
+    seen = set()
+    for path in paths:
+        status = path.stat()
+        file = status.st_dev, status.st_ino
+        if file in seen:
+            keep_as(path, path)
+        seen.add(file)
+
+
+def _link(path: Path, name: Path) -> None:
+    """Make ``name`` the same file as ``path``: a hard link, or a copy where there are none.
+
+    Raises as ``keep_as`` does.
     """
     link = name.with_name(f".{name.name}.tmp")
     try:
@@ -65,8 +89,7 @@ def keep_as(path: Path, name: Path) -> None:
         try:
             os.link(path, link)
         except OSError:
-            with telling(), open(path, "rb") as source, files.whole_file(name) as copy:
-                shutil.copyfileobj(source, copy)
+            keep_as(path, name)
         else:
             os.replace(link, name)
             link.unlink(missing_ok=True)  # the rename does nothing where both are one file
@@ -158,6 +181,20 @@ def restoring(path: Path) -> Iterator[None]:
         yield
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise InputError(f"{path}: its state cannot be restored: {error}") from error
+
+
+def non_finite(weights: Mapping[str, Tensor]) -> str | None:
+    """The name of the first weight or statistic that is not a finite number, or None."""
+    return next((name for name, x in weights.items() if not torch.isfinite(x).all()), None)
+
+
+def refuse_non_finite(weights: Mapping[str, Tensor], source: object) -> None:
+    """InputError, naming ``source``, for weights from which nothing can be trained."""
+    if name := non_finite(weights):
+        raise InputError(
+            f"{source}: {name} holds numbers that are not finite: take an earlier checkpoint, or"
+            " other weights"
+        )
 
 
 def rng_state() -> dict:

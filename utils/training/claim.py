@@ -44,9 +44,10 @@ def reserve(folder: Path) -> FolderLock:
 
     Raises InputError where it cannot be made or written to, and where another run lives in it.
     """
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"--checkpoint {folder}: is a file, and has to be a folder")
     with _named(folder):
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"--checkpoint {folder}: is a file, and has to be a folder")
+        _refuse_dangling(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             held = lock.hold(folder)
@@ -56,7 +57,18 @@ def reserve(folder: Path) -> FolderLock:
                 raise InputError(f"--checkpoint {path}: is a folder where a run has a file")
         for path in leftovers:
             path.unlink()
+        checkpoint.separate(path for path in own_files(folder) if path.exists())
     return held
+
+
+def _refuse_dangling(folder: Path) -> None:
+    """InputError where ``folder`` or one above it is a link to what is not there."""
+    for path in (folder, *folder.parents):
+        if path.is_symlink() and not path.exists():
+            raise InputError(
+                f"--checkpoint {folder}: {path} is a link to {os.readlink(path)}, which is not"
+                " there; make that folder, or name another"
+            )
 
 
 def claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
@@ -145,7 +157,7 @@ def _state_of(payload: dict) -> dict:
 
 def _is_kept(path: Path, resumed: Path, now: dict) -> bool:
     """Whether a file is ``resumed``, or a checkpoint from which the run at ``now`` stems."""
-    if path.samefile(resumed):
+    if path.exists() and path.samefile(resumed):
         return True
     state = _state(path) if path.name.endswith(".pth.tar") else None
     return state is not None and precedes(state, now)
