@@ -1,6 +1,7 @@
 """torchvision's weights in our networks: of its ResNets in ours, of any network in it converted."""
 
 import re
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -14,6 +15,10 @@ from nr.plain import Size
 
 ARCHS = {f"resnet{depth}_nr": f"resnet{depth}" for depth in PLANS}  # ours: torchvision's
 CLASSIFIER = "classifier.linears.0."
+NO_WEIGHTS = (
+    "holds something else than a state_dict, tensors by name, or is damaged; write it with"
+    " torch.save(model.state_dict(), FILE)"
+)
 COUNTER = "num_batches_tracked"  # of batch norm: no weight, and not in every file
 
 
@@ -33,13 +38,19 @@ def read(arch: str, file: str | None) -> dict[str, Tensor]:
 
             weights = torchvision.models.get_model_weights(torchvision_name(arch)).DEFAULT
             return dict(weights.get_state_dict(progress=True))
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # of torch, about what is no file of its
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of the network, the file system, pickle and torch
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        source = f"torchvision's {torchvision_name(arch)} cannot be had" if file is None else file
-        raise ValueError(f"{source}: {reason}") from error
+        if file is None:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"torchvision's {torchvision_name(arch)} cannot be had: {reason}"
+            ) from error
+        reason = getattr(error, "strerror", None) or NO_WEIGHTS
+        raise ValueError(f"{file}: {reason}") from error
     if not isinstance(content, Mapping) or not all(torch.is_tensor(v) for v in content.values()):
-        raise ValueError(f"{file}: must be a state_dict, of tensors by name")
+        raise ValueError(f"{file}: {NO_WEIGHTS}")
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}
 
 

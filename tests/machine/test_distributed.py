@@ -184,6 +184,25 @@ def test_a_group_of_one(capsys, group):
     assert not dist.is_initialized()
 
 
+def test_a_port_in_use_is_named(monkeypatch, gpus):
+    gpus(0)
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        as_torchrun(monkeypatch)
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(InputError, match=rf"^MASTER_PORT {port}: in use on 127.0.0.1, "):
+            distributed.start([0])
+    assert not dist.is_initialized()
+
+
+def test_a_place_to_meet_that_is_none_is_named(monkeypatch, gpus):
+    gpus(0)
+    as_torchrun(monkeypatch)
+    monkeypatch.setenv("MASTER_PORT", "x")
+    with pytest.raises(InputError, match=r"cannot meet at MASTER_ADDR 127.0.0.1, MASTER_PORT x: "):
+        distributed.start([0])
+
+
 def test_what_a_group_of_one_agrees_on(group):
     distributed.start([0])
     figures = torch.tensor([1.0, 2.5])

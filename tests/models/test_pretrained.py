@@ -1,5 +1,6 @@
 """models.pretrained: torchvision's ResNets and ours give the same logits, bit for bit."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,14 @@ def test_a_file_that_holds_no_weights_is_named_in_one_line(tmp_path, content):
     with pytest.raises(ValueError) as caught:
         pretrained.read("resnet18_nr", str(file))
     assert str(file) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("how", [pickle.dump, torch.save])
+def test_a_pickled_module_is_refused_in_our_words(tmp_path, how):
+    with open(tmp_path / "w.pth", "wb") as file:
+        how(torch.nn.Linear(2, 2), file)
+    with pytest.raises(ValueError, match=r"w\.pth: holds something else than a state_dict, .*FILE"):
+        pretrained.read("resnet18_nr", str(tmp_path / "w.pth"))
 
 
 def test_without_a_file_torchvision_is_asked(monkeypatch):

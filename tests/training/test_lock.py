@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
 import pytest
 
@@ -163,3 +164,53 @@ def test_what_another_machine_left_is_said(tmp_path, capsys):
     held = hold(tmp_path)
     assert "was left by process 7 on elsewhere" in capsys.readouterr().err
     del held
+
+
+@pytest.fixture
+def foreign(monkeypatch):
+    """A lock file that this user may read at most, with the codes to refuse it by."""
+    opened = os.open
+
+    def make(folder, reading: bool = True, removing: bool = True) -> None:
+        leave(folder, process=2**30, began=None)
+        file = (folder / NAME).stat()
+
+        def refusing(path, flags, *mode, **how):
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), file) and (flags & os.O_RDWR or not reading):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return opened(path, flags, *mode, **how)
+
+        def kept(*_, **__):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        monkeypatch.setattr(os, "open", refusing)
+        if not removing:
+            monkeypatch.setattr(os, "unlink", kept)
+
+    return make
+
+
+def test_what_a_colleague_has_left_is_removed(tmp_path, foreign):
+    foreign(tmp_path)
+    held = hold(tmp_path)
+    assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
+    del held
+
+
+@pytest.mark.parametrize("how", [{"reading": False}, {"removing": False}])
+def test_what_a_colleague_has_left_and_has_to_stay_is_named(tmp_path, foreign, monkeypatch, how):
+    foreign(tmp_path, **how)
+    with pytest.raises(InputError, match=r"\.lock is another user's \((Perm|Operation not perm)"):
+        hold(tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / NAME).exists()
+
+
+def test_a_colleague_at_work_is_respected(tmp_path, foreign, holder):
+    first = holder()
+    foreign(tmp_path)
+    (tmp_path / NAME).read_text()
+    with pytest.raises(InputError, match="is at work in it; wait for its end"):
+        hold(tmp_path)
+    assert first.poll() is None and (tmp_path / NAME).exists()

@@ -22,13 +22,13 @@ REFUSED = {
     "--wd": ["nan", "inf", "-1e-4"],
     "--drop": ["nan", "-0.1", "1", "x"],
     "--width-mult": ["nan", "inf", "0", "-1"],
-    "--epochs": ["0", "-1", "1.5", "x"],
+    "--epochs": ["0", "-1", "1.5", "x", "9" * 700],
     "--start-epoch": ["-1", "x"],
     "--train-batch": ["0", "-64", "64.0"],
     "--test-batch": ["0", "-1", "x"],
     "--schedule": ["0", "-1", "1.5", "x"],
     "--depth": ["0", "-8", "x"],
-    "--manualSeed": ["-1", "1.5"],
+    "--manualSeed": ["-1", "1.5", "9" * 700, "9" * 5000, str(2**64)],
     "--subset": ["0", "-10", "x"],
     "--workers": ["-1", "x"],
     "--nr-target": ["-0.1", "1.1", "nan", "inf", "x"],
@@ -41,10 +41,10 @@ REFUSED = {
     "--nr-cross": ["some", "", "Removed"],
     "--growthRate": ["0", "-12", "1.5"],
     "--compressionRate": ["0.5", "0", "nan", "inf"],
-    "--gpu-id": ["x", "0,0", "", "0,", "0,x", "-1", "1.5", "0 1", "0,00"],
+    "--gpu-id": ["x", "0,0", "", "0,", "0,x", "-1", "1.5", "0 1", "0,00", "9" * 700],
     "--arch": ["unknown", "", "resnet18_nr"],
     "--dataset": ["unknown", "imagenet", ""],
-    "--data": ["", " "],
+    "--data": ["", " ", "~nobody-of-that-name/x"],
     "--checkpoint": ["", " "],
     "--resume": ["", " "],
 }
@@ -310,6 +310,12 @@ def test_both_spellings_of_evaluate():
 )
 def test_limits_that_are_allowed(flags, name, value):
     assert getattr(cifar.parse(flags.split())[0], name) == value
+
+
+def test_a_home_folder_that_no_shell_has_seen(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    args, _ = cifar.parse(["--checkpoint=~/x", "--data=~/y", "--resume=~/z"])
+    assert (args.checkpoint, args.data, args.resume) == ("/home/me/x", "/home/me/y", "/home/me/z")
 
 
 def test_builder_keywords_hold_only_what_was_said():

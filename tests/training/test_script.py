@@ -1,6 +1,7 @@
 """training.script: how the scripts end, whatever has become of the screen."""
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -14,9 +15,9 @@ import torch
 import cifar
 from tests.running import ENVIRONMENT, ROOT, command, drive, load, started, wait_for, wait_for_text
 from utils.data.images import ImageSet
-from utils.errors import InputError
+from utils.errors import DataError, InputError
 from utils.shown import plots
-from utils.training import engine
+from utils.training import checkpoint, engine
 from utils.training.script import exit_status
 from utils.training.signals import Stopped
 
@@ -106,6 +107,54 @@ def test_a_stopped_evaluation_saves_nothing_and_says_nothing_of_it(
     shown = capsys.readouterr().out
     assert shown.endswith("\nStopped by SIGINT\n") and "saved" not in shown
     assert (tmp_path / "run" / "checkpoint.pth.tar").read_bytes() == before
+
+
+def test_a_search_that_gives_up_says_that_its_checkpoint_is_kept_once_it_is(
+    small, monkeypatch, capsys
+):
+    search = "--nr-target 0.01 --nr-max-epochs 1"
+    assert small(search) == 3
+    assert "The checkpoint is kept in" in capsys.readouterr().err
+
+    def full(path, payload):
+        raise InputError(f"{path}: could not be written: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    assert small(search) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("could not be written: No space left on device")
+
+
+def test_a_run_whose_data_break_off_is_saved_and_says_so(small, monkeypatch, capsys, tmp_path):
+    def broken(self, epoch, first=0):
+        yield from itertools.islice(whole(self, epoch, first), max(0, 1 - first))
+        raise DataError("--workers 2: DataLoader worker (pid 7) was ended by SIGKILL")
+
+    whole = cifar.TrainBatches.epoch
+    with monkeypatch.context() as patch:
+        patch.setattr(cifar.TrainBatches, "epoch", broken)
+        for saved in (True, False):  # the second time nothing is new
+            assert small("--resume auto") == 1
+            (line,) = capsys.readouterr().err.splitlines()
+            assert "was ended by SIGKILL" in line
+            assert line.endswith("; the run is saved: go on with --resume auto") == saved
+            assert len(load(tmp_path / "run" / "checkpoint.pth.tar")["partial"]) == 1
+    assert small("--resume auto") == 0
+
+
+def test_weights_that_are_not_finite_are_named_before_any_work(small, capsys, tmp_path):
+    """Not by the loss that they give, which would blame the learning rate."""
+    assert small() == 0
+    path = tmp_path / "run" / "checkpoint.pth.tar"
+    payload = load(path)
+    name, *_ = payload["state_dict"]
+    payload["state_dict"][name][0] = torch.nan
+    checkpoint.save(path, payload)
+    for flags in ("--epochs 2", "-e"):
+        capsys.readouterr()
+        assert small(f"--resume {path} {flags}") == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path}: {name} holds numbers that are not finite" in line
 
 
 def test_a_run_in_a_thread_of_a_notebook(small, monkeypatch, tmp_path):

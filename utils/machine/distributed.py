@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 from utils.machine.failure import Failure
 from utils.machine.replicas import Replicas
 from utils.machine.syncbn import synchronise_batch_norm
@@ -101,7 +101,19 @@ def refuse_shared_gpu(device: torch.device) -> None:
 
 def join(backend: str) -> None:
     """Join the process group that torchrun describes; host-side decisions never wait for a GPU."""
-    store, rank, world = next(rendezvous("env://"))
+    try:
+        store, rank, world = next(rendezvous("env://"))
+    except (dist.DistError, ValueError) as error:  # the latter: a number that is none
+        address, port = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
+        if "address already in use" in str(error).lower():
+            raise InputError(
+                f"MASTER_PORT {port}: in use on {address}, perhaps by another job; set a free one"
+                " (torchrun --standalone finds one itself)"
+            ) from error
+        raise InputError(
+            f"the processes cannot meet at MASTER_ADDR {address}, MASTER_PORT {port}:"
+            f" {one_line(error)[:200]}"
+        ) from error
     store = dist.PrefixStore(agreed_prefix(store, rank, world), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     Failure.store = store

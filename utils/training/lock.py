@@ -61,7 +61,13 @@ def let_go() -> Iterator[None]:
 def _locked(path: Path) -> int:
     """The handle of the file ``path``, locked, and signed by this process."""
     while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:
+            if not path.exists():
+                raise
+            _remove_foreign(path)
+            continue
         try:
             locks = _lock(handle)
             owner = _owner(handle)
@@ -82,12 +88,33 @@ def _locked(path: Path) -> int:
         os.close(handle)
 
 
-def _lock(handle: int) -> bool | None:
-    """Whether it could be locked; None where the file system or the machine has no locks."""
+def _remove_foreign(path: Path) -> None:
+    """Remove a file that another user has left; InputError where it is held or has to stay."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            locks, owner = _lock(handle, shared=True), _owner(handle)
+            if locks is False or (locks is None and _may_live(owner)):
+                raise InputError(_refusal(path, owner, sure=locks is False))
+            path.unlink()
+        finally:
+            os.close(handle)
+    except OSError as error:
+        raise InputError(
+            f"--checkpoint {path.parent}: {path} is another user's ({error.strerror}); if no run is"
+            " at work there, let its owner remove it, or name another folder"
+        ) from error
+
+
+def _lock(handle: int, shared: bool = False) -> bool | None:
+    """Whether it could be locked; None where the file system or the machine has no locks.
+
+    ``shared``: for a file that may only be read; no other can lock it for itself then.
+    """
     if fcntl is None:
         return None
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in HELD else None
     return True

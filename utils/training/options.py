@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from functools import partial
 
 import torch
@@ -11,12 +12,14 @@ from models import pretrained
 from nr.units import CROSS, PRUNED, ConvBN
 from utils.machine import compiler
 
+LARGEST = 2**64 - 1  # whole number that a flag takes
+MOST_DIGITS = 1000  # characters that are read as a number at all
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 
 
 def positive_int(text: str) -> int:
     """A whole number of at least 1."""
-    value = int(text)
+    value = whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return value
@@ -24,10 +27,17 @@ def positive_int(text: str) -> int:
 
 def natural(text: str) -> int:
     """A whole number of at least 0."""
-    value = int(text)
+    value = whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
     return value
+
+
+def whole(text: str) -> int:
+    """A whole number of 64 bits: a checkpoint with a longer one may not be readable again."""
+    if len(text) > MOST_DIGITS or int(text) > LARGEST:
+        raise argparse.ArgumentTypeError(f"{text:.30} is larger than {LARGEST}")
+    return int(text)
 
 
 def real(low: float, high: float = math.inf, *, open_low: bool = False):
@@ -45,10 +55,13 @@ def real(low: float, high: float = math.inf, *, open_low: bool = False):
 
 
 def path(text: str) -> str:
-    """The name of a file or folder."""
+    """The name of a file or folder; no shell has seen the ~ of --checkpoint=~/x."""
     if not text.strip():
         raise argparse.ArgumentTypeError("is empty, and has to name a file or folder")
-    return text
+    name = os.path.expanduser(text)
+    if name.startswith("~"):
+        raise argparse.ArgumentTypeError(f"{text}: no user of that name has a folder; ./{text}?")
+    return name
 
 
 def gpu_ids(text: str) -> list[int]:
@@ -56,9 +69,10 @@ def gpu_ids(text: str) -> list[int]:
     names = [part.strip() for part in text.split(",")]
     if not all(name.isdecimal() for name in names):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPU numbers such as 0,1")
-    if len(set(map(int, names))) != len(names):
+    numbers = [whole(name) for name in names]
+    if len(set(numbers)) != len(numbers):
         raise argparse.ArgumentTypeError(f"{text!r} names a GPU twice")
-    return [int(name) for name in names]
+    return numbers
 
 
 def arch(family: str, text: str) -> str:

@@ -13,7 +13,7 @@ from utils.machine import distributed
 from utils.machine.allocator import keep_freed_memory
 from utils.machine.failure import Failure
 from utils.shown import screen
-from utils.training import lock, signals
+from utils.training import checkpoint, lock, signals
 from utils.training.folder import RunFolder
 from utils.training.phases import rescale_once
 from utils.training.run import Run
@@ -57,7 +57,7 @@ def _exit_status(main: Callable[[], int]) -> int:
 def explained(error: Exception) -> str | None:
     """What a user needs to know of ``error`` in one line; None for a fault of the program."""
     if isinstance(error, InputError):
-        return str(error)
+        return f"{error}{SAVED if getattr(error, 'saved', False) else ''}"
     if isinstance(error, MemoryError) or any(words in str(error) for words in NO_MEMORY):
         return (
             f"out of memory ({one_line(error)[:120]}): a smaller --train-batch needs less,"
@@ -94,6 +94,7 @@ def begin_pretrained(run: Run) -> None:
         whole = pretrained.load(run.network, weights, run.spec["arch"])
     except ValueError as error:
         raise InputError(f"--pretrained: {error}") from error
+    checkpoint.refuse_non_finite(run.network.state_dict(), f"--pretrained {file or ''}".strip())
     print(f"==> Weights of {file or 'torchvision'}")
     if not whole:
         print("==> --pretrained: its classes are not as many, so the classifier begins afresh")
@@ -111,6 +112,7 @@ def evaluate(run: Run, test_batches) -> int:
 
 def give_up(run: Run, flag: str) -> int:
     """A search never reached its target: say so, naming the flag that would help."""
+    run.folder.writer.wait()  # what follows says that the checkpoint is there
     state = run.state
     search = "the search" if state.round == 1 else f"the search of round {state.round}"
     distributed.warn(
