@@ -191,15 +191,13 @@ def load_split(
     root: Path, split: str, classes: tuple[str, ...], listing: Listing, workers: int
 ) -> ImageSet:
     """One split, from its cache or decoded and then cached."""
-    with system_errors_named(root):
-        key = content_key(root, listing.files, workers)
+    source, key = contents(root, listing.files, workers)
     cache = root / f".nr-cache-{split}-{key}.npz"
     remove_leftovers(root, split)
     images = read_cache(cache, len(listing.files))
     if images is None:
         images = decode_all(listing.files, workers)
         write_cache(cache, images, split)
-    source = b"".join(listed(listing.folder, listing.files))
     return ImageSet(torch.from_numpy(images), torch.tensor(listing.labels), classes, source)
 
 
@@ -233,24 +231,27 @@ def decode(file: str) -> np.ndarray:
 # --- the cache of a folder's decoded images
 
 
-def content_key(root: Path, files: Sequence[str], workers: int) -> str:
-    """Changes with the path below ``root``, content or time of change of any of ``files``.
+def contents(root: Path, files: Sequence[str], workers: int) -> tuple[bytes, str]:
+    """A digest of the paths below ``root`` and contents of ``files``, and the key of their cache.
 
-    Times and sizes alone would not do: archives may fix them. To read and hash a file takes an
-    eighth of the processor time of decoding it.
+    The key changes with their times as well, which alone would not do: archives may fix them, and
+    sizes be equal. To read and hash a file takes an eighth of the processor time of decoding it.
     """
 
-    def digest(start: int) -> bytes:
-        chunk = hashlib.sha256()
+    def entries(start: int) -> tuple[bytes, bytes]:
+        part, times = [], []
         for file in files[start : start + DECODE_CHUNK]:
             with open(file, "rb", buffering=0) as opened:
-                content, time = opened.read(), os.fstat(opened.fileno()).st_mtime_ns
-            entry = f"{file.removeprefix(str(root))}\0{len(content)}\0{time}\n"
-            chunk.update(os.fsencode(entry))
-            chunk.update(content)
-        return chunk.digest()
+                content = hashlib.sha256(opened.read()).hexdigest()
+                times.append(os.fstat(opened.fileno()).st_mtime_ns)
+            part.append(f"{file.removeprefix(str(root))}\0{content}\n")
+        return os.fsencode("".join(part)), repr(times).encode()
 
-    return hashlib.sha256(b"".join(in_chunks(digest, len(files), workers))).hexdigest()[:16]
+    with system_errors_named(root):
+        found = in_chunks(entries, len(files), workers)
+    source, times = (b"".join(parts) for parts in zip(*found, strict=True))
+    source = hashlib.sha256(source).digest()
+    return source, hashlib.sha256(source + times).hexdigest()[:16]
 
 
 def read_cache(cache: Path, count: int) -> np.ndarray | None:
