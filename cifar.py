@@ -14,7 +14,6 @@ from utils.data.identity import folder_name, known_by
 from utils.data.sets import load_cifar
 from utils.machine import distributed
 from utils.training import options, phases, script
-from utils.training.given import parsed
 from utils.training.run import Run
 from utils.training.writer import finished
 
@@ -48,7 +47,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     add("--growthRate", type=options.positive_int, help="densenet: channels a layer adds")
     add("--compressionRate", type=options.real(1), help="densenet: transitions keep C/rate")
     add("--nr-sparsity", type=options.real(0), default=1e-4, help="λ of the penalty on scales")
-    args = parsed(parser, argv)
+    args = parser.parse_args(argv)
     options.check(parser, args, args.dataset)
     return args, options.check_network(parser, "cifar", args)
 
@@ -68,7 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "cifar", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity, train_set.classes, data)
-    script.begin_pretrained(run)
+    if args.pretrained:
+        script.begin_pretrained(run)
     share = (distributed.rank(), distributed.world())
     test_batches = TestBatches(test_set, args.test_batch, *share)
     if args.evaluate:

@@ -19,7 +19,6 @@ from utils.data.photographs import (
 )
 from utils.machine import distributed
 from utils.training import options, phases, script
-from utils.training.given import parsed
 from utils.training.run import Run
 from utils.training.writer import finished
 
@@ -66,7 +65,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         default=0.01,
         help="λ grows after an epoch in which utilization fell by less than this",
     )
-    args = parsed(parser, argv)
+    args = parser.parse_args(argv)
     if (args.data is None) != args.synthetic:
         parser.error("either --data DIR or --synthetic is needed")
     if args.image_size < LEAST_IMAGE_SIZE:
@@ -95,7 +94,8 @@ def main(argv: list[str] | None = None) -> int:
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity_start, train_set.classes, data)
-    script.begin_pretrained(run)
+    if args.pretrained:
+        script.begin_pretrained(run)
     place = (args.workers, devices[0], distributed.rank(), distributed.world())
     val_batches = TestBatches(val_set, args.test_batch, *place)
     if args.evaluate:

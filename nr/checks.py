@@ -45,6 +45,16 @@ def check_network(model: object) -> None:
     check_classifier(model.classifier)
 
 
+def refuse_sharded(model: object) -> None:
+    """Each process has to hold whole weights: those of FSDP2 are parts, which nobody can cut."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    if any(hasattr(parameter, "full_tensor") for parameter in parameters):
+        raise ValueError(
+            "the network is sharded by fully_shard (FSDP2): gather its weights with torch's"
+            " get_model_state_dict(…, full_state_dict=True) in a network that is not, and use that"
+        )
+
+
 def check_forward(module: nn.Module, name: str, base: type) -> None:
     if type(module).forward is not base.forward:
         raise ValueError(
@@ -77,7 +87,7 @@ def check_unit(unit: ConvBN, name: str, streams: int) -> None:
             )
     for norm, width in zip(norms, outs, strict=True):
         if isinstance(unit, Conv):
-            if type(norm) is not Bias or norm.bias.shape != (width,):
+            if type(norm) is not Bias or norm.width != width:
                 raise ValueError(f"{name}: its bias was replaced by {norm}: make a new nr.Conv")
             continue
         if not isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):

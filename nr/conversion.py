@@ -22,6 +22,7 @@ from nr.wiring import wiring
 Named = list[tuple[str, nn.Module]]
 
 
+@torch.inference_mode(False)
 def convert(model: nn.Module, image_size: int | Size) -> Network:
     """``model`` as a network of units with the same weights: [B, C, H, W] -> [B, 1, classes].
 
@@ -78,7 +79,8 @@ class _Converter:
         features = Chain()
         for name, module in self.chain(last.args[0], image, ""):
             features.add_module(_free(name, features), module)
-        classifier = Classifier(linear.in_features, linear.out_features)
+        bias = linear.bias is not None
+        classifier = Classifier(linear.in_features, linear.out_features, bias)
         own = classifier.linears[0]
         side = self.whole_map(last)[1]
         if side != 1:
@@ -152,7 +154,7 @@ class _Converter:
 
     def plain_unit(self, made: Callable[..., ConvBN], node: fx.Node, layer: nn.Module) -> Conv:
         """A convolution or linear layer without a batch norm."""
-        unit = made(Conv, node, layer)
+        unit = made(Conv, node, layer, bias=layer.bias is not None)
         take_after(unit.norms[0], layer)
         _copy_bias(unit.norms[0].bias, layer)
         return unit
@@ -297,9 +299,7 @@ def _free(name: str, chain: Chain) -> str:
     return next(n for n in names if n not in chain._modules)
 
 
-def _copy_bias(bias: nn.Parameter, layer: nn.Conv2d | nn.Linear) -> None:
-    """The bias of ``layer``; without one it is 0 and stays so."""
-    if layer.bias is None:
-        bias.zero_().requires_grad_(False)
-    else:
+def _copy_bias(bias: nn.Parameter | None, layer: nn.Conv2d | nn.Linear) -> None:
+    """The bias of ``layer``, if it has one."""
+    if layer.bias is not None:
         bias.copy_(layer.bias).requires_grad_(layer.bias.requires_grad)

@@ -17,9 +17,12 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from nr.checks import refuse_sharded
 from nr.layers import Network
-from nr.structure import build_on_meta, class_name, structure
+from nr.rebuilding import retire
+from nr.structure import build_on_meta, class_name, freeze, structure
 
+UNLIKE = ("form", "in_channels", "out_channels", "image_size", "frozen", "bias")
 SEAL = b"sha256:"
 SEAL_BYTES = len(SEAL) + 64
 # What file systems answer that have no fsync, or none for folders, as CIFS, FUSE and Windows:
@@ -43,17 +46,21 @@ class FileError(ValueError):
 def save(model: Network, path: str | Path) -> None:
     """Write ``model`` to ``path``: its structure and its weights, in a file that nr.load reads.
 
-    Raises FileError naming the path, and ValueError for a network that nr cannot follow.
+    Raises FileError naming the path, and ValueError for a network that nr cannot follow, or that
+    is sharded.
     """
+    refuse_sharded(model)
     write_sealed(path, {"structure": structure(model), "state_dict": model.state_dict()})
 
 
+@torch.inference_mode(False)
 def load(path: str | Path, into: Network | None = None) -> Network:
     """The network of a file of nr.save or of the scripts, on the CPU, in eval mode.
 
-    ``into``: a network of the same modules, of any widths, whose plain modules are taken where nr
-    does not know them; it becomes the network of the file, on its own device and in its own mode,
-    and is returned. Raises FileError naming the file for anything else; ``into`` is then as it was.
+    Parameters that were frozen are; older files do not say it, and all train. ``into``: a network
+    of the same modules, of any widths, whose plain modules are taken where nr does not know them;
+    it becomes the network of the file, on its own device and in its own mode, and is returned.
+    Raises FileError naming the file for anything else; ``into`` is then as it was.
     """
     payload = read_sealed(path)
     for key in ("structure", "state_dict"):
@@ -66,8 +73,10 @@ def load(path: str | Path, into: Network | None = None) -> Network:
     if into is None:
         return network.eval()
     network.to(next(into.parameters()).device).train(into.training)
+    old = list(into.parameters())
     into.features, into.classifier = network.features, network.classifier
     into.image_size = network.image_size
+    retire(into, old)
     return into
 
 
@@ -78,8 +87,11 @@ def restored(description: Mapping, weights: object, like: Network | None = None)
     """
     weights = _checked_weights(weights)
     network = build_on_meta(description, like and _modules_of(like))
-    if like is not None and not alike(structure(network), structure(like)):
-        raise ValueError("its modules are not those of the network to load into")
+    if like is not None:
+        if not alike(structure(network), structure(like)):
+            raise ValueError("its modules are not those of the network to load into")
+        if "frozen" not in description:
+            _freeze_as(like, network)
     try:
         network.load_state_dict(weights, strict=True, assign=True)
     except (RuntimeError, TypeError, AttributeError) as error:
@@ -87,15 +99,19 @@ def restored(description: Mapping, weights: object, like: Network | None = None)
     return network
 
 
+def _freeze_as(like: Network, network: Network) -> None:
+    """Freeze the parameters of ``network`` whose namesakes in ``like`` are frozen."""
+    frozen = {name for name, parameter in like.named_parameters() if not parameter.requires_grad}
+    freeze(network, [name for name, _ in network.named_parameters() if name in frozen])
+
+
 def alike(a: object, b: object) -> bool:
-    """Whether two descriptions differ in nothing but what rejuvenation changes."""
+    """Whether two descriptions are of the same modules, of any widths, forms, flags and biases."""
     if not isinstance(a, dict) or not isinstance(b, dict):
         return a == b
+    a, b = ({n: part for n, part in side.items() if n not in UNLIKE} for side in (a, b))
     return a.keys() == b.keys() and all(
-        name in ("form", "in_channels", "out_channels", "image_size")
-        or (name == "branch" and None in (a[name], b[name]))
-        or alike(a[name], b[name])
-        for name in a
+        (name == "branch" and None in (a[name], b[name])) or alike(a[name], b[name]) for name in a
     )
 
 

@@ -6,10 +6,11 @@ and input channels, S streams.
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nr.norms import take_after
 from nr.units import ConvBN, Streams
@@ -91,28 +92,33 @@ def on_streams(module: nn.Module, x: Streams) -> Streams:
 class Classifier(nn.Module):
     """One linear classifier a stream over [B, C, 1, 1] features; all streams share one bias.
 
-    Raises ValueError for numbers of channels or classes that are no int from 1 on.
+    ``bias``: False for none. Raises ValueError for numbers of channels or classes that are no int
+    from 1 on.
     """
 
-    def __init__(self, in_channels: int, num_classes: int):
+    def __init__(self, in_channels: int, num_classes: int, bias: bool = True):
         super().__init__()
         if not all(type(number) is int and number > 0 for number in (in_channels, num_classes)):
             raise ValueError(f"Classifier: {in_channels!r} -> {num_classes!r}: ints from 1 on")
         self.num_classes = num_classes
         self.build((in_channels,))
+        if not bias:
+            self.linears[0].bias = None
 
     def build(self, in_channels: tuple[int, ...]) -> None:
         """Replace the weights by fresh ones N(0, 0.01) of these widths, the bias by 0."""
         old = self._modules.get("linears")
+        bias = old is None or old[0].bias is not None
         self.in_channels = in_channels
         self.linears = nn.ModuleList(
-            nn.Linear(width, self.num_classes, bias=stream == 0)
+            nn.Linear(width, self.num_classes, bias=bias and stream == 0)
             for stream, width in enumerate(in_channels)
         )
         if not self.linears[0].weight.is_meta:  # there torch would compute values in Python
             for linear in self.linears:
                 nn.init.normal_(linear.weight, 0, 0.01)
-            nn.init.zeros_(self.linears[0].bias)
+            if bias:
+                nn.init.zeros_(self.linears[0].bias)
         if old is not None:
             for linear in self.linears.train(old.training):
                 take_after(linear, old[0])
@@ -129,11 +135,17 @@ class Classifier(nn.Module):
         self.in_channels, self.linears = classifier.in_channels, classifier.linears
 
     def forward(self, x: Streams) -> Tensor:
-        logits = [
-            F.linear(stream.flatten(1), linear.weight)
-            for linear, stream in zip(self.linears, x, strict=True)
-        ]
-        return torch.stack(logits, dim=1).add_(self.linears[0].bias)  # [B, S, classes]
+        logits = [linear(stream.flatten(1)) for linear, stream in zip(self.linears, x, strict=True)]
+        if self.linears[0].bias is not None:
+            logits[1:] = [add_bias(part, self.linears[0].bias) for part in logits[1:]]
+        return torch.stack(logits, dim=1)  # [B, S, classes]
+
+
+@fx.wrap
+def add_bias(logits: Tensor, bias: Tensor | Callable[[], Tensor]) -> Tensor:
+    """Logits [B, classes] with a bias [classes], which a quantized layer gives when called."""
+    bias = bias() if callable(bias) else bias
+    return logits + bias.to(logits.dtype)
 
 
 class Network(nn.Module):

@@ -9,6 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from nr.checks import refuse_sharded
 from nr.layers import Network
 from nr.rebuilding import remade, swap
 from nr.wiring import IMAGE, Layer, Wiring, image_channels, wiring
@@ -17,6 +18,7 @@ Places = dict[str, tuple[Tensor, ...]]  # source -> its channels' places when me
 State = dict[str, Tensor]
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def merge(model: Network) -> None:
     """Make of both streams of ``model``, in place, one plain stream with the sum of their logits.
@@ -33,6 +35,7 @@ def merge(model: Network) -> None:
     """
     if model.streams == 1:
         return
+    refuse_sharded(model)
     plan = wiring(model)
     _refuse_gates(plan)
     places = _places(plan, model.streams)
@@ -138,4 +141,5 @@ def _merged_classifier(model: Network, places: Places, head: tuple[str, ...]) ->
     weight = like.new_zeros(len(like), int(torch.cat(columns).max()) + 1)  # [classes, i]
     for linear, column in zip(linears, columns, strict=True):
         weight.index_add_(1, column.to(like.device), linear.weight)
-    return {"weight": weight, "bias": linears[0].bias * len(linears)}
+    bias = linears[0].bias
+    return {"weight": weight} | ({} if bias is None else {"bias": bias * len(linears)})

@@ -1,7 +1,9 @@
 """What follows the convolution of a unit: a batch norm, or only a bias."""
 
+from itertools import islice
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 COUNT = "num_batches_tracked"  # torch's name of the count of batches
 
@@ -33,6 +35,8 @@ class BatchNorm(nn.BatchNorm2d):
             self.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
+        if isinstance(x, fx.Proxy):  # torch.fx looks into all modules but torch's own
+            return x.tracer.create_proxy("call_module", x.tracer.path_of_module(self), (x,), {})
         self.begin_count()
         return super().forward(x)
 
@@ -48,23 +52,24 @@ def _drop_count(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
 
 
 class Bias(nn.Module):
-    """x + bias, in the place of a batch norm: [B, C, H, W] and [C]."""
+    """x + bias, in the place of a batch norm: [B, C, H, W] and [C]; x where there is no bias."""
 
-    def __init__(self, num_features: int):
+    def __init__(self, width: int, bias: bool = True):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(num_features))
+        self.width = width
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.bias[:, None, None]
+        return x if self.bias is None else x + self.bias[:, None, None]
 
     def extra_repr(self) -> str:
-        return str(len(self.bias))
+        return f"{self.width}, bias={self.bias is not None}"
 
 
 def norm_like(norm: nn.Module, width: int) -> nn.Module:
     """A fresh norm of the class of ``norm``, with its eps and momentum."""
     if isinstance(norm, Bias):
-        return Bias(width)
+        return Bias(width, bias=norm.bias is not None)
     fresh = type(norm)(width, eps=norm.eps, momentum=norm.momentum)
     if isinstance(norm, nn.SyncBatchNorm):
         fresh.process_group = norm.process_group
@@ -74,8 +79,9 @@ def norm_like(norm: nn.Module, width: int) -> nn.Module:
 
 def take_after(layer: nn.Module, old: nn.Module) -> None:
     """Give ``layer`` the device, precision, mode and frozen parameters of ``old``."""
-    like = next(old.parameters())
-    layer.to(like.device, like.dtype).train(old.training)
+    layer.train(old.training)
+    for like in islice(old.parameters(), 1):  # a missing bias has none
+        layer.to(like.device, like.dtype)
     for name, parameter in old.named_parameters():
         if name in layer._parameters and layer._parameters[name] is not None:
             layer._parameters[name].requires_grad_(parameter.requires_grad)

@@ -4,15 +4,17 @@ Paper section 3.3, specification section 5.
 """
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from nr.checks import refuse_sharded
 from nr.counting import count_params
 from nr.layers import Classifier, Network
 from nr.plain import Size
-from nr.rebuilding import remade, swap
+from nr.rebuilding import frozen, kept_whole, remade, swap
 from nr.rounding import multiples, new_widths, round_up
 from nr.units import CROSS, PRUNED, ConvBN
 from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
@@ -46,6 +48,7 @@ class Report:
     budget: float
 
 
+@torch.inference_mode(False)
 def rejuvenate(
     model: Network,
     cross: str = "removed",
@@ -53,6 +56,7 @@ def rejuvenate(
     image_size: int | Size | None = None,
     from_scratch: bool = False,
     round_to: int = 1,
+    keep_frozen: bool = False,
 ) -> Report:
     """Rebuild ``model`` in place at its present budget and return what changed.
 
@@ -64,19 +68,27 @@ def rejuvenate(
     ``from_scratch``: a fresh single-stream network of the new widths instead (NR-FS).
     ``round_to``: N > 1 rounds the survivors of prunable layers up to multiples of N, by dead
     channels of the largest |γ|, and each width to the multiple nearest to live·r, at least N more
-    than survives. A network without a dead channel stays as it is (r = 1). Raises ValueError for
-    an unknown mode, a senseless ``round_to``, a network that was rejuvenated before, and one that
-    nr cannot follow. Whatever is raised, the network is then as it was.
+    than survives. Rejuvenated channels of a layer with frozen weights are frozen too, and a warning
+    says that they can never learn; ``keep_frozen`` leaves such layers as they are, whole and
+    frozen: only the channels beside them train, unconnected to theirs. A network without a dead
+    channel stays as it is (r = 1). Raises ValueError for an unknown mode, a senseless
+    ``round_to``, ``keep_frozen`` from scratch, a network that was rejuvenated before or is sharded
+    (FSDP2), and one that nr cannot follow. Whatever is raised, the network is then as it was.
     """
     if cross not in (*CROSS, PRUNED):
         raise ValueError(f"cross: {cross!r} is unknown, expected one of {(*CROSS, PRUNED)}")
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to: {round_to!r} is not a whole number of at least 1")
+    if keep_frozen and from_scratch:
+        raise ValueError("keep_frozen: from_scratch keeps no weights, frozen ones neither")
+    refuse_sharded(model)
     plan = wiring(model, image_size)
-    layers, head, _ = plan
     if model.streams != 1:
         raise ValueError("this network was rejuvenated before: it has two streams")
     _refuse_split_sums(plan)
+    kept = frozen(model, plan) if keep_frozen else []
+    plan = kept_whole(plan, kept)
+    layers, head, _ = plan
     masks = round_up(layers, live_masks(layers), round_to)
     usage = measure(layers, masks, flops)
     dropped = tuple(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
@@ -85,9 +97,11 @@ def rejuvenate(
     if usage.live < usage.total:
         if not from_scratch:
             _refuse_lifted(layers)
+        if cross != PRUNED and not keep_frozen:
+            _warn_of_frozen(frozen(model, plan))
         form = "plain" if from_scratch or cross == PRUNED else cross
         widths = _widths(layers, masks, usage.live, total, form, round_to)
-        units, classifier = remade(model, plan, widths, form)
+        units, classifier = remade(model, plan, widths, form, kept)
         if not from_scratch:
             for layer in layers:  # as it was wired before, so that dropped inputs count too
                 if layer.name in units:
@@ -103,6 +117,18 @@ def rejuvenate(
         params=(params, count_params(model)),
         budget=_full_cost(wiring(model, image_size).layers, flops) / cost,
     )
+
+
+def _warn_of_frozen(names: list[str]) -> None:
+    """Say which layers, if any, get channels that cannot learn."""
+    if names:
+        others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        warnings.warn(
+            f"nr.rejuvenate: the weights of {names[0]}{others} are frozen, and those of their"
+            " rejuvenated channels too, which can never learn: give keep_frozen=True to leave such"
+            " layers as they are and to train only what is new beside them",
+            stacklevel=4,  # the decorator's frame lies between
+        )
 
 
 def _full_cost(layers: list[Layer], flops: bool) -> int:
@@ -181,7 +207,8 @@ def _transplant_classifier(classifier: Classifier, new: Classifier, live: Tensor
     """Copy the live columns and the bias; the rejuvenated columns stay fresh."""
     old, linear = classifier.linears[0], new.linears[0]
     linear.weight.copy_(old.weight[:, live.to(old.weight.device)])  # [classes, i]
-    linear.bias.copy_(old.bias)
+    if old.bias is not None:
+        linear.bias.copy_(old.bias)
 
 
 def _changes(model: Network, usage: Utilization) -> tuple[LayerChange, ...]:

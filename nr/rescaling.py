@@ -9,10 +9,12 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nr.checks import refuse_sharded
 from nr.layers import Network
 from nr.wiring import IMAGE, gather, image_channels, wiring
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def rescale(model: Network, target: float) -> None:
     """Move every prunable γ with 0 < |γ| < ``target`` to ±``target``, exactly compensated.
@@ -24,6 +26,7 @@ def rescale(model: Network, target: float) -> None:
     """
     if not (math.isfinite(target) and target > 0):
         raise ValueError(f"target: {target} is not a positive number")
+    refuse_sharded(model)
     layers, head, _ = wiring(model)
     for layer in layers:
         if layer.curved and not layer.fixed:
@@ -38,8 +41,8 @@ def rescale(model: Network, target: float) -> None:
         for i, _, block in layer.unit.blocks():
             block.mul_(layer.unit.spread(incoming[i]))  # [o, i, k, k] x [1 or o, i, 1, 1]
         factors[layer.name] = tuple(
-            torch.ones_like(norm.bias) if layer.fixed else _raise_scale(norm, target)
-            for norm in layer.unit.norms
+            block.new_ones(width) if layer.fixed else _raise_scale(norm, target)
+            for norm, width in zip(layer.unit.norms, layer.unit.out_channels, strict=True)
         )
     for linear, incoming in zip(model.classifier.linears, gather(factors, head), strict=True):
         linear.weight.mul_(incoming)  # [classes, i] x [i]

@@ -32,9 +32,9 @@ Custom = Callable[[str, str], nn.Module]  # (place, class) -> the module
 def structure(model: Network) -> dict:
     """The whole network but for its weights, as plain data that nr.build takes.
 
-    Of each unit: window, form, widths (one a stream), batch norm. A plain module that nr does not
-    know is named only; nr.load takes it from the model that it loads into. Raises ValueError for
-    a network that nr cannot follow.
+    Of each unit: window, form, widths (one a stream), batch norm. ``frozen``: the names of the
+    parameters that do not train. A plain module that nr does not know is named only; nr.load takes
+    it from the model that it loads into. Raises ValueError for a network that nr cannot follow.
     """
     wiring(model)
     size = model.image_size
@@ -45,7 +45,9 @@ def structure(model: Network) -> dict:
         "classifier": {
             "in_channels": list(model.classifier.in_channels),
             "num_classes": model.classifier.num_classes,
+            **({"bias": False} if model.classifier.linears[0].bias is None else {}),
         },
+        "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
     }
 
 
@@ -60,7 +62,8 @@ def _described(module: nn.Module | None) -> dict | None:
         return {"type": "Chain", "modules": modules}
     if isinstance(module, Residual | Concat):
         children = {name: _described(child) for name, child in module._modules.items()}
-        found = {"type": type(module).__name__, "branch": None, "shortcut": None} | children
+        kind = "Residual" if isinstance(module, Residual) else "Concat"
+        found = {"type": kind, "branch": None, "shortcut": None} | children
         linear = isinstance(module, Residual) and module.activation is None
         return found | ({"activation": None} if linear else {})
     if type(module) in KINDS:
@@ -84,7 +87,7 @@ def _described_unit(unit: ConvBN) -> dict:
     if unit.group is not None:
         found["group"] = list(unit.group)
     if isinstance(unit, Conv):
-        return found
+        return found | ({"bias": False} if unit.norms[0].bias is None else {})
     norm = unit.norms[0]
     return found | {"gamma": unit.gamma, "eps": norm.eps, "momentum": norm.momentum}
 
@@ -93,6 +96,7 @@ def class_name(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
+@torch.inference_mode(False)
 def build(structure: Mapping) -> Network:
     """Make the network that ``structure`` describes, with fresh weights.
 
@@ -125,17 +129,34 @@ def _no_custom(place: str, name: str) -> nn.Module:
 
 
 def _built(structure: Mapping, custom: Custom) -> Network:
-    _keys("the network", structure, ("version", "image_size", "features", "classifier"))
+    _keys("the network", structure, ("version", "image_size", "features", "classifier"), "frozen")
     if structure["version"] != VERSION:
         raise ValueError(f"structure: version {structure['version']!r}, expected {VERSION}")
     size = image_hw(structure["image_size"])
     classifier = structure["classifier"]
-    _keys("classifier", classifier, ("in_channels", "num_classes"))
+    _keys("classifier", classifier, ("in_channels", "num_classes"), "bias")
     in_channels = _widths("classifier", classifier["in_channels"])
     features = _Builder(custom).module("features", structure["features"], DEEPEST)
-    head = Classifier(1, _int("classifier num_classes", classifier["num_classes"], 1))
+    classes = _int("classifier num_classes", classifier["num_classes"], 1)
+    head = Classifier(1, classes, _bias("classifier", classifier))
     head.build(in_channels)
-    return Network(features, head, size[0] if isinstance(structure["image_size"], int) else size)
+    size = size[0] if isinstance(structure["image_size"], int) else size
+    network = Network(features, head, size)
+    if "frozen" in structure:  # older descriptions do not say it
+        freeze(network, structure["frozen"])
+    return network
+
+
+def freeze(network: Network, names: object) -> None:
+    """Freeze the parameters ``names`` of ``network``, and no others. Raises ValueError."""
+    parameters = dict(network.named_parameters())
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError("structure: frozen: a list of names of parameters is needed")
+    if odd := sorted({*names} - parameters.keys()):
+        raise ValueError(f"structure: frozen: {odd[0][:100]!r} is no parameter of this network")
+    frozen = {*names}
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name not in frozen)
 
 
 class _Builder:
@@ -189,8 +210,8 @@ class _Builder:
 def _unit(place: str, node: dict) -> ConvBN:
     window = ("kernel_size", "stride", "padding")
     norm = ("gamma", "eps", "momentum") if node["type"] == "ConvBN" else ()
-    group = ["group"] * ("group" in node)
-    _keys(place, node, ("type", *window, "form", "in_channels", "out_channels", *norm, *group))
+    optional = ("group",) if norm else ("group", "bias")
+    _keys(place, node, ("type", *window, "form", "in_channels", "out_channels", *norm), *optional)
     sizes = [
         _int(f"{place} {name}", node[name], int(name != "padding"), LARGEST_WINDOW)
         for name in window
@@ -210,12 +231,15 @@ def _unit(place: str, node: dict) -> ConvBN:
     if form not in FORMS or {len(in_channels), len(out_channels)} != {streams}:
         raise ValueError(f"structure: {place}: form {form!r} with {len(in_channels)} streams")
     options = {name: node[name] for name in norm}
-    if group:
+    if "group" in node:
         options["group"] = _group(place, node["group"], in_channels, out_channels)
         if form not in ("plain", "removed"):
             raise ValueError(f"structure: {place}: form {form!r} connects groups")
     cls = ConvBN if norm else Conv
-    return cls.formed(form, in_channels, out_channels, tuple(sizes), **options)
+    unit = cls.formed(form, in_channels, out_channels, tuple(sizes), **options)
+    if not _bias(place, node):
+        unit.drop_bias()
+    return unit
 
 
 def _group(place: str, value: object, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple:
@@ -251,8 +275,16 @@ def _plain(place: str, node: dict, tried: set[tuple[type, str]]) -> nn.Module:
     return kind.cls(**arguments)
 
 
-def _keys(place: str, node: object, keys: tuple[str, ...]) -> None:
-    if not isinstance(node, Mapping) or {*node} != {*keys}:
+def _bias(place: str, node: Mapping) -> bool:
+    """Whether there is a bias, as wherever a description does not say so."""
+    found = node.get("bias", True)
+    if type(found) is not bool:
+        raise ValueError(f"structure: {place}: bias {found!r:.100} is no bool")
+    return found
+
+
+def _keys(place: str, node: object, keys: tuple[str, ...], *optional: str) -> None:
+    if not isinstance(node, Mapping) or {*node} - {*optional} != {*keys}:
         found = sorted(map(str, node))[:10] if isinstance(node, Mapping) else type(node).__name__
         raise ValueError(f"structure: {place}: expected {', '.join(keys)}, found {found}")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nr.norms import BatchNorm, Bias, norm_like, take_after
 
@@ -159,9 +159,7 @@ class ConvBN(nn.Module):
         for i, o, block in self.blocks():
             block.normal_(0, std) if i == o else block.zero_()
         for norm, gamma in zip(self.norms, (self.gamma, REJUVENATED_GAMMA), strict=False):
-            if isinstance(norm, Bias):
-                norm.bias.zero_()
-            else:
+            if not isinstance(norm, Bias):  # which is born 0
                 norm.reset_parameters()
                 norm.weight.fill_(gamma)
 
@@ -190,8 +188,10 @@ class ConvBN(nn.Module):
             to_survived, rejuvenated = self.convs[1](x[1]).split(self.out_channels, dim=1)
             x = (gate(survived, to_survived), gate(rejuvenated, to_rejuvenated))
         elif self.form == "full":
-            both = self.convs[0](torch.cat(x, dim=1)).split(self.out_channels, dim=1)
-            x = tuple(map(dense, both))
+            survived, rejuvenated = self.convs[0](torch.cat(x, dim=1)).split(
+                self.out_channels, dim=1
+            )
+            x = (dense(survived), dense(rejuvenated))
         else:
             x = tuple(conv(stream) for conv, stream in zip(self.convs, x, strict=True))
         return tuple(norm(stream) for norm, stream in zip(self.norms, x, strict=True))
@@ -204,8 +204,17 @@ class Conv(ConvBN):
     """A convolution with a bias and no batch norm: all its outputs count as live, as in a sum.
 
     For hidden linear layers: the first, as a window over the whole map without padding, takes the
-    place of a flatten and an nn.Linear; the next ones are 1x1.
+    place of a flatten and an nn.Linear; the next ones are 1x1. ``bias``: False for none. The other
+    arguments are those of ConvBN.
     """
+
+    def __init__(self, *arguments, bias: bool = True, **options):
+        super().__init__(*arguments, **options)
+        if not bias:
+            self.drop_bias()
+
+    def drop_bias(self) -> None:
+        self.norms = nn.ModuleList(Bias(width, bias=False) for width in self.out_channels)
 
     def fresh_norm(self, width: int) -> nn.Module:
         return Bias(width)
@@ -231,6 +240,7 @@ def _square(what: str, value: object, least: int) -> int:
     return pair[0]
 
 
+@fx.wrap  # what it asks of its tensors has no answer while torch.fx traces
 def gate(own: Tensor, cross: Tensor) -> Tensor:
     """Cross attention: own + 2σ(own)·cross (spec section 6), both [B, C, H, W]."""
     if own.stride(1) == 1:  # channels last; in the other order slices are as fast here
@@ -238,6 +248,7 @@ def gate(own: Tensor, cross: Tensor) -> Tensor:
     return torch.addcmul(own, torch.sigmoid(own), cross, value=2)
 
 
+@fx.wrap
 def dense(part: Tensor) -> Tensor:
     """A slice of the channels of [B, C, H, W], copied on a CPU.
 

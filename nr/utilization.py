@@ -196,7 +196,9 @@ def _live(layer: Layer, stream: int, gamma: Tensor, live_in: list[bool]) -> Tens
 
 def _absolute_gammas(layers: list[Layer]) -> list[tuple[Tensor, ...]]:
     """|γ| of every layer and stream, brought to the CPU in one transfer."""
-    norms = [[_gamma(norm) for norm in layer.unit.norms] for layer in layers]
+    norms = [
+        [_gamma(norm, layer.unit.convs[0].weight) for norm in layer.unit.norms] for layer in layers
+    ]
     flat = torch.cat([gamma for row in norms for gamma in row]).abs().cpu()
     if not torch.isfinite(flat).all():
         raise ValueError("a batch-norm scale of this network is not a finite number")
@@ -204,6 +206,6 @@ def _absolute_gammas(layers: list[Layer]) -> list[tuple[Tensor, ...]]:
     return [tuple(next(pieces) for _ in row) for row in norms]
 
 
-def _gamma(norm: nn.Module) -> Tensor:
-    """γ [C], 1 where there is only a bias."""
-    return torch.ones_like(norm.bias) if isinstance(norm, Bias) else norm.weight.detach()
+def _gamma(norm: nn.Module, like: Tensor) -> Tensor:
+    """γ [C], 1 (as ``like``) where there is no batch norm."""
+    return like.new_ones(norm.width) if isinstance(norm, Bias) else norm.weight.detach()

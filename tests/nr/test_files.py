@@ -131,6 +131,96 @@ def test_a_giant_description_takes_no_memory(tmp_path):
         nr.load(tmp_path / "giant.pth")
 
 
+class WithoutBias(nn.Module):
+    """A hidden and a last layer without bias, and a convolution without batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4)
+        self.bare = nn.Conv2d(4, 4, 1, bias=False)
+        self.hidden, self.fc = nn.Linear(4, 5, bias=False), nn.Linear(5, 3, bias=False)
+
+    def forward(self, x):
+        x = self.bare(torch.relu(self.norm(self.conv(x))))
+        return self.fc(torch.relu(self.hidden(x.mean((2, 3)))))
+
+
+def frozen(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_a_bias_that_a_layer_does_not_have_is_never_made(tmp_path, mode):
+    theirs, path = WithoutBias().eval(), tmp_path / "network.pth"
+    count = nr.count_params(theirs)
+    model = nr.convert(theirs, 8)
+    images = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(model(images)[:, 0], theirs(images))
+    assert nr.count_params(model) == count
+    if mode is not None:
+        kill(model, {"features.conv": [0]})
+        nr.rejuvenate(model, mode)
+    nr.save(model, path)
+    into = nr.convert(WithoutBias(), 8)
+    for other in (nr.load(path), nr.load(path, into=into), nr.build(nr.structure(model))):
+        other.requires_grad_(True)
+        shapes, found = ({n: p.shape for n, p in m.named_parameters()} for m in (model, other))
+        assert found == shapes
+        names = [name for name, _ in other.named_parameters() if name.endswith("bias")]
+        assert all(name.startswith("features.conv.norms") for name in names)
+    if mode in ("removed", "full"):
+        before = logits_of(model, images).sum(1)
+        nr.merge(model)
+        torch.testing.assert_close(logits_of(model, images).sum(1), before)
+        assert [n for n, _ in model.named_parameters() if n.endswith("bias")] == [
+            "features.conv.norms.0.bias"
+        ]
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_frozen_parameters_come_back_frozen(tmp_path, mode):
+    model, path = own(), tmp_path / "own.pth"
+    model.features[0].requires_grad_(False)
+    model.features[6].norms.requires_grad_(False)
+    model.classifier.linears[0].bias.requires_grad_(False)
+    if mode is not None:
+        kill(model, {"features.4.branch.0": [0, 1]})
+        nr.rejuvenate(model, mode, keep_frozen=True)
+    names = frozen(model)
+    assert len(names) >= 6
+    nr.save(model, path)
+    into = own(width=9)
+    into.features[3].requires_grad_(False)
+    for other in (nr.load(path), nr.load(path, into=into), nr.build(nr.structure(model))):
+        assert frozen(other) == names
+
+
+def test_an_older_file_says_nothing_of_frozen_parameters(tmp_path):
+    """All train, and in a network to load into what was frozen there."""
+    nr.save(own(), tmp_path / "own.pth")
+    payload = read_sealed(tmp_path / "own.pth")
+    del payload["structure"]["frozen"]
+    write_sealed(tmp_path / "own.pth", payload)
+    assert frozen(nr.load(tmp_path / "own.pth")) == set()
+    into = own()
+    into.features[0].requires_grad_(False)
+    before = frozen(into)
+    assert frozen(nr.load(tmp_path / "own.pth", into=into)) == before != set()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"frozen": ["features.0.convs.7.weight"]}, "is no parameter of this network"),
+        ({"frozen": "features"}, "a list of names"),
+        ({"classifier": {"in_channels": [7], "num_classes": 3, "bias": 0}}, "bias 0 is no bool"),
+    ],
+)
+def test_senseless_flags_are_refused(change, reason):
+    with pytest.raises(ValueError, match=reason):
+        nr.build(nr.structure(own()) | change)
+
+
 @pytest.mark.parametrize("payload", [{}, [], None, {"structure": {}}, {"state_dict": {}}], ids=repr)
 def test_a_file_of_another_kind_is_refused(tmp_path, payload):
     write_sealed(tmp_path / "other.pth", payload)

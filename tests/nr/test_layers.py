@@ -1,27 +1,35 @@
 """nr.layers: the forms by hand, initial distributions, dropped branches, value-free forward."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, fuse_fx, prepare_fx
 from torch.optim.swa_utils import update_bn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nr
 from nr.layers import Chain, Classifier, Concat, Network, Residual
 from nr.norms import BatchNorm
-from nr.units import ConvBN, gate
+from nr.units import Conv, ConvBN, gate
 from tests.helpers import (
     CLASSES,
     FAMILIES,
     MODES,
     batch,
     build,
+    kill,
     layers,
+    logits_of,
     loss_of,
     norms,
+    open_cross_blocks,
+    relative_difference,
     same_tensors,
+    vary,
     worn,
 )
 
@@ -303,6 +311,76 @@ def test_rejuvenated_network_exports_as_one_graph(mode):
     images, _ = batch(count=2)
     program = torch.export.export(model.eval(), (images,))
     assert torch.equal(program.module()(images), model(images))
+
+
+def small(mode: str | None) -> Network:
+    """A network with every kind of container, in this form, with open cross blocks."""
+    torch.manual_seed(0)
+    features = Chain(
+        ConvBN(3, 4, 3),
+        Residual(Chain(ConvBN(4, 6, 3), nn.ReLU(), ConvBN(6, 4, 1)), ConvBN(4, 4, 1)),
+        Concat(Chain(ConvBN(4, 3, 3), nn.ReLU())),
+        ConvBN(7, 8, 1, 2),
+        Conv(8, 5, 1),
+        nn.AdaptiveAvgPool2d(1),
+    )
+    model = vary(Network(features, Classifier(5, CLASSES), image_size=8))
+    if mode is not None:
+        kill(model, {"features.3": [0, 1], "features.1.branch.0": [0]})
+        nr.rejuvenate(model, cross=mode)
+        open_cross_blocks(model)
+    return model
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_torch_fx_follows_a_network(mode):
+    """Traced, fused, prepared for quantization and quantized."""
+    model, (images, _) = small(mode), batch()
+    expected = logits_of(model, images)
+    traced = torch.fx.symbolic_trace(model)
+    assert torch.equal(traced(images), expected)
+    called = {node.target for node in traced.graph.nodes if node.op == "call_module"}
+    norms = {n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert called >= norms | {f"classifier.linears.{i}" for i in range(model.streams)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch moves its quantization elsewhere
+        assert torch.equal(fuse_fx(copy.deepcopy(model))(images), expected)
+        prepared = prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping(), (images,))
+        assert torch.equal(prepared(images), expected)
+        assert 0 < relative_difference(convert_fx(prepared)(images), expected) < 0.3
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_the_classifier_calls_its_linear_layers(mode):
+    """So hooks, adapters and what replaces them by type are at work there."""
+    model, (images, _) = worn("vgg"), batch()
+    if mode is not None:
+        nr.rejuvenate(model, cross=mode)
+    model.classifier.linears[0].bias.data.normal_()
+    expected, called = logits_of(model, images), []
+    for linear in model.classifier.linears:
+        linear.register_forward_hook(lambda *arguments: called.append(arguments[0]))
+    assert torch.equal(logits_of(model, images), expected)
+    assert called == [*model.classifier.linears]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})
+    assert not any(type(linear) is nn.Linear for linear in quantized.classifier.linears)
+    assert 0 < relative_difference(quantized(images), expected) < 0.05
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def test_logits_are_those_of_one_bias_for_all_streams(streams):
+    classifier = Classifier(3, 4)
+    classifier.build((3, 5)[:streams])
+    classifier.linears[0].bias.data.normal_()
+    x = tuple(torch.randn(2, width, 1, 1) for width in classifier.in_channels)
+    weights = [linear.weight for linear in classifier.linears]
+    products = [s.flatten(1) @ w.T for s, w in zip(x, weights, strict=True)]
+    expected = torch.stack(products, dim=1) + classifier.linears[0].bias
+    torch.testing.assert_close(classifier(x), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert classifier(x).dtype == torch.bfloat16
 
 
 # The count of batches.

@@ -127,6 +127,7 @@ def test_structure_by_hand():
             },
         },
         "classifier": {"in_channels": [2, 1], "num_classes": 2},
+        "frozen": [],
     }
 
 
