@@ -1,7 +1,7 @@
 """nr.sparsity: whom the penalty hits, when it is applied, and how λ grows."""
 
 import copy
-import warnings
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -103,7 +103,10 @@ def test_a_rebuilt_network_is_penalised_as_it_is_now():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     nr.rejuvenate(model)
-    for network_penalty in (lambda: nr.penalise(model, SPARSITY), optimizer.step):
+    with pytest.raises(RuntimeError, match=r"^SGD: the network was rebuilt"):
+        optimizer.step()
+    step = nr.SGD(model, lr=0.1, sparsity=SPARSITY).step
+    for network_penalty in (lambda: nr.penalise(model, SPARSITY), step):
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         network_penalty()
@@ -209,22 +212,62 @@ def test_grow_sparsity_with_the_defaults_of_the_specification():
     assert sparsity == pytest.approx(3 * 5e-5)  # after epochs 1, 3 and 5
 
 
-def test_an_optimizer_made_before_a_rebuild_warns_once():
-    model = worn("basic")
-    optimizer = nr.SGD(model, lr=0.1)
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
-        train_step(model, optimizer, seed=0)
-        assert found == []
-        nr.rejuvenate(model)
+class Scaler:
+    """What torch's GradScaler does with an optimizer, without a GPU."""
+
+    def __init__(self, scale: float):
+        self.scale = torch.tensor(scale)
+
+    def step(self, optimizer) -> None:
+        if getattr(optimizer, "_step_supports_amp_scaling", False):
+            optimizer.grad_scale, optimizer.found_inf = self.scale, torch.tensor(0.0)
+            optimizer.step()
+            del optimizer.grad_scale, optimizer.found_inf
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.scale)
         optimizer.step()
-        optimizer.step()
-        assert [str(warning.message)[:45] for warning in found] == [
-            "nr.SGD: the network was rebuilt after this op"
-        ]
-        assert found[0].filename == __file__
-        train_step(model, nr.SGD(model, lr=0.1), seed=0)
-        assert len(found) == 1
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("scale", [None, 2.0**16])
+def test_the_penalty_is_lambda_whatever_scales_or_turns_the_gradients(fused, maximize, scale):
+    """Without a loss γ falls by lr·λ towards 0; with one, by what the loss asks for besides."""
+    model = vary(tiny())
+    optimizer = nr.SGD(model, lr=0.5, sparsity=SPARSITY, fused=fused, maximize=maximize)
+    before = [gamma.detach().clone() for gamma in gammas(model)]
+    for gamma in gammas(model):
+        gamma.grad = torch.full_like(gamma, 0.25 * (scale or 1))
+    optimizer.step() if scale is None else Scaler(scale).step(optimizer)
+    for gamma, old in zip(gammas(model), before, strict=True):
+        expected = old - 0.5 * SPARSITY * old.sign() - 0.125 * (-1 if maximize else 1)
+        torch.testing.assert_close(gamma.detach(), expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_penalty_for_an_optimizer_that_climbs_is_subtracted():
+    model = vary(tiny())
+    for gamma in gammas(model):
+        gamma.grad = torch.zeros_like(gamma)
+    nr.penalise(model, SPARSITY, maximize=True)
+    assert all(torch.equal(gamma.grad, -SPARSITY * gamma.sign()) for gamma in gammas(model))
+
+
+@pytest.mark.parametrize("through", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_copied_or_pickled_optimizer_goes_on_like_the_original(through, fused):
+    model = vary(tiny(classes=10))
+    options = {"lr": 0.125, "momentum": 0.75, "sparsity": SPARSITY, "fused": fused}
+    optimizer = nr.SGD(model, **options)
+    train_step(model, optimizer, seed=0)
+    twin_model, twin = through((model, optimizer))
+    assert twin.model is twin_model and twin.sparsity == SPARSITY
+    alone = through(optimizer)
+    for network, steps in ((model, optimizer), (twin_model, twin), (alone.model, alone)):
+        train_step(network, steps, seed=1)
+        assert all(map(torch.equal, network.parameters(), model.parameters()))
 
 
 def test_the_optimizer_takes_the_network_not_its_parameters():
