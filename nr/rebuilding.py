@@ -117,6 +117,7 @@ def _watch_optimizers() -> None:
     register_optimizer_step_pre_hook(_refuse_gone)
 
 
+@torch.compiler.disable  # a step may be compiled, around it
 def _refuse_gone(optimizer: Optimizer, *_) -> None:
     if any(GONE in vars(p) for group in optimizer.param_groups for p in group["params"]):
         raise RuntimeError(
