@@ -16,6 +16,8 @@ from tests.image_files import message, pixels_of, write
 from utils.data import class_folders
 from utils.data.identity import digest
 from utils.data.images import ImageSet
+from utils.data.kinds import image_kinds
+from utils.data.photographs import load_imagenet
 from utils.data.sets import load_cifar
 
 REAL = Path(__file__).parents[2] / "../shared/data/cifar10-jpeg.tar.xz"
@@ -113,6 +115,45 @@ def test_images_may_lie_deeper_and_behind_links(root, tmp_path_factory):
     wanted = ImageFolder(root / "train")
     assert list(classes) == wanted.classes == [*CLASSES, "zebra"]
     assert list(zip(train.files, train.labels, strict=True)) == wanted.samples
+
+
+def test_what_pillow_reads_is_read_and_the_rest_is_named(root, capsys):
+    """In small and in large letters."""
+    pixels = np.full((32, 32, 3), (255, 0, 0), np.uint8)
+    kinds = ["gif", "GIF", "jfif", "jpe", "jp2", "pcx", "tga", "webp"]
+    if ".avif" in Image.registered_extensions():  # from Pillow 11.3 on
+        kinds.insert(0, "avif")
+    for kind in kinds:
+        write(root / f"train/dog/a.{kind}", pixels)
+    for name in ("train/dog/a.heic", "train/cat/b.HEIC", "test/list.csv", "test/dog/deep/README"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).touch()
+    train, _ = load(root)
+    assert len(train) == 3 * TRAIN + len(kinds)
+    difference = train.images[-len(kinds) :].float() - torch.tensor([255.0, 0, 0])[:, None, None]
+    assert difference.abs().max() < 10
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"Passed over in {root}: 2 .heic, 1 .csv, 1 without an ending"
+    load_imagenet(str(with_val(root)), 32)
+    assert "2 .heic" in capsys.readouterr().err
+
+
+def with_val(root: Path) -> Path:
+    """As imagenet.py wants it."""
+    (root / "test").rename(root / "val")
+    return root
+
+
+@pytest.mark.parametrize("kind", [".mp4", ".mpg", ".eps", ".wmf", ".h5", ".pdf", ".txt", ".py"])
+def test_what_pillow_cannot_read_by_itself_is_no_image(kind):
+    assert kind not in image_kinds()
+
+
+def test_a_class_folder_of_other_files_says_which(root):
+    remove(root / "train/cat")
+    for name in ("1.heic", "2.heic", "3.txt"):
+        (root / "train/cat" / name).touch()
+    assert message(load, root).endswith("in this class folder, but 2 .heic, 1 .txt")
 
 
 def remove(folder: Path) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -13,9 +14,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from utils.data.images import IMAGE_SIZE, ImageSet
+from utils.data.kinds import counted, image_kinds, kind_of
+from utils.data.modes import to_rgb
 from utils.errors import InputError, one_line
 from utils.machine import distributed
 
@@ -56,7 +58,8 @@ def list_splits(root: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], lis
     """The classes of ``root``/<split>/<class>/*, sorted, and the images of each split.
 
     The first split decides the classes, at least two; one that another split does not have is
-    named on the screen. Hidden files and those of systems are passed over. InputError naming the
+    named on the screen, and so are the kinds of files that are passed over, which Pillow does not
+    read. Hidden files and those of systems are passed over in silence. InputError naming the
     folder that is missing, empty, unreadable, a link to itself or a class of another split only.
     """
     with system_errors_named(root):
@@ -66,7 +69,11 @@ def list_splits(root: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], lis
                 f"{root / splits[0]}: only one class folder ({classes[0]}) in it, "
                 f"at least {LEAST_CLASSES} are needed"
             )
-        return classes, [list_images(root, split, classes, splits) for split in splits]
+        passed: Counter[str] = Counter()
+        listings = [list_images(root, split, classes, splits, passed) for split in splits]
+    if passed:
+        distributed.warn(f"Passed over in {root}: {counted(passed)}")
+    return classes, listings
 
 
 @contextmanager
@@ -90,19 +97,30 @@ def class_folders(root: Path, split: str, splits: Sequence[str]) -> tuple[str, .
     return classes
 
 
-def list_images(root: Path, split: str, classes: Sequence[str], splits: Sequence[str]) -> Listing:
-    """The images of a split; InputError for a class folder that is empty or not in ``classes``."""
+def list_images(
+    root: Path, split: str, classes: Sequence[str], splits: Sequence[str], passed: Counter[str]
+) -> Listing:
+    """The images of a split; InputError for a class folder that is empty or not in ``classes``.
+
+    ``passed``: counts the kinds of files that are passed over.
+    """
     label_of = {name: label for label, name in enumerate(classes)}
     folder, known = root / split, root / splits[0]
     listing = Listing([], [], str(folder))
     names = class_folders(root, split, splits)
+    passed.update(kind_of(entry.name) for entry in visible(folder) if not entry.is_dir())
     for name in names:
         if name not in label_of:
             raise InputError(f"{folder / name}: a class that {known} does not have")
-        files = images_below(folder, name)
+        others: Counter[str] = Counter()
+        files = images_below(folder, name, others)
         if not files:
-            types = " ".join(IMG_EXTENSIONS)
-            raise InputError(f"{folder / name}: no images ({types}) in this class folder")
+            found = f", but {counted(others)}" if others else ""
+            raise InputError(
+                f"{folder / name}: no images (.jpg, .png or another kind that Pillow reads) in this"
+                f" class folder{found}"
+            )
+        passed.update(others)
         listing.files.extend(files)
         listing.labels.extend([label_of[name]] * len(files))
     if lacking := [name for name in classes if name not in names]:
@@ -121,10 +139,11 @@ def visible(folder: Path | str) -> list[os.DirEntry]:
     return sorted(seen, key=lambda entry: entry.name)
 
 
-def images_below(folder: Path, name: str) -> list[str]:
+def images_below(folder: Path, name: str, others: Counter[str]) -> list[str]:
     """Image files at any depth of ``folder``/``name``, by folder, then by name.
 
-    InputError naming a link that leads back to a folder above it.
+    ``others``: counts the kinds of all other files. InputError naming a link that leads back to a
+    folder above it.
     """
     found: list[tuple[str, str]] = []
 
@@ -135,8 +154,10 @@ def images_below(folder: Path, name: str) -> list[str]:
         for entry in visible(path):
             if entry.is_dir():
                 walk(entry.path, (*above, real))
-            elif entry.name.lower().endswith(IMG_EXTENSIONS):
+            elif kind_of(entry.name) in image_kinds():
                 found.append((path, entry.name))
+            else:
+                others[kind_of(entry.name)] += 1
 
     top = Path(os.path.realpath(folder))
     walk(str(folder / name), tuple(map(str, (top, *top.parents))))
@@ -220,11 +241,14 @@ def in_chunks(work: Callable[[int], object], count: int, workers: int) -> list:
 
 
 def decode(file: str) -> np.ndarray:
-    """One image, uint8 [32, 32, 3]; InputError if it is broken, not RGB or of another size."""
+    """One image, uint8 [32, 32, 3]; InputError if it is broken, not RGB or of another size.
+
+    A palette, which every GIF in colour has, is of RGB.
+    """
     with open_image(file) as image:
         found = f"{image.mode} {image.width}x{image.height}"
-        if found == FOLDER_IMAGE:
-            return np.asarray(image)
+        if found.replace("P ", "RGB ") == FOLDER_IMAGE:
+            return np.asarray(to_rgb(image, file))
     raise InputError(f"{file}: the image is {found}, must be {FOLDER_IMAGE}")
 
 
