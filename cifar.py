@@ -14,6 +14,7 @@ from utils.data.identity import folder_name, known_by
 from utils.data.sets import load_cifar
 from utils.machine import distributed
 from utils.training import options, phases, script
+from utils.training.given import parsed
 from utils.training.run import Run
 from utils.training.writer import finished
 
@@ -47,7 +48,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
     add("--growthRate", type=options.positive_int, help="densenet: channels a layer adds")
     add("--compressionRate", type=options.real(1), help="densenet: transitions keep C/rate")
     add("--nr-sparsity", type=options.real(0), default=1e-4, help="λ of the penalty on scales")
-    args = parser.parse_args(argv)
+    args = parsed(parser, argv)
     options.check(parser, args, args.dataset)
     return args, options.check_network(parser, "cifar", args)
 
@@ -67,8 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "cifar", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity, train_set.classes, data)
-    if args.pretrained:
-        script.begin_pretrained(run)
+    script.begin_pretrained(run)
     share = (distributed.rank(), distributed.world())
     test_batches = TestBatches(test_set, args.test_batch, *share)
     if args.evaluate:

@@ -19,6 +19,7 @@ from utils.data.photographs import (
 )
 from utils.machine import distributed
 from utils.training import options, phases, script
+from utils.training.given import parsed
 from utils.training.run import Run
 from utils.training.writer import finished
 
@@ -65,7 +66,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
         default=0.01,
         help="λ grows after an epoch in which utilization fell by less than this",
     )
-    args = parser.parse_args(argv)
+    args = parsed(parser, argv)
     if (args.data is None) != args.synthetic:
         parser.error("either --data DIR or --synthetic is needed")
     if args.image_size < LEAST_IMAGE_SIZE:
@@ -94,8 +95,7 @@ def main(argv: list[str] | None = None) -> int:
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity_start, train_set.classes, data)
-    if args.pretrained:
-        script.begin_pretrained(run)
+    script.begin_pretrained(run)
     place = (args.workers, devices[0], distributed.rank(), distributed.world())
     val_batches = TestBatches(val_set, args.test_batch, *place)
     if args.evaluate:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from tests.report.test_report import table_row, write_run
+from tests.report.test_report import identity, table_row, write_run
 from utils.report.__main__ import main
 from utils.report.comparison import T975, difference
 
@@ -84,6 +84,39 @@ def test_compare_prints_the_differences_of_a_study(tmp_path, capsys):
     assert row["epochs (search + train)"] == "1 + 2"
     assert table_row(rows, "| plain-long")["minus plain-long"] == "-"
     assert "Not converged, least train accuracy below 95 %: nr-cr (90.0)" in output
+
+
+@pytest.mark.parametrize(
+    ("folders", "arm", "words"),
+    [
+        (["a-nr-cr-seed1"], "plain", "there are nr-cr"),
+        (["run"], "plain", "there is none"),
+    ],
+)
+def test_an_arm_that_is_not_there_is_named(tmp_path, capsys, folders, arm, words):
+    for folder in folders:
+        write_run(tmp_path / folder)
+    assert main([*map(str, tmp_path.iterdir()), "--compare", "nr-cr", "--compare", arm]) == 1
+    output, error = capsys.readouterr()
+    (line,) = error.splitlines()
+    assert output == "" and line.endswith(words)
+    assert f"--compare {arm}" in line or folders == ["run"]
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        ({"dataset": "folder", "data": "x/pets"}, "different data (CIFAR-10, pets)"),
+        ({"known": identity("cifar10")}, "different data (CIFAR-10, CIFAR-10)"),
+        ({"known": identity("cifar10", "0" * 16), "seed": 1}, "the same seed 1"),
+    ],
+)
+def test_runs_of_two_places_that_are_not_one_study_are_named(tmp_path, capsys, other, words):
+    write_run(tmp_path / "one/a-plain-seed1", known=identity("cifar10", "0" * 16))
+    write_run(tmp_path / "two/a-plain-seed2", **{"seed": 2} | other)
+    assert main([*map(str, tmp_path.glob("*/*")), "--compare", "plain"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "one/a-plain-seed1" in line and "two/a-plain-seed2" in line and words in line
 
 
 def test_a_run_without_an_evaluation_is_not_compared(tmp_path, capsys):

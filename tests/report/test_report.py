@@ -4,6 +4,7 @@ import copy
 import csv
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from tests.running import ROOT
 from utils.errors import InputError
 from utils.report import export, runs, tables
 from utils.report.__main__ import main
+from utils.shown import plots
 from utils.shown.log import read_log, write_log
 
 OPTIONS = {"depth": 8, "width_mult": 0.25, "num_classes": 10}
@@ -52,8 +54,13 @@ def structure(form: str = "plain") -> dict:
     return nr.structure(network)
 
 
-def write_run(folder, accuracies=(70.0, 80.0), search=1, seed=1, form="removed", **args) -> None:
-    """A run folder with these accuracies, the first ``search`` of them in the search."""
+def write_run(
+    folder, accuracies=(70.0, 80.0), search=1, seed=1, form="removed", known=None, **args
+) -> None:
+    """A run folder with these accuracies, the first ``search`` of them in the search.
+
+    ``known``: what its data set is known by; None as where the run is older than that.
+    """
     folder.mkdir(parents=True)
     rows = [
         {
@@ -73,6 +80,7 @@ def write_run(folder, accuracies=(70.0, 80.0), search=1, seed=1, form="removed",
         "seed": seed,
         "network": SPEC,
         "structure": structure(form),
+        **({"data": known} if known else {}),
         "args": ARGS | {"manualSeed": seed, "checkpoint": str(folder)} | args,
     }
     (folder / "run.json").write_text(json.dumps(description))
@@ -239,6 +247,116 @@ def test_broken_and_unfinished_runs_are_named(tmp_path, capsys):
     assert "search at utilization 0.500 after 3 epochs" in lines[1]
 
 
+def identity(name: str = "pets", digest: str = "0123456789abcdef", **other: object) -> dict:
+    """What a data set is known by."""
+    return {"name": name, "classes": 10, "images": [24, 10], "digest": digest} | other
+
+
+def rows_of(output: str) -> list[dict[str, str]]:
+    """The rows of runs in the first table, by column."""
+    lines = output.splitlines()
+    found = [line for line in lines[2 : lines.index("")] if "not run" not in line]
+    return [dict(zip(cells(lines[0]), cells(line), strict=True)) for line in found]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "names"),
+    [
+        (  # older than the identity: the folder's name tells
+            {"data": "a/cats"},
+            {"data": "b/dogs"},
+            ["cats", "dogs"],
+        ),
+        ({"known": identity("cats", "0" * 16)}, {"known": identity("dogs")}, ["cats", "dogs"]),
+        (
+            {"known": identity("pets", "0" * 16)},
+            {"known": identity("pets")},
+            ["pets [00000000]", "pets [01234567]"],
+        ),
+        ({"data": "a/pets"}, {"known": identity()}, ["pets", "pets [01234567]"]),
+    ],
+)
+def test_runs_of_different_data_sets_are_not_merged(tmp_path, capsys, one, other, names):
+    write_run(tmp_path / "a", dataset="folder", **one)
+    write_run(tmp_path / "b", seed=2, dataset="folder", **other)
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    rows = rows_of(capsys.readouterr().out)
+    assert [(row["data"], row["n"]) for row in rows] == [(name, "1") for name in names]
+
+
+def test_a_data_set_is_the_same_wherever_it_lies(tmp_path, capsys):
+    write_run(tmp_path / "a", dataset="folder", data="here/pets", known=identity())
+    write_run(tmp_path / "b", seed=2, dataset="folder", data="there/p", known=identity("p"))
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert [row["n"] for row in rows_of(capsys.readouterr().out)] == ["2"]
+
+
+def test_the_same_seed_twice_in_a_row_is_an_error_naming_both_folders(tmp_path, capsys):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    assert main([str(tmp_path / "a"), str(tmp_path / "b")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/a and {tmp_path}/b: the same command with the same seed 1" in line
+    assert main([str(tmp_path / "a"), f"{tmp_path}/../{tmp_path.name}/a"]) == 0  # one folder
+    assert [row["n"] for row in rows_of(capsys.readouterr().out)] == ["1"]
+
+
+IMAGENET_ARGS = {"subset": None, "data": "~/dataset/ILSVRC2012/"}  # and no "dataset"
+ILSVRC = identity("ILSVRC2012", classes=1000, images=[1281167, 50000])
+
+
+@pytest.mark.parametrize(
+    ("args", "known", "name"),
+    [
+        (IMAGENET_ARGS, ILSVRC, "ImageNet"),
+        (
+            IMAGENET_ARGS | {"subset": 1000},
+            ILSVRC | {"images": [1000, 200]},
+            "ILSVRC2012, 1,000 images",
+        ),
+        (IMAGENET_ARGS, None, "ILSVRC2012"),
+        (IMAGENET_ARGS, identity("imagenette"), "imagenette"),
+        (IMAGENET_ARGS, identity("ImageNet"), "ImageNet (folder)"),
+        ({"subset": None, "synthetic": True, "data": None}, identity("synthetic"), "synthetic"),
+        (ARGS, None, "CIFAR-10"),
+        (ARGS | {"dataset": "folder", "data": "x/cifar10"}, None, "cifar10"),
+        (ARGS | {"dataset": "folder", "data": "x/CIFAR-10"}, None, "CIFAR-10 (folder)"),
+        (ARGS | {"dataset": "folder"}, identity("CIFAR-100"), "CIFAR-100 (folder)"),
+        (ARGS | {"dataset": "folder", "data": "../cifar10-jpeg"}, None, "CIFAR-10 (JPEG)"),
+    ],
+)
+def test_only_the_published_data_sets_are_called_so(args, known, name):
+    assert runs.data_name(args, known) == name
+
+
+def test_the_published_figure_is_beside_runs_of_imagenet_only(tmp_path):
+    write_run(tmp_path / "a", form="attention", nr_cross="attention")
+    found = runs.read_run(tmp_path / "a")
+    for known, figure in ((ILSVRC, "28.86, 9.93"), (identity("imagenette"), "-")):
+        name = runs.data_name(IMAGENET_ARGS, known)
+        run = replace(found, family="imagenet", model="ResNet-18", data=name, last5=10.0)
+        (row,) = rows_of(tables.imagenet_table([run]) + "\n\n")
+        assert row["published top-1, top-5"] == figure
+
+
+def test_a_bar_and_a_line_break_end_no_cell(tmp_path, capsys):
+    write_run(tmp_path / "a", dataset="folder", data="x/cats | dogs\nand more")
+    main([str(tmp_path / "a")])
+    lines = capsys.readouterr().out.splitlines()
+    assert r"| cats \| dogs and more |" in lines[2]
+    assert len(re.split(r"(?<!\\)\|", lines[2])) == len(lines[0].split("|"))
+
+
+@pytest.mark.parametrize("words", [[], ["--csv"], ["--plot", "{0}/x.png"]])
+def test_where_no_run_is_read_the_status_is_1(tmp_path, capsys, words):
+    write_run(tmp_path / "short", epochs=5)
+    words = [word.format(tmp_path) for word in words]
+    assert main([str(tmp_path / "short"), str(tmp_path / "none"), *words]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3 and "utils.report: no finished run in" in lines[2]
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_csv_has_a_row_a_run(tmp_path, capsys):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b", (60, 90), seed=2)
@@ -257,6 +375,15 @@ def test_plot_draws_the_runs(tmp_path):
     picture = tmp_path / "all.png"
     main([str(tmp_path / "a"), str(tmp_path / "b"), "--plot", str(picture)])
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_different_data_sets_have_lines_of_their_own(tmp_path, monkeypatch):
+    labels = []
+    monkeypatch.setattr(plots, "comparison", lambda pairs, path: labels.extend(dict(pairs)))
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", dataset="cifar100")
+    main([str(tmp_path / "a"), str(tmp_path / "b"), "--plot", "x.png"])
+    assert labels == ["ResNet-8 x0.25 NR-CR, CIFAR-10", "ResNet-8 x0.25 NR-CR, CIFAR-100"]
 
 
 def run_network(form: str, folder, monkeypatch) -> nr.Network:
@@ -321,6 +448,11 @@ def test_gates_that_were_trained_are_not_merged(tmp_path, monkeypatch, capsys):
     ("words", "said"),
     [
         (["--merge"], "--merge: only --export merges"),
+        (["--csv", "--compare", "plain"], "not allowed with argument"),
+        (["--csv", "--export", "x.pt"], "not allowed with argument"),
+        (["--compare", "plain", "--export", "x.pt"], "not allowed with argument"),
+        (["--plot", "x.png", "--export", "x.pt"], "--plot: not beside --export"),
+        (["--plot", "x.pdf"], "--plot x.pdf: its name has to end in .png"),
         (["--export", "x.onnx"], "--export x.onnx: its name has to end in .pt2 or .pt or .pth"),
     ],
 )

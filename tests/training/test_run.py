@@ -857,6 +857,75 @@ def test_a_checkpoint_without_known_data_goes_on_and_gets_them(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "arm"),
+    [
+        ("--nr-cross none", "pruned only"),
+        ("--nr-cross full", "NR, full"),
+        ("--nr-from-scratch", "NR-FS"),
+        ("--nr-flops", "NR-CR, by FLOPs"),
+        ("--nr-round-to 4", "NR-CR, multiples of 4"),
+        ("--nr-bn-target 0.7", "NR-CR + NR-BR 0.7"),
+    ],
+)
+def test_a_resume_is_named_by_what_has_been_done_to_its_network(epochs, tmp_path, flags, arm):
+    go(tmp_path / "p", f"{flags} --nr-compress-only")
+    assert resume(tmp_path / "q", "--epochs 1", path=str(tmp_path / "p" / AFTER)) == 0
+    assert read_run(tmp_path / "q").arm == arm
+    assert resume(tmp_path / "q", "--epochs 2") == 0
+    assert read_run(tmp_path / "q").arm == arm
+    assert resume(tmp_path / "q", f"{flags} --epochs 2") == 0  # as it was
+
+
+def resume_untargeted(folder: Path, flags: str) -> int:
+    """As ``resume``, without the --nr-target of FLAGS."""
+    words = FLAGS.replace("--nr-target 0.6", "").split()
+    return cifar.main([*words, "-c", str(folder), "--resume", "auto", *flags.split()])
+
+
+def test_plain_training_stays_plain(tmp_path):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    assert resume_untargeted(tmp_path, "--epochs 2") == 0
+    assert read_run(tmp_path).arm == "baseline"
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--nr-cross removed", "was made with --nr-cross none: --nr-cross removed contradicts"),
+        ("--nr-from-scratch", "was made without --nr-from-scratch: --nr-from-scratch contradicts"),
+        ("--nr-flops", "was made without --nr-flops: --nr-flops contradicts"),
+        ("--nr-round-to 4", "was made with --nr-round-to 1: --nr-round-to 4 contradicts"),
+        ("--nr-bn-target 0.5", "was made with --nr-bn-target 0.7: --nr-bn-target 0.5 contradicts"),
+        ("--nr-target 1", "was made with --nr-target 0.6: --nr-target 1 contradicts"),
+        ("--nr-target 0.5", "was made with --nr-target 0.6: --nr-target 0.5 contradicts"),
+    ],
+)
+def test_a_flag_that_contradicts_what_has_been_done_is_refused(epochs, tmp_path, flags, words):
+    go(tmp_path, "--nr-cross none --nr-bn-target 0.7 --nr-compress-only")
+    before = contents(tmp_path)
+    with pytest.raises(InputError) as caught:
+        resume(tmp_path, flags)
+    assert str(caught.value) == f"{tmp_path / LAST}: {words} that"
+    assert contents(tmp_path) == before
+    assert resume(tmp_path, "-e") == 0
+
+
+@pytest.mark.parametrize(
+    "flags", ["--nr-target 0.6", "--nr-bn-target 0.7", "--nr-rounds 2", "--nr-compress-only"]
+)
+def test_plain_training_is_not_called_otherwise(tmp_path, flags):
+    go(tmp_path, f"{PLAIN} --epochs 1")
+    with pytest.raises(InputError, match=f"was made with --nr-target 1: {flags} contradicts"):
+        resume_untargeted(tmp_path, flags)
+
+
+def test_the_next_round_is_rejuvenated_as_the_first(epochs, tmp_path):
+    go(tmp_path / "p", "--nr-cross full --nr-compress-only")
+    resume(tmp_path / "q", TWO, path=str(tmp_path / "p" / AFTER))
+    assert form(checkpoint.read(tmp_path / "q" / AFTER2)["structure"]) == "full"
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         ("--manualSeed 2", "was trained with manualSeed 1, but the flags say 2"),

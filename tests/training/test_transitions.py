@@ -1,12 +1,13 @@
 """training.transitions and training.identity: from epoch to epoch, and whose a file is."""
 
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pytest
 
 from utils.shown.meters import Figures
+from utils.training import identity
 from utils.training.identity import mismatch
 from utils.training.state import Epoch, RunState, Usage
 from utils.training.transitions import (
@@ -30,6 +31,16 @@ FLAGS = {
     "nr_target": 0.5,
     "train_batch": 8,
     "nr_rounds": 1,
+}
+
+
+METHOD = {
+    "pretrained": None,
+    "nr_target": 0.5,
+    "nr_cross": "full",
+    "nr_from_scratch": False,
+    "nr_flops": False,
+    "nr_round_to": 1,
 }
 
 
@@ -169,6 +180,35 @@ def test_files_of_later_rounds_are_named_by_them(number, suffix):
 )
 def test_where_a_phase_ends(state, ends):
     assert at_phase_end(state, target=0.5, max_epochs=6, epochs=3) == ends
+
+
+# What has been done to a network.
+
+FLAGS_OF_PLAIN = {"pretrained": None} | identity.PLAIN
+
+
+@pytest.mark.parametrize(
+    ("run", "args", "known"),
+    [
+        (SEARCH, {}, {"pretrained": None}),  # nothing has, and the flags decide
+        (replace(TRAIN, search_epochs=0), {"nr_target": 1.0}, FLAGS_OF_PLAIN),
+        # As the first programs have let it be called.
+        (
+            replace(TRAIN, search_epochs=0),
+            {"nr_target": 0.5},
+            FLAGS_OF_PLAIN | {"nr_target": 0.999},
+        ),
+        (replace(TRAIN, epoch=5), {}, METHOD),  # not rescaled, and may be
+        (TRAIN, {"nr_bn_target": 0.5}, METHOD | {"nr_bn_target": None}),
+        (replace(TRAIN, rescaled=True), {"nr_bn_target": 0.5}, METHOD | {"nr_bn_target": 0.5}),
+        (replace(SEARCH, round=2), {}, METHOD | {"nr_bn_target": None}),
+        (replace(SEARCH, round=2), {"nr_bn_target": 0.5}, METHOD | {"nr_bn_target": 0.5}),
+    ],
+)
+def test_what_has_been_done_is_read_from_the_checkpoint(run, args, known):
+    """Of one that is older than some of the flags."""
+    found = payload() | {"run": asdict(run), "args": FLAGS | {"nr_cross": "full"} | args}
+    assert identity.done(found) == known
 
 
 # Whose a checkpoint is.

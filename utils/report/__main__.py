@@ -5,21 +5,24 @@ import sys
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.report.comparison import comparisons
+from utils.report.comparison import arms, comparisons
 from utils.report.export import SUFFIXES, export
-from utils.report.runs import read_run
+from utils.report.runs import Run, read_run, told_apart
 from utils.report.tables import cifar_table, csv_text, imagenet_table
 from utils.shown import screen
+
+PICTURE = ".png"  # what the name of a picture ends in
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a checkpoint folder")
-    parser.add_argument("--csv", action="store_true", help="a row a run instead of the tables")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("--csv", action="store_true", help="a row a run instead of the tables")
     parser.add_argument(
         "--plot", type=Path, metavar="OUT.png", help="draw the runs over each other"
     )
-    parser.add_argument(
+    one.add_argument(
         "--export",
         type=Path,
         metavar="OUT",
@@ -28,7 +31,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--merge", action="store_true", help="export both streams as one plain network"
     )
-    parser.add_argument(
+    one.add_argument(
         "--compare",
         action="append",
         metavar="ARM",
@@ -40,6 +43,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--export takes one RUN")
     if args.export and args.export.suffix not in SUFFIXES:
         parser.error(f"--export {args.export}: its name has to end in {' or '.join(SUFFIXES)}")
+    if args.plot and args.export:
+        parser.error("--plot: not beside --export")
+    if args.plot and args.plot.suffix.lower() != PICTURE:
+        parser.error(f"--plot {args.plot}: its name has to end in {PICTURE}")
     if args.merge and not args.export:
         parser.error("--merge: only --export merges")
     return args
@@ -51,32 +58,57 @@ def main(argv: list[str] | None = None) -> int:
         if args.export:
             deviation = export(args.runs[0], args.export, args.merge)
             print(f"{args.export}: logits within {deviation:.1e} of the largest")
-            return 0
-        runs, left_out = [], []
-        for folder in args.runs:
-            if folder.is_file():  # that a pattern such as checkpoints/*/* took along
-                continue
-            try:
-                runs.append(read_run(folder))
-            except InputError as error:
-                left_out.append(str(error))
-        if args.compare:
-            print(comparisons(runs, args.compare))
-        elif args.csv:
-            print(csv_text(runs), end="")
         else:
-            print(cifar_table(runs), imagenet_table(runs), sep="\n\n")
-        for line in left_out:
-            print(f"not in the tables: {line}", file=sys.stderr)
-        if args.plot:
-            from utils.shown import plots  # takes long to import
-
-            pairs = [(f"{run.model} {run.arm}", run.rows) for run in runs]
-            plots.comparison(pairs, args.plot)
+            report(args)
     except InputError as error:
         print(f"utils.report: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def report(args: argparse.Namespace) -> None:
+    """Print and draw what the flags ask for. Raises InputError, also where there is no run."""
+    runs = read_runs(args.runs)
+    named = told_apart(runs)
+    if args.compare:
+        refuse_unknown(args.compare, runs)
+        print(comparisons(runs, args.compare))
+    elif args.csv:
+        print(csv_text(runs), end="")
+    else:
+        print(cifar_table(named), imagenet_table(named), sep="\n\n")
+    if not runs:
+        raise InputError("no finished run in " + " ".join(map(str, args.runs)))
+    if args.plot:
+        from utils.shown import plots  # takes long to import
+
+        several = len({run.data for run in named}) > 1
+        pairs = [(f"{r.model} {r.arm}{f', {r.data}' if several else ''}", r.rows) for r in named]
+        plots.comparison(pairs, args.plot)
+
+
+def read_runs(folders: list[Path]) -> list[Run]:
+    """The runs in ``folders``, each once; on the screen the folders that hold no finished one."""
+    runs = []
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        if folder.is_file():  # that a pattern such as checkpoints/*/* took along
+            continue
+        try:
+            runs.append(read_run(folder))
+        except InputError as error:
+            print(f"not in the tables: {error}", file=sys.stderr)
+    return runs
+
+
+def refuse_unknown(wanted: list[str], runs: list[Run]) -> None:
+    """InputError for an arm to compare with that no run is of."""
+    there = {arm for by_arm in arms(runs).values() for arm in by_arm}
+    for arm in wanted:
+        if arm not in there:
+            raise InputError(
+                f"--compare {arm}: no run of this arm, in a folder named SETTING-{arm}-seedN;"
+                f" there {'are ' + ', '.join(sorted(there)) if there else 'is none'}"
+            )
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ import math
 import re
 import statistics
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
-from utils.report.runs import Run
+from utils.errors import InputError
+from utils.report.runs import Run, refuse_same_seed
 from utils.report.tables import epochs_text, exact, markdown, spread
 
 FOLDER = re.compile(r"(?P<setting>[^-]+)-(?P<arm>.+)-seed\d+")
@@ -65,12 +67,30 @@ def difference(ours: dict[int, float], base: dict[int, float]) -> Difference | N
 
 
 def arms(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
-    """Setting -> arm -> runs by seed, of the runs whose folder is named as the study names it."""
+    """Setting -> arm -> runs by seed, of the runs whose folder is named as the study names it.
+
+    Raises InputError naming two folders of an arm with one seed, or of a setting with other data.
+    """
     found: dict[str, dict[str, list[Run]]] = {}
     for run in sorted(runs, key=lambda run: run.seed):
         if name := FOLDER.fullmatch(Path(run.folder).name):
             found.setdefault(name["setting"], {}).setdefault(name["arm"], []).append(run)
+    for by_arm in found.values():
+        for group in by_arm.values():
+            refuse_same_seed(group)
+        refuse_other_data([run for group in by_arm.values() for run in group])
     return found
+
+
+def refuse_other_data(runs: list[Run]) -> None:
+    """InputError where two runs are of different data sets, as far as that is known."""
+    for run, other in combinations(runs, 2):
+        known = run.digest and other.digest
+        if run.data != other.data or (known and run.digest != other.digest):
+            raise InputError(
+                f"{run.folder} and {other.folder}: one setting, but different data"
+                f" ({run.data}, {other.data})"
+            )
 
 
 def errors(runs: list[Run]) -> dict[int, float]:

@@ -1,7 +1,7 @@
 """A finished run, read from the files that it leaves."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -18,9 +18,10 @@ from utils.shown.log import phases, read_log, rounds
 from utils.training.older import upgraded
 from utils.training.options import NO_REJUVENATION
 
-DATA_NAMES = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
+PUBLISHED_DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # torchvision's, of -d
+IMAGENET = "ImageNet"
+IMAGENET_SIZE = {"classes": 1000, "images": [1281167, 50000]}  # of ILSVRC2012
+DATA_NAMES = {  # folders
     "cifar10-jpeg": "CIFAR-10 (JPEG)",
     "cifar10-jpeg-heldout": "CIFAR-10 (JPEG), held-out training images",
 }
@@ -41,6 +42,7 @@ class Run:
     model: str
     arm: str
     data: str
+    digest: str | None  # of the data set; None where the run is too old to know it
     sparsity: str
     search: int  # epochs of all rounds, as train
     train: int
@@ -85,7 +87,7 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
     ``counts``: as ``count`` gives them; ``searched``: multiply-adds of the network that was
     searched.
     """
-    args, spec = description["args"], description["network"]
+    args, spec, known = description["args"], description["network"], description.get("data")
     if state := unfinished(args, rows):
         raise InputError(f"unfinished: {state}")
     train = [row for row in rows if row["Phase"] == "train"]
@@ -94,6 +96,7 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
     kept.setdefault("nr_rounds", ROUNDS)
+    data = known["digest"] if known else data_name(args)
     sparsity = sparsity_text(rows)
     evaluation = read_evaluation(folder)
     return Run(
@@ -102,7 +105,8 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
         family=spec["family"],
         model=model_name(spec),
         arm=arm_name(args),
-        data=data_name(args),
+        data=data_name(args, known),
+        digest=known and known["digest"],
         sparsity=sparsity,
         search=sum(epochs[::2]),
         train=len(train),
@@ -119,7 +123,7 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
         minutes=sum(row["Seconds"] for row in rows) / 60,
         seed=description["seed"],
         epochs=epochs,
-        setting=json.dumps([spec, kept, sparsity], sort_keys=True),
+        setting=json.dumps([spec, kept, sparsity, data], sort_keys=True),
         rows=rows,
     )
 
@@ -205,17 +209,53 @@ def arm_name(args: dict) -> str:
     if args["nr_bn_target"] is not None:
         arm += f" + NR-BR {args['nr_bn_target']:g}"
     arm += ", by FLOPs" if args["nr_flops"] else ""
+    rounded = args.get("nr_round_to", 1)
+    arm += f", multiples of {rounded}" if rounded > 1 else ""
+    arm += ", pretrained" if args.get("pretrained") else ""
     count = args.get("nr_rounds", ROUNDS)
     return arm if count == 1 else f"{arm}, {count} rounds"
 
 
-def data_name(args: dict) -> str:
-    """The data set, and how many images of it."""
-    name = args.get("dataset") or ("synthetic" if args.get("synthetic") else "ImageNet")
-    if name == "folder":
-        name = Path(args["data"]).name
-    name = DATA_NAMES.get(name, name)
+def data_name(args: dict, known: dict | None = None) -> str:
+    """The data set, and how many images of it; ``known``: what it is known by, if it is.
+
+    Only the published sets have the names that the published tables have.
+    """
+    name = args.get("dataset") or ("synthetic" if args.get("synthetic") else "folder")
+    if name in PUBLISHED_DATA:
+        name = PUBLISHED_DATA[name]
+    elif known and IMAGENET_SIZE.items() <= known.items() and args.get("dataset") is None:
+        name = IMAGENET
+    elif name == "folder":
+        name = known["name"] if known else Path(args["data"]).name
+        named = name in (IMAGENET, *PUBLISHED_DATA.values())
+        name = f"{name} (folder)" if named else DATA_NAMES.get(name, name)
     return name if args["subset"] is None else f"{name}, {args['subset']:,} images"
+
+
+def told_apart(runs: list[Run]) -> list[Run]:
+    """The runs, those of different data sets of one name with their digests after it."""
+    digests: dict[str, set] = {}
+    for run in runs:
+        digests.setdefault(run.data, set()).add(run.digest)
+    return [
+        replace(run, data=f"{run.data} [{run.digest[:8]}]")
+        if run.digest and len(digests[run.data]) > 1
+        else run
+        for run in runs
+    ]
+
+
+def refuse_same_seed(runs: list[Run]) -> None:
+    """InputError where two of the runs that are taken for seeds of one command have one seed."""
+    folders: dict[int, str] = {}
+    for run in runs:
+        other = folders.setdefault(run.seed, run.folder)
+        if other != run.folder:
+            raise InputError(
+                f"{other} and {run.folder}: the same command with the same seed {run.seed};"
+                " leave one of them out"
+            )
 
 
 def sparsity_text(rows: list[dict]) -> str:

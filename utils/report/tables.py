@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterable
 from itertools import zip_longest
 
-from utils.report.runs import Run
+from utils.report.runs import Run, refuse_same_seed
 
 # Specification section 11, error in %: (model, parameters, data set, λ, error).
 PUBLISHED_CIFAR = (
@@ -52,15 +52,22 @@ def epochs_text(runs: list[Run]) -> str:
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """A table; what would end a cell or a line is kept from doing so."""
+    rows = [[" ".join(cell.replace("|", r"\|").split()) for cell in row] for row in rows]
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def grouped(runs: list[Run]) -> list[list[Run]]:
-    """The seeds of each command together, in the order in which the commands came."""
+    """The seeds of each command together, in the order in which the commands came.
+
+    Raises InputError naming two folders of one command with one seed.
+    """
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.setting, []).append(run)
+    for group in groups.values():
+        refuse_same_seed(group)
     return [sorted(group, key=lambda run: run.seed) for group in groups.values()]
 
 

@@ -1,10 +1,11 @@
 """Whether a checkpoint belongs to the run that the flags describe."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import zip_longest
 
 from nr.layers import Network
 from nr.units import ConvBN
+from utils.training.given import Flags
 from utils.training.options import NO_REJUVENATION
 
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
@@ -12,6 +13,37 @@ IDENTITY = ("dataset", "subset", "image_size")
 
 # Flags that cut an epoch into steps, and what a run without them has: fixed inside an epoch.
 STEP = {"train_batch": None, "iter_size": 1}
+
+
+# What has been done to a network is its checkpoint's. Of plain training: what the flags then are.
+PLAIN = {
+    "nr_target": 1.0,
+    "nr_compress_only": False,
+    "nr_from_scratch": False,
+    "nr_bn_target": None,
+    "nr_round_to": 1,
+    "nr_rounds": 1,
+}
+# Of a rejuvenated network: the flags that say how, and what a run without them had.
+REJUVENATED = {
+    "nr_target": None,
+    "nr_cross": None,
+    "nr_from_scratch": False,
+    "nr_flops": False,
+    "nr_round_to": 1,
+}
+
+
+def unfit(
+    payload: dict, spec: dict, flags: Flags, classes: Sequence[str], data: dict | None
+) -> str | None:
+    """Why a checkpoint cannot go on, or be evaluated, with these flags and data; None if it can."""
+    return (
+        other_class(payload, classes)
+        or mismatch(payload, spec, vars(flags))
+        or other_data(payload, data)
+        or contradiction(payload, vars(flags), flags.given)
+    )
 
 
 def mismatch(payload: dict, spec: dict, flags: dict) -> str | None:
@@ -41,6 +73,54 @@ def mismatch(payload: dict, spec: dict, flags: dict) -> str | None:
             flag = name.replace("_", "-")
             return f"stands inside an epoch, so --{flag} cannot change here"
     return None
+
+
+def done(payload: dict) -> dict:
+    """The flags that say what has been done to the network of a checkpoint, with their values."""
+    was, run = payload["args"], payload["run"]
+    found, later = {"pretrained": was.get("pretrained")}, run.get("round", 1) > 1
+    trains = run["phase"] == "train"
+    if trains and not later and run["search_epochs"] == 0:
+        target = max(was["nr_target"], NO_REJUVENATION)
+        return found | PLAIN | {"nr_target": target}
+    if trains or later:
+        found |= {name: was.get(name, default) for name, default in REJUVENATED.items()}
+        if run["rescaled"] or later:
+            found["nr_bn_target"] = was.get("nr_bn_target")
+        elif run["epoch"] > run["search_epochs"] or payload["partial"] is not None:
+            found["nr_bn_target"] = None
+    return found
+
+
+def contradiction(payload: dict, flags: dict, given: Collection[str]) -> str | None:
+    """Which of the flags that were ``given`` says otherwise than what is ``done``, or None.
+
+    --pretrained, and --nr-bn-target where the train phase has begun, are without effect instead.
+    """
+    if flags["evaluate"]:
+        return None
+    known, run = done(payload), payload["run"]
+    plain = known.get("nr_target", 0) >= NO_REJUVENATION
+    rescalable = not plain and not run["rescaled"] and run.get("round", 1) == 1
+    for name, was in known.items():
+        same = flags[name] == was or (plain and name == "nr_target" and flags[name] >= was)
+        effect = name != "pretrained" and not (name == "nr_bn_target" and rescalable)
+        if name in given and effect and not same:
+            made = _made("nr_target" if plain else name, known)
+            return f"was made {made}: {_flag(name, flags[name])} contradicts that"
+    return None
+
+
+def _flag(name: str, value: object) -> str:
+    flag = f"--{name.replace('_', '-')}"
+    if value is None or isinstance(value, bool):
+        return flag
+    return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
+
+
+def _made(name: str, known: dict) -> str:
+    without = known[name] is None or known[name] is False
+    return f"with{'out' if without else ''} {_flag(name, known[name])}"
 
 
 def other_class(payload: dict, classes: Sequence[str]) -> str | None:

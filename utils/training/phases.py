@@ -53,10 +53,13 @@ def after_merging(run: Run) -> None:
 def rescale_once(run: Run) -> None:
     """NR-BR at the start of the train phase, unless this network has had it."""
     target = run.args.nr_bn_target
-    if target is None or run.state.rescaled:
+    if run.state.rescaled:
         return
     if run.state.phase_epoch > 0 or run.trainer.partial is not None:
-        print("| --nr-bn-target: the train phase has begun without it, so it is not applied")
+        if "nr_bn_target" in run.args.given:
+            print("| --nr-bn-target: the train phase has begun without it, so it is not applied")
+        return
+    if target is None:
         return
     nr.rescale(run.network, target)
     run.state.rescaled = True

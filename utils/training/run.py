@@ -17,7 +17,7 @@ from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
 from utils.training.engine import step_lr
 from utils.training.folder import RunFolder
-from utils.training.identity import mismatch, other_class, other_data, unmergeable
+from utils.training.identity import done, unfit, unmergeable
 from utils.training.signals import Stopped, StopRequest
 from utils.training.state import NO_ACCURACY, Epoch, RunState
 from utils.training.trainer import Trainer
@@ -82,10 +82,10 @@ class Run:
     def _resume(self, path: Path, payload: dict) -> None:
         print(f"==> Resuming from {path}")
         with checkpoint.restoring(path):
-            wrong = other_class(payload, self.classes)
-            wrong = wrong or mismatch(payload, self.spec, vars(self.args))
-            if wrong := wrong or other_data(payload, self.data):
+            if wrong := unfit(payload, self.spec, self.args, self.classes, self.data):
                 raise InputError(f"{path}: {wrong}")
+            if not self.args.evaluate:
+                vars(self.args).update(done(payload))
             network = checkpoint.network(payload, path)
             checkpoint.refuse_non_finite(network.state_dict(), path)
             self.state = RunState(**payload["run"])

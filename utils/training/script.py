@@ -80,9 +80,12 @@ def open_folder(args: Namespace) -> RunFolder:
 
 
 def begin_pretrained(run: Run) -> None:
-    """Give a fresh run torchvision's weights, of the file of --pretrained or downloaded."""
+    """Give a fresh run torchvision's weights, of the file of --pretrained or downloaded, if so."""
     if run.resumed:
-        print("==> --pretrained: the checkpoint has its own weights, so it is not applied")
+        if "pretrained" in run.args.given:
+            print("==> --pretrained: the checkpoint has its own weights, so it is not applied")
+        return
+    if not run.args.pretrained:
         return
     file = None if run.args.pretrained is True else run.args.pretrained
     try:
