@@ -30,7 +30,8 @@ def merge(model: Network) -> None:
     again. A network of one stream is merged already and stays as it is.
 
     All or nothing: raises ValueError, and leaves the network as it was, for "attention" whose
-    cross weights are not 0, since its gate is no convolution. An optimizer made before holds the
+    cross weights are not 0, since its gate is no convolution, and where only one stream's part of
+    a parameter is frozen. An optimizer made before holds the
     old parameters: make a new one.
     """
     if model.streams == 1:
@@ -38,6 +39,7 @@ def merge(model: Network) -> None:
     refuse_sharded(model)
     plan = wiring(model)
     _refuse_gates(plan)
+    _refuse_half_frozen(model, plan)
     places = _places(plan, model.streams)
     merged = {layer.name: _merged_layer(layer, places) for layer in plan.layers}
     classifier = _merged_classifier(model, places, plan.head)
@@ -62,6 +64,21 @@ def _refuse_gates(plan: Wiring) -> None:
                         " own + 2σ(own)·cross is no convolution: only networks rejuvenated with"
                         ' cross="removed" or "full" merge after training'
                     )
+
+
+def _refuse_half_frozen(model: Network, plan: Wiring) -> None:
+    """Raise ValueError where a parameter would have to be frozen in part."""
+    lists = {f"{layer.name}.convs": layer.unit.convs for layer in plan.layers}
+    lists |= {f"{layer.name}.norms": layer.unit.norms for layer in plan.layers}
+    lists["classifier.linears"] = model.classifier.linears
+    for name, (first, *others) in lists.items():
+        flags = {n: parameter.requires_grad for n, parameter in first.named_parameters()}
+        for n, parameter in (pair for module in others for pair in module.named_parameters()):
+            if parameter.requires_grad != flags[n]:
+                raise ValueError(
+                    f"{name}: {n} is frozen in one stream and not in the other, which one parameter"
+                    " for both cannot be: give both the same requires_grad"
+                )
 
 
 def _places(plan: Wiring, streams: int) -> Places:

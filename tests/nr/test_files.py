@@ -177,6 +177,18 @@ def test_a_bias_that_a_layer_does_not_have_is_never_made(tmp_path, mode):
         ]
 
 
+def test_frozen_parameters_are_converted_frozen():
+    theirs = WithoutBias()
+    for module in (theirs.conv, theirs.hidden, theirs.norm.bias, theirs.fc):
+        module.requires_grad_(False)
+    assert frozen(nr.convert(theirs, 8)) == {
+        "features.conv.convs.0.weight",
+        "features.conv.norms.0.bias",
+        "features.hidden.convs.0.weight",
+        "classifier.linears.0.weight",
+    }
+
+
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_frozen_parameters_come_back_frozen(tmp_path, mode):
     model, path = own(), tmp_path / "own.pth"

@@ -206,6 +206,19 @@ def test_cross_attention_at_work_is_refused(family):
     assert model.streams == 2
 
 
+@pytest.mark.parametrize("freeze", ["features.stem.0.convs.0", "features.stem.0.norms.1"])
+def test_what_is_frozen_in_one_stream_only_is_refused(freeze):
+    model = two_streams("basic", "removed")
+    model.get_submodule(freeze).requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match=rf"^{freeze[:-2]}: weight is frozen in one stream and"):
+        nr.merge(model)
+    assert same_tensors(before, model.state_dict())
+    model.features.stem.requires_grad_(False)
+    nr.merge(model)
+    assert not any(parameter.requires_grad for parameter in model.features.stem.parameters())
+
+
 @pytest.mark.parametrize("scratch", [False, True])
 def test_a_network_of_one_stream_is_merged_already(scratch):
     model = worn("basic")
