@@ -6,19 +6,22 @@ the whole map. What is left over has no exact form in units and is refused by na
 """
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
 from torch import fx, nn
 
 from nr.checks import image_hw
+from nr.functions import PLAIN, plain_module
 from nr.layers import Chain, Classifier, Concat, Network, Residual
 from nr.norms import norm_like, take_after
-from nr.plain import KINDS, Size
-from nr.tracing import BATCH_NORMS, CATS, PLAIN, SUMS, Graph, inputs, known, readers, shape
+from nr.plain import KINDS, FixedSize, Size
+from nr.tracing import BATCH_NORMS, CATS, SUMS, Graph, inputs, readers, shape
 from nr.units import Conv, ConvBN
 from nr.wiring import wiring
 
+HOLDERS = (Chain, Residual, Concat, Classifier, nn.ModuleList)  # what has no mode of its own
 Named = list[tuple[str, nn.Module]]
 
 
@@ -48,7 +51,11 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
     with torch.no_grad(), graph.device:
         network = _Converter(graph).network()
     network.image_size = image_size if isinstance(image_size, int) else size
+    parts = [m for m in network.modules() if not isinstance(m, (Network, ConvBN, *HOLDERS))]
+    modes = [part.training for part in parts]  # a frozen batch norm is in eval mode
     network.train(model.training)
+    for part, mode in zip(parts, modes, strict=True):
+        part.training = mode
     if any(not parameter.is_contiguous() for parameter in model.parameters()):
         network.to(memory_format=torch.channels_last)
     if all(layer.fixed for layer in wiring(network).layers):
@@ -93,6 +100,10 @@ class _Converter:
         self.take(last)
         own.weight.copy_(linear.weight)
         _copy_bias(own.bias, linear)
+        if self.graph.bound is not None:
+            first = FixedSize(self.graph.size, self.graph.bound)
+            named = [(_free("size", features), first), *features.named_children()]
+            features = Chain(OrderedDict(named))
         return Network(features, classifier, shape(image)[-1])
 
     def chain(self, node: fx.Node, start: fx.Node, prefix: str) -> Named:
@@ -127,7 +138,7 @@ class _Converter:
         if target in CATS:
             return ([], before) if len(node.args[0]) == 1 else self.concat(node)
         if self.graph.is_global_mean(node):
-            return [(name, nn.AdaptiveAvgPool2d(1))], before
+            return [(name, nn.AdaptiveAvgPool2d(1).train(self.graph.owner(node).training))], before
         what = getattr(target, "__name__", target)
         raise ValueError(f"{self.graph.name(node)}: {what} is not known to nr: use nn modules")
 
@@ -223,13 +234,12 @@ class _Converter:
 
     def function(self, node: fx.Node) -> nn.Module:
         """The plain module that a function is."""
-        cls, names = PLAIN[node.target]
-        arguments, keywords = known(node.args[1:]), known(node.kwargs)
-        given = dict(zip(names, arguments, strict=False)) | dict(keywords)
-        given = {name: value for name, value in given.items() if name not in ("input", "inplace")}
-        if given.pop("return_indices", False) or {*given} - {*names}:
-            raise ValueError(f"{self.graph.name(node)}: {sorted(given)} are not known to nr here")
-        return cls(**given)
+        arguments, keywords = self.graph.constant(node, (node.args[1:], node.kwargs))
+        try:
+            module = plain_module(node.target, arguments, keywords)
+        except ValueError as error:
+            raise ValueError(f"{self.graph.name(node)}: {error}") from error
+        return module.train(self.graph.owner(node).training)
 
     def sum_under(self, node: fx.Node) -> fx.Node | None:
         """The sum of which ``node`` is the ReLU and the only reader."""

@@ -38,6 +38,29 @@ class Effect(NamedTuple):
     keeps_zero: bool
 
 
+class FixedSize(nn.Module):
+    """Passes maps [B, C, H, W] of one ``size`` on; ValueError for others.
+
+    ``reader``: the operation that has it as a constant, since it read it from its input.
+    """
+
+    def __init__(self, size: Size, reader: str):
+        super().__init__()
+        self.size, self.reader = size, reader
+
+    def forward(self, x: Tensor) -> Tensor:
+        if tuple(x.shape[-2:]) != self.size:
+            (h, w), found = self.size, " x ".join(map(str, x.shape[-2:]))
+            raise ValueError(
+                f"this network is bound to images of {h} x {w} pixels, and these have {found}:"
+                f" {self.reader} read the size when it was converted: convert it for this size"
+            )
+        return x
+
+    def extra_repr(self) -> str:
+        return f"{self.size}, {self.reader}"
+
+
 _POOL = ("kernel_size", "stride", "padding")
 _CURVED = {"homogeneous": False}
 KINDS = {
@@ -75,6 +98,7 @@ KINDS = {
         Kind(nn.ZeroPad2d, ("padding",), resizes=True),
         Kind(nn.ReflectionPad2d, ("padding",), resizes=True),
         Kind(nn.ReplicationPad2d, ("padding",), resizes=True),
+        Kind(FixedSize, ("size", "reader"), resizes=True),
     )
 }
 BY_NAME = {cls.__name__: kind for cls, kind in KINDS.items()}
@@ -155,6 +179,19 @@ def _tried(module: nn.Module, size: Size) -> Effect:
         _shape(f, alone.clone())
         if not close(f(alone), y[:, channel : channel + 1]):
             raise ValueError("it mixes channels: a plain module treats each by itself")
-    zero = f(torch.zeros_like(x))
+    f_train = copy.deepcopy(module).cpu().float().train().forward
+    other = x.clone()
+    other[:, 0] += 1
+    _shape(lambda x: _drawn(f_train, x), x)
+    if not torch.equal(_drawn(f_train, other)[:, 1:], _drawn(f_train, x)[:, 1:]):
+        raise ValueError("it mixes channels in train mode: a plain module treats each by itself")
+    zeros = (f(torch.zeros_like(x)), _drawn(f_train, torch.zeros_like(x)))
     homogeneous = all(close(f(scale * x), scale * y) for scale in SCALES)
-    return Effect(new_size, homogeneous, not zero.any())
+    return Effect(new_size, homogeneous, not any(zero.any() for zero in zeros))
+
+
+def _drawn(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f(x) with the same random numbers each time; those of others stay as they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return f(x.clone())

@@ -1,39 +1,21 @@
 """A torch network as a graph of torch.fx whose nodes know their shapes and where they come from."""
 
-import copy
 import operator
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
-from torch import fx, nn
-from torch.nn.utils import parametrize
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
+from nr.functions import rewrite
+from nr.hidden import refuse_hidden
+from nr.modes import FOLLOWS, Traces, added, image_channels, traced, varying
 from nr.plain import Size
+from nr.values import DROPOUTS, FROZEN, RESULT, Refusal, Unfit
 
 SHAPE = "nr_shape"  # of the tensor that a node makes, in its meta
-VALUE = "nr_value"  # of a node that makes a size: an int, or several
-BATCH = 2  # images whose shapes are followed; with one, a forward could squeeze it away
+VALUE = "nr_value"  # of a node that makes a number, or the sizes of a tensor
 
-_POOL = ("kernel_size", "stride", "padding")
-# Functions and methods that are plain modules: the module, and their arguments in order.
-PLAIN = {
-    function: (cls, arguments)
-    for functions, cls, arguments in (
-        ((F.relu, torch.relu, torch.relu_, "relu", "relu_"), nn.ReLU, ()),
-        ((F.relu6,), nn.ReLU6, ()),
-        ((F.leaky_relu,), nn.LeakyReLU, ("negative_slope",)),
-        ((F.silu,), nn.SiLU, ()),
-        ((F.hardswish,), nn.Hardswish, ()),
-        ((F.gelu,), nn.GELU, ("approximate",)),
-        ((torch.tanh, F.tanh, "tanh"), nn.Tanh, ()),
-        ((F.max_pool2d,), nn.MaxPool2d, (*_POOL, "dilation", "ceil_mode")),
-        ((F.avg_pool2d,), nn.AvgPool2d, (*_POOL, "ceil_mode", "count_include_pad")),
-        ((F.adaptive_avg_pool2d,), nn.AdaptiveAvgPool2d, ("output_size",)),
-        ((F.adaptive_max_pool2d,), nn.AdaptiveMaxPool2d, ("output_size",)),
-    )
-    for function in functions
-}
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CATS = (torch.cat, torch.concat)
 FLATTENS = (torch.flatten, "flatten", "view", "reshape", torch.reshape, torch.squeeze, "squeeze")
@@ -47,38 +29,79 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResp
 
 
 class Graph:
-    """The traced ``model``: its nodes in order, the modules they call, shapes and origins."""
+    """The traced ``model``: its nodes in order, the modules they call, shapes and origins.
+
+    ``nodes``: of the evaluation mode. ``traces``: both modes, for networks that give more in
+    training (see nr.modes.added). ``bound``: what needs images of just this size, or None; it is
+    known when all constants have been asked for.
+    """
 
     def __init__(self, model: nn.Module, size: Size):
-        _refuse_hidden(model)
+        refuse_hidden(model)
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.device = next(model.parameters()).device
+        self.bound: str | None = None
+        self.kind, self.size = type(model).__name__, size
+        channels = image_channels(model, size)
+        self.traces = self._traced(model, channels)
+        evaluation = self.traces.evaluation
+        self.batched, self.sized = varying(evaluation, channels, size)
+        for node in evaluation.told:
+            self.constant(node, node)
+        for trace in self.traces[:2]:
+            rewrite(trace.graph, self.modules)
+        self.nodes = evaluation.nodes
+        for node in (*self.nodes, *self.traces.training.nodes):
+            result = node.meta.get(RESULT)
+            if isinstance(result, Tensor):
+                node.meta[SHAPE] = result.shape
+            elif isinstance(result, int | float | torch.Size):
+                node.meta[VALUE] = result
+        self.dominator = _dominators(self.nodes)
+
+    def _traced(self, model: nn.Module, channels: int) -> Traces:
+        """Both modes, or a ValueError that says what is in the way."""
+        images = f"images of {channels} channels and {self.size[0]}x{self.size[1]} pixels"
         try:
-            graph = _Tracer().trace(model)
+            return traced(model, channels, self.size)
+        except Refusal as error:
+            raise ValueError(str(error) if error.path else f"{self.kind}: {error}") from error
+        except Unfit as error:
+            raise ValueError(
+                f"{self.kind}: does not take {images} ({_line(error)}): give another image_size"
+            ) from error
+        except AssertionError as error:
+            raise ValueError(
+                f"{self.kind}: its forward does not take {images}: {_line(error)}"
+            ) from error
         except Exception as error:  # whatever the forward of a network may raise
             raise ValueError(
-                f"{type(model).__name__}: torch.fx cannot trace its forward ({_line(error)}): only"
-                " networks whose forward does not depend on values can be converted"
+                f"{self.kind}: torch.fx cannot trace its forward ({_line(error)}): only networks"
+                " whose forward does not depend on values can be converted"
             ) from error
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-        called = (self.module(node) for node in graph.nodes)
-        first = next((m for m in called if isinstance(m, nn.Conv2d)), None)
-        if first is None:
-            raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
-        channels, self.device = first.in_channels, first.weight.device
-        try:
-            with torch.device("meta"):  # shapes alone; in train mode momentum=None asks for values
-                like = next(model.parameters())
-                images = torch.empty(BATCH, channels, *size, dtype=like.dtype)
-                _Shapes(copy.deepcopy(model).to("meta").eval(), graph=graph).run(images)
-        except Exception as error:
-            raise ValueError(
-                f"{type(model).__name__}: does not take images of {channels} channels and"
-                f" {size[0]}x{size[1]} pixels ({_line(error)}): give another image_size"
-            ) from error
-        self.nodes = list(graph.nodes)
-        self.dominator = _dominators(self.nodes)
+
+    def constant(self, node: fx.Node, argument: object) -> object:
+        """``argument`` of ``node`` with the sizes that are read from tensors as numbers.
+
+        What depends on the size of the images binds the network to it. Raises ValueError for what
+        depends on how many there are.
+        """
+
+        def number(source: fx.Node) -> object:
+            if source in self.batched:
+                raise ValueError(
+                    f"{self.name(node)}: depends on the number of images, which changes"
+                )
+            if source in self.sized and self.bound is None:
+                self.bound = self.name(node)
+            return source.meta.get(VALUE, source)
+
+        return fx.node.map_arg(argument, number)
 
     def check(self) -> None:
         """Refuse, in the order of computation, what has no exact form in units."""
+        if reason := self.mode_reason():
+            raise ValueError(f"{self.traces.differs or self.kind}: {reason}")
         for node in self.nodes[:-1]:
             if reason := self.reason(node):
                 raise ValueError(f"{self.name(node)}: {reason}")
@@ -116,14 +139,19 @@ class Graph:
                     " (pre-activation order, as in torchvision's densenet), and only scales right"
                     " after one are measured: use conv-BN-ReLU order, as models.imagenet does"
                 )
+        if kind == FROZEN:
+            return (
+                "FrozenBatchNorm2d has no scale that is trained, so nothing of it can be measured:"
+                " use nn.BatchNorm2d, in eval mode and without gradients where it is to be frozen"
+            )
+        if node.op == "get_attr":
+            return f"{node.target} is computed with outside of a module of torch's"
+        if node.op == "call_module" and len(inputs(node)) != 1:
+            return f"{kind} reads {len(inputs(node))} activations, and units read one"
         if node.op not in ("call_function", "call_method") or VALUE in node.meta:
             return None
         if name in MULTIPLIES:
-            return (
-                f"{name} multiplies activations: squeeze-excite (as in efficientnet, regnet_y and"
-                " mobilenet_v3) ties each channel to all others, use a variant without it; for an"
-                " activation x·f(x) use an nn module, as nn.SiLU"
-            )
+            return self.product_reason(node, name)
         if name in MOVES or (node.target in FLATTENS and not self.is_flatten(node)):
             return (
                 f"{name} splits or moves channels (to shuffle them as in shufflenet, or for the"
@@ -138,9 +166,48 @@ class Graph:
             )
         if node.target in MEANS and not self.is_global_mean(node):
             return "is no mean over H and W in one: use nn.AdaptiveAvgPool2d(1)"
-        if name == "dropout":
-            return "the mode of a functional dropout is fixed by tracing: use nn.Dropout"
+        if node.target in DROPOUTS and not node.meta[FOLLOWS]:
+            return "the mode of this functional dropout is fixed: use nn.Dropout"
         return None
+
+    def product_reason(self, node: fx.Node, name: str) -> str:
+        """Why this product has no exact form in units."""
+        sides = inputs(node)
+        if len(sides) < 2:
+            factors = [a for a in node.args if a not in sides]
+            if not factors:
+                return f"{name} of an activation with itself, which units do not have"
+            return (
+                f"{name} with the constant {str(factors[0])[:40]}: units have no such factor: put"
+                " it into the weights before it, or into an nn module that multiplies"
+            )
+        if any(side.op == "get_attr" for side in sides):
+            return f"{name} with a parameter or buffer: units have no such factor"
+        a, b = (shape(side) for side in sides[:2])
+        if a != b and 1 in (a[2:].numel(), b[2:].numel()):
+            return (
+                f"{name} multiplies activations: squeeze-excite (as in efficientnet, regnet_y and"
+                " mobilenet_v3) ties each channel to all others: use a variant without it"
+            )
+        return (
+            f"{name} multiplies activations of {list(a)} and {list(b)}, which units do not: for an"
+            " activation of one's own, x·f(x), use an nn module, as nn.SiLU"
+        )
+
+    def mode_reason(self) -> str | None:
+        """What training adds, or changes, that the evaluation mode does not have."""
+        if self.traces.differs is None:
+            return None
+        twins, training = added(self.traces), self.traces.training.nodes
+        extra = [
+            self.name(node) for node in training[:-1] if node not in twins and SHAPE in node.meta
+        ]
+        whole = {*twins.values()} >= {*self.traces.evaluation.nodes[:-1]}
+        what = "adds" if whole else "computes something else, as"
+        return (
+            "its forward depends on self.training, and one mode would be lost: in train mode it"
+            f" {what} {', '.join(extra[:3]) or 'other outputs'}"
+        )
 
     def is_flatten(self, node: fx.Node) -> bool:
         """Whether the node makes [B, C·H·W] of [B, C, H, W], or takes a 1 from [B, C, 1, 1]."""
@@ -175,40 +242,25 @@ class Graph:
         inside = stack[-1][0] if stack else ""
         return f"{inside}.{node.name}" if inside else node.name
 
+    def owner(self, node: fx.Node) -> nn.Module:
+        """The module in whose forward the node is called, or the one that it calls."""
+        stack = list((node.meta.get("nn_module_stack") or {}).values())
+        return self.modules[stack[-1][0] if stack else ""]
+
     def block(self, node: fx.Node) -> str:
         """The module in whose forward the node is called, as one word."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         return (stack[-1][0] if stack else "").replace(".", "_") or node.name
 
 
-class _Tracer(fx.Tracer):
-    """Does not look into convolutions and batch norms of a user's own class, either."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        own = isinstance(module, (nn.Conv2d, *BATCH_NORMS))
-        return own or super().is_leaf_module(module, name)
-
-
-class _Shapes(fx.Interpreter):
-    """Writes down the shape of every tensor, and every number that is one of their sizes."""
-
-    def run_node(self, node: fx.Node):
-        result = super().run_node(node)
-        if isinstance(result, torch.Tensor):
-            node.meta[SHAPE] = result.shape
-        elif isinstance(result, int | torch.Size):
-            node.meta[VALUE] = result
-        return result
+def has_tensor(node: fx.Node) -> bool:
+    """Whether the node gives a tensor, or several."""
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(node.meta.get(RESULT)))
 
 
 def inputs(node: fx.Node) -> list[fx.Node]:
-    """The tensors that a node reads: shapes that are read of them do not count."""
-    return [n for n in node.all_input_nodes if SHAPE in n.meta]
-
-
-def known(argument: object) -> object:
-    """An argument of a node with the sizes that are read from tensors as numbers."""
-    return fx.node.map_arg(argument, lambda node: node.meta.get(VALUE, node))
+    """What a node reads of tensors: shapes that are read of them do not count."""
+    return [n for n in node.all_input_nodes if has_tensor(n)]
 
 
 def shape(node: fx.Node) -> torch.Size:
@@ -217,7 +269,7 @@ def shape(node: fx.Node) -> torch.Size:
 
 def readers(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that read the node's values, not only its shape."""
-    return (user for user in node.users if SHAPE in user.meta or user.op == "output")
+    return (user for user in node.users if has_tensor(user) or user.op == "output")
 
 
 def _dominators(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -236,28 +288,6 @@ def _dominators(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
                     common, side = found[later], min(common, side, key=place.get)
             found[node] = common
     return found
-
-
-def _refuse_hidden(model: nn.Module) -> None:
-    """Refuse what changes a network without being seen in its graph."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r:.100}: is no nn.Module, and only those can be converted")
-    if any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
-        raise ValueError(
-            f"{type(model).__name__}: has lazy modules without weights yet: run a batch first"
-        )
-    for name, module in model.named_modules():
-        place = name or type(module).__name__
-        if parametrize.is_parametrized(module):
-            raise ValueError(
-                f"{place}: its weights are made of others: use"
-                " torch.nn.utils.parametrize.remove_parametrizations first"
-            )
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise ValueError(
-                f"{place}: has a forward hook (as of torch.nn.utils.prune and weight_norm), which"
-                " would be lost: remove it first"
-            )
 
 
 def _line(error: Exception) -> str:

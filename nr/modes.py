@@ -1,0 +1,201 @@
+"""What tracing fixes without a word: the mode, the size of the images, their number.
+
+A network is traced in both modes, and its graph computed again for other images. Where the two
+modes differ in a small module without weights (stochastic depth, noise), that is kept as it is.
+"""
+
+import copy
+import operator
+from typing import NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from nr.plain import Size
+from nr.values import BATCH, DROPOUTS, RESULT, Drawn, Refusal, Tracer, compute, on_meta
+
+LARGER, LARGER_BY = 2, 256  # times, and pixels on top: more than the strides of a network
+FOLLOWS = "nr_follows"  # of a functional dropout: whether it is on in train mode only
+
+
+class Trace(NamedTuple):
+    """One traced mode, and what Python asked for in it."""
+
+    graph: fx.Graph
+    model: nn.Module  # what it was made of, without memory, with constants that it needs
+    told: list[fx.Node]
+    log: list[tuple]
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return list(self.graph.nodes)
+
+
+class Traces(NamedTuple):
+    """Both modes; ``differs``: the module whose forward does something else in them, or None."""
+
+    evaluation: Trace
+    training: Trace
+    differs: str | None
+
+
+def traced(model: nn.Module, channels: int, size: Size) -> Traces:
+    """``model`` in both modes. Raises Refusal, Unfit, and whatever its forward raises."""
+    plain: frozenset[type] = frozenset()
+    modules = dict(model.named_modules())
+    while True:
+        try:
+            evaluation, training = (_trace(model, channels, size, m, plain) for m in (False, True))
+            differs = _parting(evaluation.log, training.log)
+        except Drawn as error:
+            if not _is_plain(modules[error.path]):
+                raise
+            differs = error.path
+        else:
+            if differs is None or not _is_plain(modules[differs]):
+                _follow_dropouts(evaluation, training)
+                return Traces(evaluation, training, differs)
+        plain |= {type(modules[differs])}
+
+
+def image_channels(model: nn.Module, size: Size) -> int:
+    """How many channels the images have: three where the first convolution takes them."""
+
+    def first(conv: nn.Conv2d, inputs: tuple) -> None:
+        fits = inputs[0].shape[1] == conv.in_channels
+        raise _First(3 if fits else conv.in_channels)
+
+    copied = on_meta(model).eval()
+    convs = [m for m in copied.modules() if isinstance(m, nn.Conv2d)]
+    if not convs:
+        raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
+    for conv in convs:
+        conv.register_forward_pre_hook(first)
+    dtype = next(model.parameters()).dtype
+    try:
+        copied(torch.empty(BATCH, 3, *size, dtype=dtype, device="meta"))
+    except _First as found:
+        return found.args[0]
+    except Exception:  # whatever it is, tracing will say it
+        pass
+    return convs[0].in_channels
+
+
+class _First(Exception):
+    """The number of channels that the first convolution wants."""
+
+
+def added(traces: Traces) -> dict[fx.Node, fx.Node]:
+    """Node of the training graph -> the same one of the evaluation graph, where there is one."""
+    found = {_key(node, {}): node for node in traces.evaluation.nodes}
+    twins: dict[fx.Node, fx.Node] = {}
+    for node in traces.training.nodes:
+        if (twin := found.get(_key(node, twins))) is not None:
+            twins[node] = twin
+    return twins
+
+
+def _key(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> str:
+    args = fx.node.map_arg((node.args, node.kwargs), lambda n: twins.get(n, n))
+    return repr((node.op, node.target, args))
+
+
+def varying(trace: Trace, channels: int, size: Size) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The numbers that depend on how many images there are, and on how large they are.
+
+    Found by computing the graph for others. The larger size changes every map that strides and
+    windows make; where the graph cannot take it, all that is read of shapes counts.
+    """
+    dtype = next(trace.model.parameters()).dtype
+    more = torch.empty(BATCH + 1, channels, *size, dtype=dtype, device="meta")
+    larger = torch.empty(
+        BATCH, channels, *(LARGER * side + LARGER_BY for side in size), dtype=dtype, device="meta"
+    )
+    values = [_values(trace, images) for images in (more, larger)]
+    if values[0] is None:
+        raise ValueError(f"the forward takes only {BATCH} images at a time")
+    return tuple(_varying(trace.nodes, other) for other in values)
+
+
+def _values(trace: Trace, images: Tensor) -> dict[fx.Node, object] | None:
+    """What every node gives for ``images``; None where the graph does not take them."""
+    model = copy.deepcopy(trace.model).eval()
+    values: dict[fx.Node, object] = {}
+    try:
+        for node in trace.nodes[:-1]:
+            first = node.op == "placeholder"
+            values[node] = images if first else compute(node, values.__getitem__, model)
+    except Exception:  # whatever an operation may raise
+        return None
+    return values
+
+
+def _varying(nodes: list[fx.Node], other: dict[fx.Node, object] | None) -> set[fx.Node]:
+    """The numbers that are others in ``other``, or are made of such."""
+    found: set[fx.Node] = set()
+    for node in nodes[:-1]:
+        value, sources = node.meta[RESULT], node.all_input_nodes
+        if _has_tensor(value) or not sources:
+            continue
+        read = all(_has_tensor(n.meta[RESULT]) for n in sources)
+        if read or (
+            node.target is operator.getitem and isinstance(sources[0].meta[RESULT], torch.Size)
+        ):
+            varies = other is None or other[node] != value
+        else:
+            varies = any(n in found for n in sources)
+        if varies:
+            found.add(node)
+    return found
+
+
+def _has_tensor(value: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether ``module`` may stay as it is: nothing in it is trained, counted or called."""
+    return not [*module.parameters(), *module.buffers(), *module.children()]
+
+
+def _trace(
+    model: nn.Module, channels: int, size: Size, training: bool, plain: frozenset[type]
+) -> Trace:
+    like = next(model.parameters())
+    copied = on_meta(model).train(training)
+    for name, module in copied.named_modules():
+        if module.training != training:
+            raise Refusal(
+                name or type(model).__name__,
+                f"train({training}) leaves it in the other mode (by a train method of its own),"
+                " and a converted network would not: use nn.Module's, and eval() where needed",
+            )
+    images = torch.empty(BATCH, channels, *size, dtype=like.dtype, device="meta")
+    tracer = Tracer(copied, like, plain)
+    graph = tracer.run(images)
+    return Trace(graph, copied, [node for node, _ in tracer.told], tracer.log)
+
+
+def _parting(log: list[tuple], other: list[tuple]) -> str | None:
+    """The module in which two logs of calls first differ."""
+    stack = [""]
+    for event, found in zip(log, other, strict=False):
+        if event != found:
+            return stack[-1]
+        if event[0] == "enter":
+            stack.append(event[1])
+        elif event[0] == "exit":
+            stack.pop()
+    return None if len(log) == len(other) else stack[-1]
+
+
+def _follow_dropouts(evaluation: Trace, training: Trace) -> None:
+    """Mark the functional dropouts that are on in train mode, and off in the other."""
+    pairs = (
+        [node for node in trace.nodes if node.target in DROPOUTS]
+        for trace in (evaluation, training)
+    )
+    for off, on in zip(*pairs, strict=False):
+        follows = (off.kwargs.get("training"), on.kwargs.get("training")) == (False, True)
+        off.meta[FOLLOWS] = on.meta[FOLLOWS] = follows
