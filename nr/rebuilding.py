@@ -1,7 +1,7 @@
 """New widths and a form -> fresh units beside the old ones, and the swap that cannot fail."""
 
 import gc
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from functools import cache
 
 import torch
@@ -24,7 +24,7 @@ def remade(
     plan: Wiring,
     widths: Mapping[str, tuple[int, ...]],
     form: str,
-    apart: Collection[str] = (),
+    apart: Set[str] = frozenset(),
 ) -> tuple[dict[str, ConvBN], Classifier]:
     """Fresh units by name and a fresh classifier of these widths; the model keeps its own.
 
@@ -47,15 +47,15 @@ def remade(
         for unit in units.values():
             unit.to(memory_format=torch.channels_last)
     classifier = model.classifier.remade(inputs(plan.head))
-    for name in apart:
-        unit = units.get(name)
-        fresh = (*unit.convs[1:], *unit.norms[1:]) if unit else classifier.linears[1:]
-        for module in fresh:
+    fresh = {name: (*unit.convs[1:], *unit.norms[1:]) for name, unit in units.items()}
+    fresh[CLASSIFIER] = classifier.linears[1:]
+    for name in apart & fresh.keys():
+        for module in fresh[name]:
             module.requires_grad_(True)
     return units, classifier
 
 
-def form_of(layer: Layer, form: str, apart: Collection[str]) -> str:
+def form_of(layer: Layer, form: str, apart: Set[str]) -> str:
     """No mode has cross blocks in the stem, which reads the image twice, or between groups."""
     alone = IMAGE in layer.sources or layer.unit.group or layer.name in apart
     return "removed" if form != "plain" and alone else form
@@ -68,7 +68,7 @@ def frozen(model: Network, plan: Wiring) -> list[str]:
     return [name for name, weight in weights.items() if not weight.requires_grad]
 
 
-def kept_whole(plan: Wiring, names: Collection[str]) -> Wiring:
+def kept_whole(plan: Wiring, names: Set[str]) -> Wiring:
     """``plan`` with all channels of the layers ``names``, and of those tied to them, fixed."""
     held = {layer.tie for layer in plan.layers if layer.name in names}
     layers = [layer._replace(fixed=layer.fixed or layer.tie in held) for layer in plan.layers]

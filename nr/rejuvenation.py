@@ -86,7 +86,7 @@ def rejuvenate(
     if model.streams != 1:
         raise ValueError("this network was rejuvenated before: it has two streams")
     _refuse_split_sums(plan)
-    kept = frozen(model, plan) if keep_frozen else []
+    kept = {*frozen(model, plan)} if keep_frozen else set()
     plan = kept_whole(plan, kept)
     layers, head, _ = plan
     masks = round_up(layers, live_masks(layers), round_to)
