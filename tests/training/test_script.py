@@ -8,16 +8,18 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import cifar
+from tests.helpers import tiny
 from tests.running import ENVIRONMENT, ROOT, command, drive, load, started, wait_for, wait_for_text
 from utils.data.images import ImageSet
 from utils.errors import DataError, InputError
 from utils.shown import plots
-from utils.training import checkpoint, engine
+from utils.training import checkpoint, engine, script
 from utils.training.script import exit_status
 from utils.training.signals import Stopped
 
@@ -155,6 +157,18 @@ def test_weights_that_are_not_finite_are_named_before_any_work(small, capsys, tm
         assert small(f"--resume {path} {flags}") == 1
         (line,) = capsys.readouterr().err.splitlines()
         assert f"{path}: {name} holds numbers that are not finite" in line
+
+
+@pytest.mark.parametrize(("file", "named"), [("w.pth", "--pretrained w.pth: "), (True, "torch")])
+def test_pretrained_weights_that_are_not_finite_are_named(monkeypatch, file, named):
+    network = tiny()
+    network.features.first.norms[0].running_var[1] = torch.inf
+    monkeypatch.setattr(script.pretrained, "read", lambda *_: {})
+    monkeypatch.setattr(script.pretrained, "load", lambda *_: True)
+    args = SimpleNamespace(pretrained=file)
+    run = SimpleNamespace(resumed=False, args=args, spec={"arch": "resnet18_nr"}, network=network)
+    with pytest.raises(InputError, match=rf"{named}.*first\.norms\.0\.running_var holds numbers"):
+        script.begin_pretrained(run)
 
 
 def test_a_run_in_a_thread_of_a_notebook(small, monkeypatch, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.helpers import CLASSES, batch, prunable, same_tensors, tiny
+from utils.data.batches import train_shares
 from utils.errors import DataError, InputError
 from utils.machine.seeding import EPOCH, seed_generators
 from utils.training.signals import Stopped
@@ -131,6 +132,16 @@ def test_weights_that_a_stop_would_save_are_finite(monkeypatch):
     monkeypatch.setattr(one.optimizer, "step", lambda: spoil(one.network))
     with pytest.raises(InputError, match=r"^features.*weight is not finite at epoch 3, learning"):
         go(one, after=1)
+
+
+def test_compiled_code_is_not_given_a_batch_without_images():
+    one, data = trainer(), Batches()
+    one.compiled = "default"
+    data.shares = train_shares(12, 5, 0, 3)  # the last batch has two images
+    with pytest.raises(InputError, match=r"^--compile: the last batch .* another --train-batch"):
+        one.epoch(STATE, 0.01, data, data, Stop())
+    data.shares = train_shares(12, 5, 2, 3)
+    one.epoch(STATE, 0.01, data, data, Stop())
 
 
 @torch.no_grad()

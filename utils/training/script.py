@@ -94,8 +94,9 @@ def begin_pretrained(run: Run) -> None:
         whole = pretrained.load(run.network, weights, run.spec["arch"])
     except ValueError as error:
         raise InputError(f"--pretrained: {error}") from error
-    checkpoint.refuse_non_finite(run.network.state_dict(), f"--pretrained {file or ''}".strip())
-    print(f"==> Weights of {file or 'torchvision'}")
+    source = file or "torchvision"
+    checkpoint.refuse_non_finite(run.network.state_dict(), f"--pretrained {source}")
+    print(f"==> Weights of {source}")
     if not whole:
         print("==> --pretrained: its classes are not as many, so the classifier begins afresh")
 

@@ -60,6 +60,8 @@ class Trainer:
         after a signal, and DataError where a batch cannot be had that follows new ones, with
         ``partial`` as a checkpoint keeps it; InputError where nothing can be saved.
         """
+        if self.compiled:
+            refuse_empty(train_batches)
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.sparsity = state.sparsity
         before = 0 if self.partial is None else len(self.partial)
@@ -142,6 +144,15 @@ class Trainer:
             checkpoint.set_rng_state(payload["rng"][rank])
         elif self.partial is not None:
             seed_generators(state.seed, EPOCH, state.epoch, rank, len(self.partial))
+
+
+def refuse_empty(batches) -> None:
+    """InputError for a share without an image, whose code would send less than others wait for."""
+    if any(share.positions.start == share.positions.stop for share in batches.shares):
+        raise InputError(
+            "--compile: the last batch of an epoch has fewer images than there are processes;"
+            " another --train-batch, or run without it"
+        )
 
 
 def scale_histogram(network: Network) -> list[int]:
