@@ -15,6 +15,7 @@ from utils.data.sets import load_cifar
 from utils.machine import distributed
 from utils.training import options, phases, script
 from utils.training.given import parsed
+from utils.training.penalty import Penalty
 from utils.training.run import Run
 from utils.training.writer import finished
 
@@ -83,6 +84,7 @@ def rejuvenation(
     run: Run, args: argparse.Namespace, train_batches: TrainBatches, test_batches: TestBatches
 ) -> int:
     """The method, from where ``run`` stands to the end of its last round: the exit status."""
+    penalty = Penalty(run, train_batches)
     while True:
         # Search phase: penalise the scales until enough of the network is dead, then rebuild it.
         while run.state.searching:
@@ -98,9 +100,10 @@ def rejuvenation(
                 )
                 phases.after_rejuvenation(run, report)
             elif run.state.phase_epoch >= args.nr_max_epochs:
-                return script.give_up(run, "--nr-sparsity")
+                return script.give_up(run, penalty.remedy("--nr-sparsity"))
             else:
                 run.state.sparsity = args.nr_sparsity
+                penalty.tell()
                 run.epoch(train_batches, test_batches)
                 run.save()
         last = run.state.round >= args.nr_rounds

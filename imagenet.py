@@ -20,6 +20,7 @@ from utils.data.photographs import (
 from utils.machine import distributed
 from utils.training import options, phases, script
 from utils.training.given import parsed
+from utils.training.penalty import Penalty
 from utils.training.run import Run
 from utils.training.writer import finished
 
@@ -115,6 +116,7 @@ def rejuvenation(
     run: Run, args: argparse.Namespace, train_batches: TrainBatches, val_batches: TestBatches
 ) -> int:
     """The method, from where ``run`` stands to the end of its last round: the exit status."""
+    penalty = Penalty(run, train_batches)
     while True:
         # Search phase: penalise the scales, harder and harder, until enough of them is dead.
         while run.state.searching:
@@ -131,8 +133,9 @@ def rejuvenation(
                 )
                 phases.after_rejuvenation(run, report)
             elif run.state.phase_epoch >= args.nr_max_epochs:
-                return script.give_up(run, "--nr-increase-step")
+                return script.give_up(run, penalty.remedy("--nr-increase-step"))
             else:
+                penalty.tell()
                 run.epoch(train_batches, val_batches)
                 run.state.sparsity = nr.grow_sparsity(
                     run.state.sparsity,

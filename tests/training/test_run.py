@@ -658,6 +658,22 @@ def test_the_search_gives_up_after_epochs_by_default():
     assert cifar.parse(["--epochs", "7"])[0].nr_max_epochs == 7
 
 
+def test_a_search_says_what_its_penalty_does_and_what_helps(epochs, tmp_path, capsys):
+    epochs.dead_after = None
+    assert go(tmp_path, "--nr-max-epochs 2") == 3
+    out, err = capsys.readouterr()
+    assert out.count("| Penalty: a scale of 0.5 that nothing holds falls by 0.0033 only") == 1
+    (line,) = err.splitlines()
+    # Three steps at 0.1 and three at 0.01, of λ 1e-3 and momentum 0.9.
+    assert "has fallen by 0.0033 only: a larger --nr-sparsity, a later --schedule or a" in line
+    assert resume(tmp_path, "--nr-max-epochs 3 --nr-sparsity 0.04 --schedule 9") == 3
+    out, err = capsys.readouterr()
+    assert out.count("| Penalty: ") == 1
+    warning, line = err.splitlines()
+    assert warning.startswith("Warning: the penalty moves a scale by 0.04 a step (lr 0.1, λ 0.04)")
+    assert "scales jump over 0 instead of dying: a smaller --nr-sparsity or --lr" in line
+
+
 def test_a_search_that_gave_up_goes_on_with_more_epochs(epochs, tmp_path):
     assert go(tmp_path / "a", "--nr-max-epochs 1") == 3
     assert resume(tmp_path / "a", "--nr-max-epochs 1") == 3

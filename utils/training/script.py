@@ -111,15 +111,15 @@ def evaluate(run: Run, test_batches) -> int:
     return 0
 
 
-def give_up(run: Run, flag: str) -> int:
-    """A search never reached its target: say so, naming the flag that would help."""
+def give_up(run: Run, remedy: str) -> int:
+    """A search never reached its target: say so, and the ``remedy``."""
     run.folder.writer.wait()  # what follows says that the checkpoint is there
     state = run.state
     search = "the search" if state.round == 1 else f"the search of round {state.round}"
     distributed.warn(
         f"Gave up {search} after {state.phase_epoch} epochs: utilization is"
-        f" {state.utilization:.4f}, the target {run.args.nr_target:g}; a larger {flag}"
-        f" gets there sooner. The checkpoint is kept in {run.folder.path}."
+        f" {state.utilization:.4f}, the target {run.args.nr_target:g}; {remedy}."
+        f" The checkpoint is kept in {run.folder.path}."
     )
     return GAVE_UP
 
