@@ -30,11 +30,13 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
     """``model`` as a network of units with the same weights: [B, C, H, W] -> [B, 1, classes].
 
     ``image_size``: H = W of its images, or (H, W); where a linear layer reads a whole map, only
-    this size will do. The logits are the same up to rounding, in eval and in train mode (see
-    nr.ConvBN on strided 1x1 convolutions); ``model`` stays as it is and shares nothing with the
-    result. A bias before a batch norm moves into its running mean. Taken are convolutions with
-    batch norms after them, grouped ones too, sums of two, concatenations of an activation with
-    what is made of it, what nr.plain knows, and linear layers at the end. Raises ValueError naming
+    this size will do; where its forward made constants of sizes, images of another size are a
+    ValueError. The logits are the same up to rounding, in eval and in train mode (see nr.ConvBN on
+    strided 1x1 convolutions), and parts keep their modes; ``model`` stays as it is and shares
+    nothing with the result. A bias before a batch norm moves into its running mean. Taken are
+    convolutions with batch norms after them, grouped ones too, sums of two, concatenations of an
+    activation with what is made of it, what nr.plain knows, modules without weights, and linear
+    layers at the end. Raises ValueError naming
     the module, what is wrong and what helps, for all else.
     """
     if isinstance(model, Network):

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from nr.values import DROPOUTS, RESULT
+from nr.recording import DROPOUTS
+from nr.values import RESULT
 
 _POOL = ("kernel_size", "stride", "padding")
 # Functions and methods that are plain modules: the module, and their arguments in order.

@@ -13,7 +13,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from nr.plain import Size
-from nr.values import BATCH, DROPOUTS, RESULT, Drawn, Refusal, Tracer, compute, on_meta
+from nr.recording import BATCH, CONSTANT, DROPOUTS, Drawn, Refusal, Tracer
+from nr.values import RESULT, compute, on_meta
 
 LARGER, LARGER_BY = 2, 256  # times, and pixels on top: more than the strides of a network
 FOLLOWS = "nr_follows"  # of a functional dropout: whether it is on in train mode only
@@ -174,7 +175,27 @@ def _trace(
     images = torch.empty(BATCH, channels, *size, dtype=like.dtype, device="meta")
     tracer = Tracer(copied, like, plain)
     graph = tracer.run(images)
+    if tracer.changed is not None:
+        _call_again(tracer, images)
     return Trace(graph, copied, [node for node, _ in tracer.told], tracer.log)
+
+
+def _call_again(tracer: Tracer, images: Tensor) -> None:
+    """Refuse a forward that sets an attribute and does something else for it the next time."""
+    model = copy.deepcopy(tracer.model)
+    for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
+        delattr(model, name)
+    again = Tracer(model, tracer.like, tracer.plain)
+    try:
+        again.run(images)
+    except Exception:  # whatever a forward may raise that has been called
+        again.log = []
+    if again.log != tracer.log:
+        path, attribute = tracer.changed
+        raise Refusal(
+            path or type(model).__name__,
+            f"sets {attribute} in its forward, and computes something else the next time",
+        )
 
 
 def _parting(log: list[tuple], other: list[tuple]) -> str | None:

@@ -11,7 +11,8 @@ from nr.functions import rewrite
 from nr.hidden import refuse_hidden
 from nr.modes import FOLLOWS, Traces, added, image_channels, traced, varying
 from nr.plain import Size
-from nr.values import DROPOUTS, FROZEN, RESULT, Refusal, Unfit
+from nr.recording import DROPOUTS, FROZEN, Refusal, Unfit
+from nr.values import RESULT
 
 SHAPE = "nr_shape"  # of the tensor that a node makes, in its meta
 VALUE = "nr_value"  # of a node that makes a number, or the sizes of a tensor

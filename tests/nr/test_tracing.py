@@ -397,6 +397,64 @@ def test_a_forward_that_changes_a_buffer_is_named():
     refused(net(Counting()), "between.count: is changed by the forward itself")
 
 
+class Cached(nn.Module):
+    """Sets an attribute that changes nothing."""
+
+    def forward(self, x):
+        self.size, self.last = x.shape, x
+        self.calls = getattr(self, "calls", 0) + 1
+        return x
+
+
+class Counted(Cached):
+    def forward(self, x):
+        x = super().forward(x)
+        return F.relu(x) if self.calls > 1 else x
+
+
+def test_a_forward_that_does_something_else_the_next_time_is_named():
+    refused(net(Counted()), "between: sets calls in its forward")
+    model = net(Cached())
+    assert agree(model, nr.convert(model, SIZE), images(), False)
+    assert not hasattr(model.between, "calls")
+
+
+class Doubled(torch.autograd.Function):
+    """A gradient of one's own."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+
+def test_autograd_functions_are_named_and_work_afterwards():
+    refused(net(lambda x: Doubled.apply(x)), "Net: calls Doubled, an autograd function")
+    x = torch.ones(1, requires_grad=True)
+    Doubled.apply(x).backward()
+    assert x.grad == 2
+
+
+ASKING = {
+    "item": lambda x: x * x.mean().item(),
+    "torch._assert": lambda x: (torch._assert((x > -9).all(), "finite"), x)[1],
+    "mask": lambda x: x[x > 0],
+}
+
+
+@pytest.mark.parametrize("case", ASKING)
+def test_values_that_are_asked_for_are_no_matter_of_the_image_size(case):
+    refused(net(ASKING[case]), "Net: asks for the values of an activation")
+
+
+def test_constants_of_the_forward_are_no_matter_of_the_image_size():
+    line = refused(net(lambda x: x + torch.ones(1)), "_tensor_constant0 is computed with outside")
+    assert "image_size" not in line
+
+
 @pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "efficientnet_b0", "vit_b_16"])
 def test_nothing_is_left_on_a_network_that_is_refused(name):
     with torch.device("meta"):
