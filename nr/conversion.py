@@ -36,8 +36,8 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
     nothing with the result. A bias before a batch norm moves into its running mean. Taken are
     convolutions with batch norms after them, grouped ones too, sums of two, concatenations of an
     activation with what is made of it, what nr.plain knows, modules without weights, and linear
-    layers at the end. Raises ValueError naming
-    the module, what is wrong and what helps, for all else.
+    layers at the end. Raises ValueError naming the module, what is wrong and what helps, for all
+    else.
     """
     if isinstance(model, Network):
         raise ValueError("the network is an nr.Network already: it needs no conversion")
