@@ -41,6 +41,7 @@ PLAIN = "--nr-target 1"
 LAST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_best.pth.tar"
 BEFORE, AFTER = "NR_resnet_before_0.6.pth.tar", "NR_resnet_0.6.pth.tar"
 CLASSES = tuple("abcdefghij")
+SIDE = 8  # pixels
 BATCHES = 5  # of an epoch: 3 to train on and 2 to test on
 
 
@@ -64,11 +65,12 @@ def pictures(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def data(monkeypatch):
-    """24 training and 10 test images in the place of the data sets."""
+    """24 training and 10 test images, small ones, in the place of the data sets."""
+    monkeypatch.setattr(batches, "IMAGE_SIZE", SIDE)
     generator = torch.Generator().manual_seed(0)
 
     def made(count: int) -> ImageSet:
-        images = torch.randint(256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        images = torch.randint(256, (count, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
         return ImageSet(images, torch.arange(count) % 10, CLASSES)
 
     sets = made(24), made(10)
