@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 FORKS = "forkserver" in get_all_start_methods()  # not on Windows, where each start is one
 SERVER = get_context("forkserver" if FORKS else "spawn")
 if FORKS:
-    SERVER.set_forkserver_preload(["tests.forks", "tests.machine.nodes"])
+    SERVER.set_forkserver_preload(["tests.served"])
 
 
 class Fork:

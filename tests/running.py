@@ -18,8 +18,13 @@ from unittest import mock
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor, nn
 
 from tests.forks import ROOT, Fork
+from tests.helpers import kill, prunable
+from tests.made import make_synthetic
+from utils.data import synthetic
+from utils.training import trainer
 from utils.training.script import exit_status
 from utils.training.signals import SIGNALS
 
@@ -58,6 +63,7 @@ def drive(
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.enter_context(mock.patch.object(Figure, "savefig", save_unrendered))
+        stack.enter_context(mock.patch.object(synthetic, "make_synthetic", make_synthetic))
         try:
             code = exit_status(lambda: main(words[1:]))
         except SystemExit as leaving:  # argparse
@@ -76,6 +82,29 @@ def begin_unrendered(then: Callable[[], None] | None = None) -> None:
     Figure.savefig = save_unrendered
     if then:
         then()
+
+
+def dying(epoch: int, *more: int) -> Callable[[], None]:
+    """What makes a search of this process end on every machine, whatever it has learnt.
+
+    Half of the channels die in training epoch ``epoch``, and some in each of ``more``, which are
+    given as it is: from 0.
+    """
+    shares = dict.fromkeys(more, 1 / 8) | {epoch: 1 / 2}
+    return partial(_let_die, shares)
+
+
+def _let_die(shares: dict[int, float]) -> None:
+    train_epoch = trainer.train_epoch
+
+    def train(model: nn.Module, batches: object, epoch: int, *rest: object) -> Tensor:
+        sums = train_epoch(model, batches, epoch, *rest)
+        network = getattr(model, "module", model)
+        for name, layer in prunable(network).items() if epoch in shares else ():
+            kill(network, {name: slice(int(shares[epoch] * layer.unit.out_channels[0]))})
+        return sums
+
+    trainer.train_epoch = train
 
 
 def checked(result: subprocess.CompletedProcess, status: int) -> subprocess.CompletedProcess:

@@ -22,26 +22,40 @@ from tests.running import (
     ROOT,
     assert_same_run,
     drive,
+    dying,
     load,
     run,
     started,
     wait_for,
 )
 from utils.shown.log import read_log
+from utils.training import trainer
 
 SMALL = (
-    "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 3"
-    " --schedule 2 --gamma 0.5 --nr-sparsity 0.04 --nr-target 0.9 --nr-max-epochs 30 --manualSeed 1"
+    "-d synthetic --subset 100 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 3"
+    " --schedule 2 --gamma 0.5 --nr-sparsity 1e-3 --nr-target 0.9 --nr-max-epochs 5 --manualSeed 1"
 )
 COLUMNS = ["Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc."]
 NR_COLUMNS = ["Phase", "Utilization", "Sparsity", "Params", "Seconds"]
+DYING = dying(2)  # a search of three epochs
+
+
+@pytest.fixture(scope="module", autouse=True)
+def searches_end():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_epoch", trainer.train_epoch)  # put back in the end
+        DYING()
+        yield
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> tuple[Path, str]:
     """A run through both phases that nothing interrupts: its folder and what it printed."""
     folder = tmp_path_factory.mktemp("straight")
-    return folder, run(SMALL, folder).stdout
+    with started(SMALL, folder, setup=DYING) as process:
+        out, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return folder, out
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +93,7 @@ def test_log(straight):
     assert len(search) >= 2 and len(train) == 3
     assert all(row["Utilization"] > 0.9 for row in search[:-1])
     assert search[-1]["Utilization"] <= 0.9
-    assert {row["Sparsity"] for row in search} == {0.04}
+    assert {row["Sparsity"] for row in search} == {1e-3}
     assert {row["Sparsity"] for row in train} == {0}
     assert [row["Learning Rate"] for row in train] == [0.1, 0.1, 0.05]
     assert [row["Learning Rate"] for row in search][:3] == [0.1, 0.1, 0.05]
@@ -153,7 +167,7 @@ SEARCH, EXPANSION, TRAIN = r"Epoch: \[2 .*search", r"\| Expansion", r"Epoch: \[2
 )
 def test_interrupted_and_resumed_equals_straight(signum, moment, straight, tmp_path):
     """A signal at some moment of either phase, then --resume auto: the same run in the end."""
-    with started(SMALL, tmp_path) as process:
+    with started(SMALL, tmp_path, setup=DYING) as process:
         wait_for(moment, process)
         process.send_signal(signum)
         process.communicate()
@@ -265,12 +279,12 @@ def test_quick_start(tmp_path):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_run_is_interrupted_and_goes_on(tmp_path):
-    with started(SMALL + " --amp", tmp_path) as process:
+    with started(SMALL + " --amp", tmp_path, setup=DYING) as process:
         wait_for(SEARCH, process)
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert process.returncode == 143
-    run(SMALL + " --amp --nr-sparsity 0.1 --resume auto", tmp_path)
+    drive(SMALL + " --amp --nr-sparsity 0.1 --resume auto", tmp_path)
     assert read_log(tmp_path / "log.txt")[-1]["Phase"] == "train"
 
 

@@ -10,17 +10,26 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.running import assert_same_run, drive, kill_all, started
+from tests.running import assert_same_run, drive, dying, kill_all, started
 from utils.data import sets
-from utils.training import checkpoint
+from utils.training import checkpoint, trainer
 from utils.training.checkpoint import CheckpointError
 
 SMALL = (
-    "-d synthetic --subset 200 -a densenet --depth 10 --growthRate 4 --dropout 0.1"
+    "-d synthetic --subset 100 -a densenet --depth 10 --growthRate 4 --dropout 0.1"
     " --train-batch 20 --epochs 3 --schedule 2 --gamma 0.5 --lr 0.1"
-    " --nr-sparsity 0.2 --nr-target 0.97 --nr-max-epochs 20 --manualSeed 1 --resume auto"
+    " --nr-sparsity 1e-3 --nr-target 0.97 --nr-max-epochs 5 --manualSeed 1 --resume auto"
 )
+DYING = dying(2)  # searches of three epochs
 KILLS = int(os.environ.get("NR_TEST_KILLS", "1"))  # starts that are killed at random moments
+
+
+@pytest.fixture(scope="module", autouse=True)
+def searches_end():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_epoch", trainer.train_epoch)  # put back in the end
+        DYING()
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +67,8 @@ def starts_that_kill_themselves() -> None:
 
     The data are made once.
     """
-    whole = sets.load_cifar("synthetic", "", "cpu", subset=200)
+    DYING()
+    whole = sets.load_cifar("synthetic", "", "cpu", subset=100)
     sets.load_cifar = lambda *_, **__: whole
     for countdown in range(1, 40):
         if os.fork() == 0:
@@ -94,7 +104,7 @@ def test_killed_at_random_moments(straight, tmp_path):
     """SIGKILL some lines after each start."""
     lines = random.Random(0)
     for _ in range(KILLS):
-        with started(SMALL, tmp_path) as process:
+        with started(SMALL, tmp_path, setup=DYING) as process:
             for _ in range(lines.randint(1, 8)):
                 process.stdout.readline()
             time.sleep(lines.uniform(0, 0.3))

@@ -25,37 +25,53 @@ from tests.running import (
     children,
     command,
     drive,
+    dying,
     load,
     wait_for_text,
 )
 from utils.shown.log import read_log
+from utils.training import trainer
 
 pytestmark = pytest.mark.slow
 
 # With dropout, for which each process has random numbers of its own.
 SMALL = (
-    "-d synthetic --subset 200 -a densenet --depth 10 --growthRate 4 --dropout 0.1"
-    " --train-batch 24 --epochs 2 --schedule 9 --lr 0.1 --nr-sparsity 0.2 --nr-target 0.97"
-    " --nr-max-epochs 20 --manualSeed 1"
+    "-d synthetic --subset 100 -a densenet --depth 10 --growthRate 4 --dropout 0.1"
+    " --train-batch 24 --epochs 2 --schedule 9 --lr 0.1 --nr-sparsity 1e-3 --nr-target 0.97"
+    " --nr-max-epochs 5 --manualSeed 1"
 )
 # Without: which activations it takes depends on the number of processes.
 SEARCH = (
-    "-d synthetic --subset 200 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --lr 0.01"
-    " --nr-sparsity 0.1 --nr-target 0.97 --nr-max-epochs 20 --manualSeed 2"
+    "-d synthetic --subset 100 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --lr 0.01"
+    " --nr-sparsity 0.01 --nr-target 0.97 --nr-max-epochs 5 --manualSeed 2"
 )
 IMAGENET = (
     "--synthetic --subset 40 -a vgg_nr --drop 0 --image-size 32 --width-mult 0.05 -j 1"
-    " --train-batch 5 --epochs 1 --schedule 9 --nr-target 0.8 --nr-sparsity-start 6e-3"
-    " --nr-max-epochs 40 --manualSeed 1"
+    " --train-batch 5 --epochs 1 --schedule 9 --nr-target 0.8 --nr-sparsity-start 1e-3"
+    " --nr-max-epochs 5 --manualSeed 1"
 )
+DYING = dying(3)  # searches of four epochs
 KILLED = 24  # batches of training and test, in which a process of imagenet.py is: in its search
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 KILLS = int(os.environ.get("NR_TEST_KILLS", "0"))  # more starts, killed at random moments
 
 
+@pytest.fixture(scope="module", autouse=True)
+def searches_end():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "train_epoch", trainer.train_epoch)  # put back in the end
+        DYING()
+        yield
+
+
 def run(flags: str, folder: Path, script: str = "cifar.py", processes: int = 2) -> None:
     """Several processes of torchrun to their end."""
-    checked(nodes.torchrun(script, f"{flags} -c {folder}", processes), status=0)
+    checked(nodes.torchrun(script, f"{flags} -c {folder}", processes, setup=DYING), status=0)
+
+
+def killed_once_and_dying(mark: Path) -> None:
+    nodes.killed_once(KILLED, mark)
+    DYING()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +120,7 @@ def test_stopped_killed_and_started_again_repeats_nothing(two, tmp_path):
     def start(restarts: int = 0) -> tuple[BaseProcess, Path]:
         """The launcher, and the file of what its processes say."""
         job = nodes.Job(Path(mkdtemp(dir=tmp_path)), "cifar.py", nodes=1, restarts=restarts)
-        return job.start(0, f"{flags} -c {folder}"), job.screen(0)[0]
+        return job.start(0, f"{flags} -c {folder}", DYING), job.screen(0)[0]
 
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     words = [sys.executable, *words, *command(flags, folder)[1:]]
@@ -131,7 +147,7 @@ def test_stopped_killed_and_started_again_repeats_nothing(two, tmp_path):
 def test_imagenet_searches_rejuvenates_and_survives_a_kill(tmp_path):
     run(IMAGENET, tmp_path / "straight", script="imagenet.py")
     flags = f"{IMAGENET} -c {tmp_path}/killed --resume auto"
-    setup = partial(nodes.killed_once, KILLED, tmp_path / "mark")
+    setup = partial(killed_once_and_dying, tmp_path / "mark")
     result = nodes.torchrun("imagenet.py", flags, restarts=2, setup=setup)
     assert result.returncode == 0, result.stderr
     assert "Resuming from" in result.stdout
