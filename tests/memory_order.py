@@ -9,6 +9,7 @@ this in a process of its own with a time limit.
 import copy
 import itertools
 import sys
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -50,42 +51,71 @@ def difference(found: list[Tensor], expected: list[Tensor]) -> float:
     return worst
 
 
-def check_unit(form: str, channels: int, window: tuple[int, int], count: int, amp: bool) -> float:
-    """The difference for one ConvBN, in eval mode, so that batch norm blows up no rounding.
-
-    ``amp``: of bfloat16, to contiguous memory in float32.
-    """
+@cache
+def unit_of(form: str, channels: int, window: tuple[int, int]) -> ConvBN:
+    """In eval mode, so that batch norm blows up no rounding, and in channels-last memory."""
     torch.manual_seed(0)
     widths = (channels,) * (1 if form == "plain" else 2)
     unit = ConvBN(1, 1, *window).eval()
     unit.build(form, widths, tuple(width + 3 for width in widths))
     for conv in unit.convs:
         nn.init.normal_(conv.weight, 0, 0.2)
-    streams = tuple(torch.randn(count, width, 12, 12) for width in widths)
-    expected = passes(unit, streams)
-    unit.to(memory_format=torch.channels_last)
-    ordered = tuple(stream.to(memory_format=torch.channels_last) for stream in streams)
+    return unit.to(memory_format=torch.channels_last)
+
+
+@cache
+def of_unit(
+    form: str, channels: int, window: tuple[int, int], count: int
+) -> tuple[tuple[Tensor, ...], list[Tensor]]:
+    """Streams for a unit, and what it makes of them in contiguous memory and float32."""
+    unit = unit_of(form, channels, window)
+    torch.manual_seed(0)
+    streams = tuple(torch.randn(count, width, 12, 12) for width in unit.in_channels)
+    expected = passes(copy.deepcopy(unit).to(memory_format=torch.contiguous_format), streams)
+    return tuple(x.to(memory_format=torch.channels_last) for x in streams), expected
+
+
+def check_unit(form: str, channels: int, window: tuple[int, int], count: int, amp: bool) -> float:
+    """The difference for one ConvBN. ``amp``: of bfloat16."""
+    streams, expected = of_unit(form, channels, window, count)
     worst = 0.0
     for _ in range(repeats()):
         with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-            found = passes(unit, ordered)
+            found = passes(unit_of(form, channels, window), streams)
         worst = max(worst, difference(found, expected))
     return worst
 
 
-def check_network(family: str, mode: str | None, count: int) -> float:
-    """The difference in the gradients of a narrow network, in its search or rejuvenated."""
+def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
+    loss_of(model, images, labels).backward()
+    found = [p.grad.contiguous() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    return found
+
+
+@cache
+def network_of(family: str, mode: str | None) -> nn.Module:
+    """A narrow network, in its search or rejuvenated, in channels-last memory."""
     model = vary(build(family)) if mode is None else worn(family)
     if mode is not None:
         nr.rejuvenate(model, mode)
         open_cross_blocks(model)
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+@cache
+def of_network(family: str, mode: str | None, count: int) -> list[Tensor]:
+    """The gradients in contiguous memory."""
+    model = copy.deepcopy(network_of(family, mode)).to(memory_format=torch.contiguous_format)
+    return gradients(model, *batch(count=count, size=16))
+
+
+def check_network(family: str, mode: str | None, count: int) -> float:
+    """The difference in the gradients of a narrow network."""
     images, labels = batch(count=count, size=16)
-    gradients = []
-    for order in (torch.contiguous_format, *[torch.channels_last] * repeats()):
-        twin = copy.deepcopy(model).to(memory_format=order).eval()
-        loss_of(twin, images.to(memory_format=order), labels).backward()
-        gradients.append([p.grad.contiguous() for p in twin.parameters() if p.grad is not None])
-    return max(difference(found, gradients[0]) for found in gradients[1:])
+    images = images.to(memory_format=torch.channels_last)
+    model, expected = network_of(family, mode), of_network(family, mode, count)
+    return max(difference(gradients(model, images, labels), expected) for _ in range(repeats()))
 
 
 def checks():

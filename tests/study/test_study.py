@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.forks import Fork, ForkedPopen
-from tests.running import LIMIT, begin_unrendered, watched
+from tests.running import LIMIT, begin_unrendered, dying, watched
 from tests.study import scheduler
 from tests.study.__main__ import main
 from tests.study.scheduler import locked
@@ -20,8 +20,8 @@ from utils.shown.log import read_log
 
 
 def fork_runs() -> None:
-    """In the study's process: its runs are forked from it, and their pictures not rendered."""
-    popen = partial(ForkedPopen, setup=begin_unrendered)
+    """In the study's process: its runs are forked from it, search three epochs, render nothing."""
+    popen = partial(ForkedPopen, setup=partial(begin_unrendered, dying(2)))
     scheduler.subprocess = SimpleNamespace(Popen=popen, DEVNULL=DEVNULL, STDOUT=STDOUT)
 
 

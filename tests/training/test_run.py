@@ -16,11 +16,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 import cifar
 import imagenet
 import nr
 from tests.helpers import form, kill, prunable, same_tensors, widths
+from tests.running import save_unrendered
 from utils.data import batches
 from utils.data.images import ImageSet
 from utils.errors import InputError
@@ -56,10 +58,11 @@ def handlers():
 
 @pytest.fixture(autouse=True)
 def pictures(monkeypatch):
-    """No pictures, which take longer than the training; returns how to have them again."""
+    """No pictures, which take longer than the training; returns how to have them, unrendered."""
     with monkeypatch.context() as patch:
         for name in ("curves", "scales", "utilization", "widths"):
             patch.setattr(plots, name, lambda *_: None)
+        monkeypatch.setattr(Figure, "savefig", save_unrendered)
         yield patch.undo
 
 
