@@ -21,4 +21,7 @@ def seed_generators(*parts: int) -> None:
     seed = mixed_seed(*parts)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.manual_seed(seed)
+    else:  # without a GPU torch.manual_seed would keep a stack trace of every call, for later
+        torch.default_generator.manual_seed(seed)
