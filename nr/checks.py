@@ -5,7 +5,7 @@ from torch import nn
 from nr.layers import Classifier, Network, is_chain
 from nr.norms import Bias, loses_count
 from nr.plain import Size
-from nr.units import FORMS, Conv, ConvBN
+from nr.units import FORMS, Conv, ConvBN, pair
 
 LARGEST_SIDE = 2**16  # pixels; a larger map is a mistake
 
@@ -65,23 +65,26 @@ def check_forward(module: nn.Module, name: str, base: type) -> None:
 
 def check_unit(unit: ConvBN, name: str, streams: int) -> None:
     """The layers of a unit are as nr made them: nothing replaced, wrapped or reparametrized."""
-    convs, norms, k = unit.convs, unit.norms, unit.kernel_size
+    convs, norms, options = unit.convs, unit.norms, unit.options()
     form, ins, outs = FORMS[unit.form], unit.in_channels, unit.out_channels
     if len(norms) != streams or len(outs) != streams or len(convs) != len(form):
         raise ValueError(f"{name}: has {len(norms)} streams, the classifier {streams}")
-    stride, padding = unit.stride // unit.step, unit.padding
-    window = ((stride, stride), (padding, padding), (1, 1), None)
+    cls = nn.ConvTranspose2d if unit.transposed else nn.Conv2d
+    window = {name: pair(value) for name, value in options.items() if name != "bias"}
     for conv, (reads, writes) in zip(convs, form, strict=True):
         weight = conv._parameters.get("weight")
-        if type(conv) is not nn.Conv2d or weight is None:
+        if type(conv) is not cls or weight is None:
             raise ValueError(
                 f"{name}: its convolution is a {type(conv).__name__} whose weight is made of"
                 " others: remove the wrapper or parametrization first"
             )
-        read = sum(ins[i] for i in reads)
-        shape = (sum(outs[o] for o in writes), read // unit.groups(read), k, k)
-        found = (conv.stride, conv.padding, conv.dilation, conv._parameters["bias"])
-        if found != window or weight.shape != shape or conv.groups != unit.groups(read):
+        read, written = sum(ins[i] for i in reads), sum(outs[o] for o in writes)
+        shape = (written, read // unit.groups(read))
+        shape = shape[::-1] if unit.transposed and not unit.group else shape
+        shape += pair(unit.kernel_size)
+        found = {name: getattr(conv, name) for name in window}
+        odd = found != window or conv._parameters["bias"] is not None
+        if odd or weight.shape != shape or conv.groups != unit.groups(read):
             raise ValueError(
                 f"{name}: its convolution was replaced by {conv}: make a new nr.ConvBN"
             )

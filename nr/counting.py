@@ -18,7 +18,7 @@ def count_macs(model: Network, image_size: int | Size | None = None) -> int:
     ``image_size``: H = W of the image, or (H, W) (None: the family's usual size). Raises ValueError
     for a network that nr cannot follow.
     """
-    layers, *_ = wiring(model, image_size)
+    layers = wiring(model, image_size).layers
     convolutions = sum(
         conv.weight.numel() * layer.pixels for layer in layers for conv in layer.unit.convs
     )

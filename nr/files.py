@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nr.checks import refuse_sharded
 from nr.layers import Network
-from nr.rebuilding import retire
+from nr.retiring import retire
 from nr.structure import build_on_meta, class_name, freeze, structure
 
 UNLIKE = ("form", "in_channels", "out_channels", "image_size", "frozen", "bias")

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from nr.norms import take_after
-from nr.units import ConvBN, Streams
+from nr.units import Streamed, Streams
 
 ACTIVATIONS = ("relu", None)  # of a sum
 
 
-class Chain(nn.Sequential):
+class Chain(Streamed, nn.Sequential):
     """Modules in sequence; a plain torch module is applied to every stream by itself.
 
     An nn.Sequential in it is a Chain too.
@@ -30,7 +30,7 @@ class Chain(nn.Sequential):
         return x
 
 
-class Residual(nn.Module):
+class Residual(Streamed, nn.Module):
     """relu(branch(x) + shortcut(x)), stream by stream; a dead branch (None) adds nothing.
 
     ``branch`` ends in a ConvBN; ``shortcut`` is a ConvBN or a Chain, or None for the identity. All
@@ -58,7 +58,7 @@ class Residual(nn.Module):
         return tuple(sums if self.activation is None else map(F.relu_, sums))
 
 
-class Concat(nn.Module):
+class Concat(Streamed, nn.Module):
     """Each stream of x followed by the same stream of branch(x); a dead branch adds nothing."""
 
     def __init__(self, branch: nn.Module | None):
@@ -72,9 +72,6 @@ class Concat(nn.Module):
         return tuple(torch.cat(pair, dim=1) for pair in zip(x, branch, strict=True))
 
 
-STREAM_MODULES = (ConvBN, Chain, Residual, Concat)
-
-
 def is_chain(module: nn.Module) -> bool:
     """Whether ``module`` runs its children one after the other, and nothing else."""
     return type(module).forward in (Chain.forward, nn.Sequential.forward)
@@ -82,7 +79,7 @@ def is_chain(module: nn.Module) -> bool:
 
 def on_streams(module: nn.Module, x: Streams) -> Streams:
     """Apply any module of a chain: a plain one to every stream by itself."""
-    if isinstance(module, STREAM_MODULES):
+    if isinstance(module, Streamed):
         return module(x)
     if is_chain(module):
         return Chain.forward(module, x)

@@ -66,10 +66,29 @@ class Bias(nn.Module):
         return f"{self.width}, bias={self.bias is not None}"
 
 
+class Scale(nn.Module):
+    """x · γ, in the place of a batch norm where there is none: [B, C, H, W] and [C]."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight[:, None, None]
+
+    def extra_repr(self) -> str:
+        return str(len(self.weight))
+
+
 def norm_like(norm: nn.Module, width: int) -> nn.Module:
     """A fresh norm of the class of ``norm``, with its eps and momentum."""
     if isinstance(norm, Bias):
         return Bias(width, bias=norm.bias is not None)
+    if isinstance(norm, Scale):
+        return Scale(width)
     fresh = type(norm)(width, eps=norm.eps, momentum=norm.momentum)
     if isinstance(norm, nn.SyncBatchNorm):
         fresh.process_group = norm.process_group

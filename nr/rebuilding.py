@@ -1,133 +1,251 @@
-"""New widths and a form -> fresh units beside the old ones, and the swap that cannot fail."""
+"""New lists of channels -> fresh units with the old weights in their places, and the swap.
 
-import gc
-from collections.abc import Iterable, Mapping, Set
-from functools import cache
+A layout says, for each step and each new stream, which channels stand where. Numbers below
+``count`` are of the old network, whose weights they keep; the others are fresh.
+"""
+
+from collections.abc import Callable, Set
+from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch import Tensor, nn
 
-from nr.layers import Classifier, Network
-from nr.units import ConvBN
-from nr.wiring import IMAGE, Layer, Wiring, gather_widths
+from nr.graph import ADD, CAT, IMAGE, MUL, Graph, Node, Pick
+from nr.layers import Classifier, Concat, Network, Residual
+from nr.numbers import Lists, count_to, matched, places
+from nr.retiring import retire
+from nr.units import ConvBN, Norm, Unit
+from nr.wiring import Layer, Step, Wiring
 
-CLASSIFIER = "classifier"  # its name in a network
-GONE = "nr_gone"  # attribute of a parameter that a rebuild took out of its network
+Made = Callable[[Lists], Lists]  # old lists of one layer or selection -> one list a new stream
+
+
+@dataclass
+class Layout:
+    """``lists``: what each step gives, by name, one list a new stream; a step that is not there
+    any more has none. ``needs``: (step, which of its inputs) -> the list that it needs of it.
+    """
+
+    plan: Wiring
+    made: Made
+    lists: dict[str, Lists] = field(default_factory=dict)
+    needs: dict[tuple[str, int], Lists] = field(default_factory=dict)
+
+    def read(self, name: str, k: int = 0) -> Lists:
+        """What the step of this name reads of its input k."""
+        given = self.lists[self.plan.steps[name].inputs[k]]
+        return self.needs.get((name, k), given)
+
+    def lay(self) -> "Layout":
+        """Follow every step of the network."""
+        streams = len(self.made(self.plan.steps[IMAGE].numbers))
+        self.lists[IMAGE] = (self.plan.steps[IMAGE].numbers[0],) * streams
+        for step in self.plan.steps.values():
+            if step.op != IMAGE:
+                self.follow(step)
+        return self
+
+    def follow(self, step: Step) -> None:
+        """One step, behind those that it reads."""
+        here = {k: self.lists[n] for k, n in enumerate(step.inputs) if n in self.lists}
+        if not here or (step.op == MUL and len(here) < len(step.inputs)):
+            return
+        last = list(here.values())[-1]
+        if step.name in self.plan.by_name or isinstance(step.op, Pick):
+            found = self.made(self.plan.canonical(step.numbers))
+            if not any(map(len, found)):
+                return
+            need = self.needed(step, found)
+        elif step.op == CAT:
+            found, need = tuple(map(torch.cat, zip(*here.values(), strict=True))), None
+        else:
+            found, need = last, last if step.op in (ADD, MUL) else None
+        self.lists[step.name] = found
+        if need is not None:
+            for k, given in here.items():
+                if not all(map(torch.equal, need, given)):
+                    self.needs[step.name, k] = need
+
+    def needed(self, step: Step, made: Lists) -> Lists | None:
+        """In which order a step has to read what it makes this of; None: in any."""
+        if isinstance(step.op, Pick):
+            return made
+        layer = self.plan.by_name[step.name]
+        if isinstance(layer.unit, Norm):
+            width = (1, 1)
+        elif layer.unit.group is None:
+            return None
+        else:
+            width = layer.unit.group
+        return tuple(self.sources(layer, numbers, *width) for numbers in made)
+
+    def sources(self, layer: Layer, made: Tensor, ins: int, outs: int) -> Tensor:
+        """Of groups of outputs, in their order, the inputs."""
+        count = len(self.plan.source)
+        old = torch.cat(self.plan.canonical(layer.numbers))
+        reads = torch.cat(self.plan.canonical(layer.reads)).view(-1, ins)
+        first = made[::outs]
+        order = old.argsort()
+        group = order[torch.searchsorted(old[order], first % count)] // outs
+        return (reads[group] + (first - first % count)[:, None]).flatten()
 
 
 def remade(
-    model: Network,
-    plan: Wiring,
-    widths: Mapping[str, tuple[int, ...]],
-    form: str,
-    apart: Set[str] = frozenset(),
-) -> tuple[dict[str, ConvBN], Classifier]:
-    """Fresh units by name and a fresh classifier of these widths; the model keeps its own.
+    layout: Layout, form: str, apart: Set[str] = frozenset()
+) -> dict[str, Unit | Classifier]:
+    """Fresh units and classifiers of a layout, by name; the network keeps its own.
 
-    ``widths``: of the image and of every layer that stays, one a stream. ``apart``: the layers
-    whose second stream is not connected to the first, and trains.
+    ``apart``: the layers whose second stream is not connected to the first, and trains.
     """
-
-    def inputs(sources: tuple[str, ...]) -> tuple[int, ...]:
-        return gather_widths(widths, tuple(source for source in sources if source in widths))
-
-    units = {
-        layer.name: layer.unit.remade(
-            form_of(layer, form, apart), inputs(layer.sources), widths[layer.name]
-        )
-        for layer in plan.layers
-        if layer.name in widths
-    }
-    weights = [conv.weight for layer in plan.layers for conv in layer.unit.convs]
+    found: dict[str, Unit | Classifier] = {}
+    for name in layout.lists:
+        step = layout.plan.steps[name]
+        if name in layout.plan.by_name:
+            layer = layout.plan.by_name[name]
+            widths = [tuple(map(len, lists)) for lists in (layout.read(name), layout.lists[name])]
+            found[name] = layer.unit.remade(form_of(layer, form, apart), *widths)
+        elif isinstance(step.op, Classifier):
+            found[name] = step.op.remade(tuple(map(len, layout.read(name))))
+    weights = [conv.weight for layer in layout.plan.layers for conv in layer.unit.convs]
     if any(not weight.is_contiguous() for weight in weights):
-        for unit in units.values():
+        for unit in found.values():
             unit.to(memory_format=torch.channels_last)
-    classifier = model.classifier.remade(inputs(plan.head))
-    fresh = {name: (*unit.convs[1:], *unit.norms[1:]) for name, unit in units.items()}
-    fresh[CLASSIFIER] = classifier.linears[1:]
-    for name in apart & fresh.keys():
-        for module in fresh[name]:
-            module.requires_grad_(True)
-    return units, classifier
+    for name in apart & found.keys():
+        for layers in found[name].children():
+            layers[1:].requires_grad_(True)
+    return found
 
 
 def form_of(layer: Layer, form: str, apart: Set[str]) -> str:
     """No mode has cross blocks in the stem, which reads the image twice, or between groups."""
-    alone = IMAGE in layer.sources or layer.unit.group or layer.name in apart
+    alone = not isinstance(layer.unit, ConvBN) or IMAGE in layer.sources or layer.unit.group
+    alone = alone or layer.name in apart
     return "removed" if form != "plain" and alone else form
 
 
-def frozen(model: Network, plan: Wiring) -> list[str]:
-    """The layers of ``plan`` whose weights are frozen, and the classifier if its are."""
-    weights = {layer.name: layer.unit.convs[0].weight for layer in plan.layers}
-    weights[CLASSIFIER] = model.classifier.linears[0].weight
-    return [name for name, weight in weights.items() if not weight.requires_grad]
+@torch.no_grad()
+def transplant(layout: Layout, made: dict[str, Unit | Classifier]) -> None:
+    """Copy the weights and norms of all channels that the old network has, too."""
+    for name, unit in made.items():
+        step = layout.plan.steps[name]
+        reads = layout.read(name)
+        old_reads = layout.plan.canonical(layout.plan.steps[step.inputs[0]].numbers)
+        if isinstance(unit, Classifier):
+            _transplant_classifier(step.op, unit, reads, old_reads)
+        else:
+            own = layout.lists[name], layout.plan.canonical(step.numbers)
+            _transplant_unit(step.op, unit, (reads, old_reads), own)
 
 
-def kept_whole(plan: Wiring, names: Set[str]) -> Wiring:
-    """``plan`` with all channels of the layers ``names``, and of those tied to them, fixed."""
-    held = {layer.tie for layer in plan.layers if layer.name in names}
-    layers = [layer._replace(fixed=layer.fixed or layer.tie in held) for layer in plan.layers]
-    return plan._replace(layers=layers)
-
-
-def swap(
-    model: Network,
-    layers: list[Layer],
-    units: Mapping[str, ConvBN],
-    classifier: Classifier,
-    dropped: Iterable[str] = (),
+def _transplant_unit(
+    old: Unit, new: Unit, reads: tuple[Lists, Lists], own: tuple[Lists, Lists]
 ) -> None:
+    """The weights and norms of what a unit read and made, and reads and makes: (new, old)."""
+    for i, o, block in new.blocks():
+        for old_i, old_o, old_block in old.blocks():
+            rows = matched(own[0][o], own[1][old_o])
+            columns = matched(reads[0][i], reads[1][old_i])
+            if old.group is not None:  # a group that lives keeps all its inputs
+                columns = (count_to(old_block.shape[1]),) * 2
+            _copy(block, old_block, rows, columns)
+    for norm, numbers in zip(new.norms, own[0], strict=True):
+        for old_norm, old_numbers in zip(old.norms, own[1], strict=True):
+            _copy_norm(norm, old_norm, matched(numbers, old_numbers))
+
+
+def _copy(new: Tensor, old: Tensor, *places: tuple[Tensor, Tensor]) -> None:
+    """Copy the entries of the first two dimensions that both have: their (new, old) places."""
+    (rows, old_rows), (columns, old_columns) = (
+        [side.to(old.device) for side in pair] for pair in places
+    )
+    if len(rows) and len(columns):
+        new[rows[:, None], columns] = old[old_rows][:, old_columns]
+
+
+def _copy_norm(new: nn.Module, old: nn.Module, places: tuple[Tensor, Tensor]) -> None:
+    theirs = old.state_dict()
+    for name, tensor in new.state_dict().items():
+        here, there = (side.to(tensor.device) for side in places)
+        if tensor.ndim and len(here):
+            tensor[here] = theirs[name][there]
+        elif len(here):
+            tensor.copy_(theirs[name])
+
+
+def _transplant_classifier(old: Classifier, new: Classifier, reads: Lists, were: Lists) -> None:
+    """The columns that both have; one stream of several has the bias of each."""
+    bias = old.linears[0].bias
+    for linear, numbers in zip(new.linears, reads, strict=True):
+        for theirs, old_numbers in zip(old.linears, were, strict=True):
+            classes = count_to(old.num_classes)
+            columns = matched(numbers, old_numbers)
+            _copy(linear.weight, theirs.weight, (classes, classes), columns)
+    merged = len(old.linears) > len(new.linears)
+    if bias is not None:
+        new.linears[0].bias.copy_(bias * len(old.linears) if merged else bias)
+
+
+def swap(model: Network, layout: Layout, made: dict[str, Unit | Classifier]) -> None:
     """Put everything that was made in its place: nothing here can fail."""
     old = list(model.parameters())
-    for layer in layers:
-        if layer.name in units:
-            layer.unit.adopt(units[layer.name])
-    for name in dropped:
-        model.get_submodule(name).branch = None
-    model.classifier.adopt(classifier)
+    for name, unit in made.items():
+        layout.plan.steps[name].op.adopt(unit)
+    for name in dropped(layout):
+        container = model.get_submodule(name)
+        if isinstance(container, Residual | Concat):
+            container.branch = None
+    for name, graph in _graphs(model):
+        graph.rewrite(*_rewritten(layout, graph, f"{name}."))
     retire(model, old)
 
 
-def retire(model: Network, old: list[nn.Parameter]) -> None:
-    """Have those of the parameters ``old`` noticed that ``model`` no longer has.
-
-    The next step of an optimizer that holds one, and the next pass through a DDP wrapper of the
-    network, which synchronises them, is a RuntimeError.
-    """
-    kept = set(map(id, model.parameters()))
-    for parameter in old:
-        if id(parameter) not in kept:
-            setattr(parameter, GONE, True)
-    _watch_optimizers()
-    if dist.is_available() and dist.is_initialized():
-        for thing in gc.get_objects():  # a network does not know what wraps it
-            wraps = DistributedDataParallel in type(thing).__mro__
-            if wraps and any(module is model for module in thing.modules()):
-                thing.register_forward_pre_hook(_refuse_old_wrapper)
-
-
-@cache
-def _watch_optimizers() -> None:
-    """Look at the parameters of every optimizer before its steps, from the first rebuild on."""
-    register_optimizer_step_pre_hook(_refuse_gone)
-
-
-@torch.compiler.disable  # a step may be compiled, around it
-def _refuse_gone(optimizer: Optimizer, *_) -> None:
-    if any(GONE in vars(p) for group in optimizer.param_groups for p in group["params"]):
-        raise RuntimeError(
-            f"{type(optimizer).__name__}: the network was rebuilt after this optimizer was made,"
-            " which steps on parameters that are no longer its own: make a new one"
-        )
-
-
-def _refuse_old_wrapper(wrapper: nn.Module, *_) -> None:
-    raise RuntimeError(
-        f"{type(wrapper).__name__}: its network was rebuilt after it was wrapped, and the new"
-        " parameters would not be synchronised: wrap it anew, in every process"
+def dropped(layout: Layout) -> tuple[str, ...]:
+    """The sums and concatenations that go on without some of what they read."""
+    return tuple(
+        name
+        for name in layout.lists
+        if layout.plan.steps[name].op in (ADD, CAT)
+        and any(source not in layout.lists for source in layout.plan.steps[name].inputs)
     )
+
+
+def check_picks(model: Network, layout: Layout) -> None:
+    """Raise ValueError where a container other than a graph would have to move channels."""
+    prefixes = tuple(f"{name}." for name, _ in _graphs(model))
+    for name, _ in layout.needs:
+        if not name.startswith(prefixes or ("\0",)):
+            raise ValueError(
+                f"{name}: reads channels in an order that its input does not have them in, as of"
+                " groups or sums over a concatenation: put a 1x1 nr.ConvBN between them"
+            )
+
+
+def _graphs(model: Network) -> list[tuple[str, Graph]]:
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, Graph)]
+
+
+def _rewritten(layout: Layout, graph: Graph, prefix: str) -> tuple[list[Node], dict[str, Pick]]:
+    """The nodes of a graph that stay, with selections where an order is needed."""
+    nodes: list[Node] = []
+    picks: dict[str, Pick] = {}
+    for node in graph.nodes:
+        name = prefix + node.name
+        if name not in layout.lists:
+            continue
+        inputs = []
+        for k, source in enumerate(node.inputs):
+            given = layout.plan.steps[name].inputs[k]
+            if given not in layout.lists:
+                continue
+            if (name, k) in layout.needs:
+                needs = layout.needs[name, k]
+                pick = Pick(map(places, needs, layout.lists[given]))
+                if isinstance(graph.module(node), Pick):
+                    picks[node.name] = pick
+                else:
+                    picks[f"{node.name}_pick{k}"] = pick
+                    nodes.append(Node(f"{node.name}_pick{k}", None, (source,)))
+                    source = f"{node.name}_pick{k}"
+            inputs.append(source)
+        nodes.append(node._replace(inputs=tuple(inputs)))
+    return nodes, picks

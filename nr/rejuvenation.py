@@ -8,17 +8,20 @@ import warnings
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from nr.checks import refuse_sharded
 from nr.counting import count_params
+from nr.graph import IMAGE
+from nr.growth import Families, Family
 from nr.layers import Classifier, Network
+from nr.life import life
+from nr.numbers import Lists
 from nr.plain import Size
-from nr.rebuilding import frozen, kept_whole, remade, swap
-from nr.rounding import multiples, new_widths, round_up
+from nr.rebuilding import Layout, check_picks, dropped, remade, swap, transplant
+from nr.rounding import new_widths, parts_in, round_up
 from nr.units import CROSS, PRUNED, ConvBN
-from nr.utilization import LayerUsage, Masks, Utilization, live_masks, measure
-from nr.wiring import IMAGE, Layer, Wiring, gather, image_channels, wiring
+from nr.utilization import LayerUsage, Utilization, measure
+from nr.wiring import Layer, Wiring, wiring
 
 
 @dataclass(frozen=True)
@@ -85,38 +88,54 @@ def rejuvenate(
     plan = wiring(model, image_size)
     if model.streams != 1:
         raise ValueError("this network was rejuvenated before: it has two streams")
-    _refuse_split_sums(plan)
-    kept = {*frozen(model, plan)} if keep_frozen else set()
-    plan = kept_whole(plan, kept)
-    layers, head, _ = plan
-    masks = round_up(layers, live_masks(layers), round_to)
-    usage = measure(layers, masks, flops)
-    dropped = tuple(dict.fromkeys(a.branch for a in layers if not masks[a.name][0].any()))
+    kept = {*_frozen(plan)} if keep_frozen else set()
+    plan = plan.holding(kept)
+    families = Families(plan)
+    alive = round_up(families, life(plan), round_to)
+    usage = measure(plan, alive, flops)
     total = usage.live if cross == PRUNED else usage.total
-    params, cost = count_params(model), _full_cost(layers, flops)
+    params, cost, gone = count_params(model), _full_cost(plan, flops), ()
     if usage.live < usage.total:
         if not from_scratch:
-            _refuse_lifted(layers)
+            _refuse_lifted(plan)
         if cross != PRUNED and not keep_frozen:
-            _warn_of_frozen(frozen(model, plan))
-        form = "plain" if from_scratch or cross == PRUNED else cross
-        widths = _widths(layers, masks, usage.live, total, form, round_to)
-        units, classifier = remade(model, plan, widths, form, kept)
+            _warn_of_frozen(_frozen(plan))
+
+        def grown(count: int, family: Family) -> int:
+            return new_widths(count, usage.live, total, parts_in(family, round_to))[1]
+
+        copies = families.copies(alive, grown)
+        plain = from_scratch or cross == PRUNED
+
+        def made(lists: Lists) -> Lists:
+            survived = lists[0][alive.of(lists[0])]
+            pair = (survived, families.fresh(survived, copies))
+            return (torch.cat(pair),) if plain else pair
+
+        layout = Layout(plan, made).lay()
+        check_picks(model, layout)
+        units = remade(layout, "plain" if plain else cross, kept)
         if not from_scratch:
-            for layer in layers:  # as it was wired before, so that dropped inputs count too
-                if layer.name in units:
-                    _transplant(layer, units[layer.name], masks)
-            _transplant_classifier(model.classifier, classifier, gather(masks, head)[0])
-        swap(model, layers, units, classifier, dropped)
-    expansion = math.sqrt(total / usage.live)
+            transplant(layout, units)
+        swap(model, layout, units)
+        gone = dropped(layout)
     return Report(
         usage,
-        expansion,
+        math.sqrt(total / usage.live),
         _changes(model, usage),
-        dropped,
+        gone,
         params=(params, count_params(model)),
-        budget=_full_cost(wiring(model, image_size).layers, flops) / cost,
+        budget=_full_cost(wiring(model, image_size), flops) / cost,
     )
+
+
+def _frozen(plan: Wiring) -> list[str]:
+    """The units and classifiers whose weights are frozen."""
+    return [
+        step.name
+        for step in plan.steps.values()
+        if isinstance(step.op, ConvBN | Classifier) and not next(step.op.parameters()).requires_grad
+    ]
 
 
 def _warn_of_frozen(names: list[str]) -> None:
@@ -131,14 +150,14 @@ def _warn_of_frozen(names: list[str]) -> None:
         )
 
 
-def _full_cost(layers: list[Layer], flops: bool) -> int:
+def _full_cost(plan: Wiring, flops: bool) -> int:
     """Σ in·out·k² (times H·W with ``flops``) as if all streams were connected."""
     costs = (
         (layer.unit.group[0] if layer.unit.group else _inputs(layer))
         * sum(layer.unit.out_channels)
-        * layer.unit.kernel_size**2
+        * layer.unit.taps
         * (layer.pixels if flops else 1)
-        for layer in layers
+        for layer in plan.layers
     )
     return sum(costs)
 
@@ -149,21 +168,9 @@ def _inputs(layer: Layer) -> int:
     return channels[0] if IMAGE in layer.sources else sum(channels)
 
 
-def _refuse_split_sums(plan: Wiring) -> None:
-    """Both sides of a sum have to grow alike, part by part."""
-    widths = {layer.name: layer.unit.out_channels for layer in plan.layers}
-    for name, sides in plan.sums.items():
-        branch, shortcut = ([widths[source] for source in side] for side in sides)
-        if branch != shortcut:
-            raise ValueError(
-                f"{name}: adds a concatenation to other parts, which would not stay aligned: put a"
-                " 1x1 nr.ConvBN in the shortcut"
-            )
-
-
-def _refuse_lifted(layers: list[Layer]) -> None:
+def _refuse_lifted(plan: Wiring) -> None:
     """A dead channel must not say anything: what it passes is 0 at 0."""
-    for layer in layers:
+    for layer in plan.layers:
         if layer.lifted and (layer.branch or not layer.fixed):
             raise ValueError(
                 f"{layer.lifted}: is not 0 at 0, so a dead channel of {layer.name} cannot go"
@@ -171,49 +178,9 @@ def _refuse_lifted(layers: list[Layer]) -> None:
             )
 
 
-def _widths(
-    layers: list[Layer], masks: Masks, live: int, total: int, form: str, round_to: int
-) -> dict[str, tuple[int, ...]]:
-    """Widths of the image and of all layers that stay, rebuilt from ``live`` to ``total``."""
-    dead = {layer.branch for layer in layers if not masks[layer.name][0].any()}
-    multiple = multiples(layers, round_to)
-    widths = {}
-    for layer in layers:
-        if layer.branch is None or layer.branch not in dead:
-            parts = int(masks[layer.name][0].sum()) // layer.part
-            pair = new_widths(parts, live, total, multiple[layer.tie])
-            widths[layer.name] = tuple(count * layer.part for count in pair)
-    if form == "plain":
-        widths = {name: (sum(pair),) for name, pair in widths.items()}
-    return {IMAGE: (image_channels(layers),) * len(next(iter(widths.values())))} | widths
-
-
-@torch.no_grad()
-def _transplant(layer: Layer, unit: ConvBN, masks: Masks) -> None:
-    """Copy the live weights, γ, β and running statistics into the survived stream of ``unit``."""
-    (conv,), (norm,) = layer.unit.convs, layer.unit.norms
-    (live_in,), (live_out,) = gather(masks, layer.sources), masks[layer.name]
-    live_in, live_out = live_in.to(conv.weight.device), live_out.to(conv.weight.device)
-    for i, o, block in unit.blocks():
-        if (i, o) == (0, 0):
-            whole = layer.unit.group is not None  # a group that lives keeps all its inputs
-            block.copy_(conv.weight[live_out][:, slice(None) if whole else live_in])  # [o, i, k, k]
-    kept = {n: t[live_out] if t.ndim else t for n, t in norm.state_dict().items()}
-    unit.norms[0].load_state_dict(kept)
-
-
-@torch.no_grad()
-def _transplant_classifier(classifier: Classifier, new: Classifier, live: Tensor) -> None:
-    """Copy the live columns and the bias; the rejuvenated columns stay fresh."""
-    old, linear = classifier.linears[0], new.linears[0]
-    linear.weight.copy_(old.weight[:, live.to(old.weight.device)])  # [classes, i]
-    if old.bias is not None:
-        linear.bias.copy_(old.bias)
-
-
 def _changes(model: Network, usage: Utilization) -> tuple[LayerChange, ...]:
     """Every layer of ``usage`` beside its widths in the rebuilt ``model``."""
-    after = {layer.name: layer for layer in wiring(model).layers}
+    after = wiring(model).by_name
 
     def change(row: LayerUsage) -> LayerChange:
         before = (row.in_channels, row.out_channels)

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nr.checks import refuse_sharded
-from nr.layers import Network
-from nr.wiring import IMAGE, gather, image_channels, wiring
+from nr.layers import Classifier, Network
+from nr.units import ConvBN
+from nr.wiring import wiring
 
 
 @torch.inference_mode(False)
@@ -27,25 +28,26 @@ def rescale(model: Network, target: float) -> None:
     if not (math.isfinite(target) and target > 0):
         raise ValueError(f"target: {target} is not a positive number")
     refuse_sharded(model)
-    layers, head, _ = wiring(model)
-    for layer in layers:
-        if layer.curved and not layer.fixed:
+    plan = wiring(model)
+    moved = [layer for layer in plan.prunable if isinstance(layer.unit, ConvBN)]
+    for layer in moved:
+        if layer.curved:
             raise ValueError(
                 f"{layer.curved}: not positively homogeneous, so the scales of {layer.name} cannot"
                 " move through it without changing the function: use nn.ReLU() there"
             )
-    device = model.classifier.linears[0].weight.device
-    factors = {IMAGE: (torch.ones(image_channels(layers), device=device),) * model.streams}
-    for layer in layers:
-        incoming = gather(factors, layer.sources)
+    weight = plan.layers[0].unit.convs[0].weight
+    factors = torch.ones(len(plan.source), dtype=weight.dtype, device=weight.device)
+    for layer in moved:
+        for norm, numbers in zip(layer.unit.norms, layer.numbers, strict=True):
+            factors[numbers] = _raise_scale(norm, target)
+    for layer in plan.layers:
         for i, _, block in layer.unit.blocks():
-            block.mul_(layer.unit.spread(incoming[i]))  # [o, i, k, k] x [1 or o, i, 1, 1]
-        factors[layer.name] = tuple(
-            block.new_ones(width) if layer.fixed else _raise_scale(norm, target)
-            for norm, width in zip(layer.unit.norms, layer.unit.out_channels, strict=True)
-        )
-    for linear, incoming in zip(model.classifier.linears, gather(factors, head), strict=True):
-        linear.weight.mul_(incoming)  # [classes, i] x [i]
+            block.mul_(layer.unit.spread(factors[layer.reads[i]]))  # [o, i, k, k] x [1 or o, i]
+    for step in plan.steps.values():
+        if isinstance(step.op, Classifier):
+            for linear, numbers in zip(step.op.linears, step.numbers, strict=True):
+                linear.weight.mul_(factors[numbers])  # [classes, i] x [i]
 
 
 def _raise_scale(norm: nn.BatchNorm2d, target: float) -> Tensor:

@@ -1,12 +1,11 @@
 """Widths that hardware likes: survivors and new widths in multiples of N (spec section 5)."""
 
-from collections import defaultdict
 from math import gcd, isqrt, lcm
 
-from torch import Tensor
+import torch
 
-from nr.utilization import Masks, by_tie, part_scores
-from nr.wiring import Layer
+from nr.growth import Families, Family
+from nr.life import Life, absolute_gammas, part_scores
 
 
 def new_widths(live: int, total_live: int, total: int, multiple: int = 1) -> tuple[int, int]:
@@ -28,41 +27,33 @@ def new_widths(live: int, total_live: int, total: int, multiple: int = 1) -> tup
     return live, max(nearest, least) - live
 
 
-def multiples(layers: list[Layer], multiple: int) -> dict[str, int]:
-    """By tie, the number of parts that makes whole multiples of ``multiple`` channels."""
-    found: dict[str, int] = defaultdict(lambda: 1)
-    for layer in layers:
-        found[layer.tie] = lcm(found[layer.tie], multiple // gcd(multiple, layer.part))
-    return found
+def parts_in(family: Family, multiple: int) -> int:
+    """The number of parts that makes whole multiples of ``multiple`` channels in every layer."""
+    return lcm(*(multiple // gcd(multiple, width) for width in family.widths.values()))
 
 
-def round_up(layers: list[Layer], masks: Masks, multiple: int) -> Masks:
-    """``masks`` with the survivors of each prunable layer rounded up to a multiple.
+def round_up(families: Families, alive: Life, multiple: int) -> Life:
+    """``alive`` with the survivors of each prunable layer rounded up to a multiple.
 
     The dead channels of the largest |γ| survive too, the first of equal ones, as far as there are
     any. Fixed layers and layers without any survivor stay as they are.
     """
-    found = dict(masks)
-    multiple_of = multiples(layers, multiple)
-    for tied in by_tie([layer for layer in layers if not layer.fixed]):
-        scores = part_scores(tied, [_gammas(layer) for layer in tied])
-        first = tied[0]
-        for layer in tied:
-            found[layer.name] = tuple(
-                _filled(live, score, multiple_of[first.tie], layer.part)
-                for live, score in zip(masks[layer.name], scores, strict=True)
-            )
-    return found
-
-
-def _gammas(layer: Layer) -> tuple[Tensor, ...]:
-    """|γ| of each stream on the CPU."""
-    return tuple(norm.weight.detach().abs().cpu() for norm in layer.unit.norms)
-
-
-def _filled(live: Tensor, score: Tensor, multiple: int, part: int) -> Tensor:
-    """The mask [C] with as many more parts as a multiple needs, by their score [C / part]."""
-    parts = live[::part]
-    missing = -int(parts.sum()) % multiple
-    order = score.masked_fill(parts, -1).argsort(descending=True, stable=True)  # dead ones first
-    return parts.index_fill(0, order[:missing], True).repeat_interleave(part)
+    if multiple == 1:
+        return alive
+    plan = families.plan
+    scores, live = part_scores(plan, absolute_gammas(plan)), alive.live.clone()
+    score, units = torch.zeros_like(scores), torch.zeros_like(live)
+    units[torch.cat([numbers for layer in plan.layers for numbers in layer.numbers])] = True
+    for family in families.all:
+        survivors = families.survivors(alive, family)
+        missing = -len(survivors) % parts_in(family, multiple)
+        held = any(plan.by_name[name].fixed for name in family.widths)
+        if missing and len(survivors) and not held:
+            for layer in (plan.by_name[name] for name in family.widths):
+                own = layer.numbers[0]
+                score[families.part[own]] = scores[plan.ties.part[own]]
+            dead = family.parts[~torch.isin(family.parts, survivors)]
+            order = score[dead].argsort(descending=True, stable=True)
+            revived = dead[order[:missing]]
+            live[units & torch.isin(families.part, revived)] = True
+    return alive._replace(live=live)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nr.layers import Network
-from nr.units import ConvBN
+from nr.units import Unit
 from nr.wiring import wiring
 
 
@@ -28,7 +28,7 @@ def penalise(model: Network, sparsity: float, maximize: bool = False) -> None:
     _penalise(_prunable(model), sparsity, -1 if maximize else 1)
 
 
-def _penalise(units: list[ConvBN], sparsity: float, scale: int | Tensor) -> None:
+def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
     """Add scale·λ·sign(γ) to the gradients that the scales of ``units`` have."""
     if not (math.isfinite(sparsity) and sparsity >= 0):
         raise ValueError(f"sparsity: {sparsity} is not a finite number from 0")
@@ -45,9 +45,9 @@ def _penalise(units: list[ConvBN], sparsity: float, scale: int | Tensor) -> None
             torch._foreach_add_(gradients, signs, alpha=scale * sparsity)
 
 
-def _prunable(model: Network) -> list[ConvBN]:
+def _prunable(model: Network) -> list[Unit]:
     """The units that no residual sum holds to their width."""
-    return [layer.unit for layer in wiring(model).layers if not layer.fixed]
+    return [layer.unit for layer in wiring(model).prunable]
 
 
 class SGD(torch.optim.SGD):

@@ -6,24 +6,35 @@ description from anywhere is safe to build.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 
 import torch
 from torch import nn
 
 from nr.checks import image_hw
+from nr.graph import Graph, Node, Pick
 from nr.layers import Chain, Classifier, Concat, Network, Residual, is_chain
 from nr.plain import BY_NAME, KINDS
-from nr.units import FORMS, Conv, ConvBN
+from nr.units import FORMS, Conv, ConvBN, Norm
 from nr.wiring import wiring
 
-VERSION = 1
+VERSION = 2
+READ = (1, 2)  # versions; the first has neither graphs nor norms before convolutions
 # Bounds on what a description may ask for; the widest published networks stay far below.
 LARGEST_WIDTH = 2**20  # channels or classes
 LARGEST_WINDOW = 2**10  # pixels of a kernel, stride or padding
 MOST_MODULES = 10_000
 DEEPEST = 64  # containers in containers
+WINDOW = ("kernel_size", "stride", "padding")
+# What most units do not have, and what they have instead.
+OPTIONS = {
+    "dilation": 1,
+    "group": None,
+    "transposed": False,
+    "output_padding": 0,
+}
+NORM = ("gamma", "eps", "momentum")
 CUSTOM = "custom"  # a plain module that is in no table: it has to be given to nr.load
 
 Custom = Callable[[str, str], nn.Module]  # (place, class) -> the module
@@ -57,6 +68,12 @@ def _described(module: nn.Module | None) -> dict | None:
         return None
     if isinstance(module, ConvBN):
         return _described_unit(module)
+    if isinstance(module, Norm):
+        return _described_norm(module)
+    if isinstance(module, Pick):
+        return {"type": "Pick", "places": [list(chosen) for chosen in module.places]}
+    if isinstance(module, Graph):
+        return {"type": "Graph", "nodes": [_described_node(module, node) for node in module.nodes]}
     if is_chain(module):
         modules = {name: _described(child) for name, child in module._modules.items()}
         return {"type": "Chain", "modules": modules}
@@ -73,23 +90,38 @@ def _described(module: nn.Module | None) -> dict | None:
     return {"type": CUSTOM, "class": class_name(module)}
 
 
+def _described_node(graph: Graph, node: Node) -> dict:
+    op = node.op or _described(graph.module(node))
+    return {"name": node.name, "op": op, "inputs": list(node.inputs)}
+
+
 def _described_unit(unit: ConvBN) -> dict:
     """A unit; what most units do not have is named only where it is there."""
     found = {
         "type": "Conv" if isinstance(unit, Conv) else "ConvBN",
-        "kernel_size": unit.kernel_size,
-        "stride": unit.stride,
-        "padding": unit.padding,
+        **{name: _listed(getattr(unit, name)) for name in WINDOW},
         "form": unit.form,
         "in_channels": list(unit.in_channels),
         "out_channels": list(unit.out_channels),
     }
-    if unit.group is not None:
-        found["group"] = list(unit.group)
+    for name, usual in OPTIONS.items():
+        if getattr(unit, name, usual) != usual:
+            found[name] = _listed(getattr(unit, name))
     if isinstance(unit, Conv):
         return found | ({"bias": False} if unit.norms[0].bias is None else {})
     norm = unit.norms[0]
     return found | {"gamma": unit.gamma, "eps": norm.eps, "momentum": norm.momentum}
+
+
+def _described_norm(norm: Norm) -> dict:
+    found = {"type": "Norm", "channels": list(norm.out_channels), "gamma": norm.gamma}
+    own = norm.norms[0]
+    batch = isinstance(own, nn.BatchNorm2d)
+    return found | ({"eps": own.eps, "momentum": own.momentum} if batch else {"eps": None})
+
+
+def _listed(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def class_name(module: nn.Module) -> str:
@@ -130,15 +162,15 @@ def _no_custom(place: str, name: str) -> nn.Module:
 
 def _built(structure: Mapping, custom: Custom) -> Network:
     _keys("the network", structure, ("version", "image_size", "features", "classifier"), "frozen")
-    if structure["version"] != VERSION:
-        raise ValueError(f"structure: version {structure['version']!r}, expected {VERSION}")
+    if structure["version"] not in READ:
+        raise ValueError(f"structure: version {structure['version']!r}, expected one of {READ}")
     size = image_hw(structure["image_size"])
     classifier = structure["classifier"]
     _keys("classifier", classifier, ("in_channels", "num_classes"), "bias")
     in_channels = _widths("classifier", classifier["in_channels"])
     features = _Builder(custom).module("features", structure["features"], DEEPEST)
     classes = _int("classifier num_classes", classifier["num_classes"], 1)
-    head = Classifier(1, classes, _bias("classifier", classifier))
+    head = Classifier(1, classes, _flag("classifier", classifier, "bias", True))
     head.build(in_channels)
     size = size[0] if isinstance(structure["image_size"], int) else size
     network = Network(features, head, size)
@@ -179,6 +211,12 @@ class _Builder:
                 return self.chain(place, node, depth)
             case "Residual" | "Concat":
                 return self.container(place, node, depth)
+            case "Graph":
+                return self.graph(place, node, depth)
+            case "Norm":
+                return _norm(place, node)
+            case "Pick":
+                return _pick(place, node)
             case kind if kind in BY_NAME:
                 return _plain(place, node, self.tried)
             case kind if kind == CUSTOM:
@@ -206,23 +244,63 @@ class _Builder:
             raise ValueError(f"structure: {place}: a Concat has no shortcut")
         return Concat(branch)
 
+    def graph(self, place: str, node: dict, depth: int) -> Graph:
+        _keys(place, node, ("type", "nodes"))
+        nodes, modules = [], {}
+        for inner in node["nodes"]:
+            _keys(place, inner, ("name", "op", "inputs"))
+            name, op, inputs = inner["name"], inner["op"], inner["inputs"]
+            if not all(isinstance(text, str) and text for text in (name, *inputs)):
+                raise ValueError(f"structure: {place}: the name of a node is no text")
+            if not isinstance(op, str):
+                modules[name] = self.module(f"{place}.{name}", op, depth - 1)
+            nodes.append(Node(name, op if isinstance(op, str) else None, tuple(inputs)))
+        return Graph(nodes, modules)
 
-def _unit(place: str, node: dict) -> ConvBN:
-    window = ("kernel_size", "stride", "padding")
-    norm = ("gamma", "eps", "momentum") if node["type"] == "ConvBN" else ()
-    optional = ("group",) if norm else ("group", "bias")
-    _keys(place, node, ("type", *window, "form", "in_channels", "out_channels", *norm), *optional)
-    sizes = [
-        _int(f"{place} {name}", node[name], int(name != "padding"), LARGEST_WINDOW)
-        for name in window
-    ]
-    for name in norm:
+
+def _norm(place: str, node: dict) -> Norm:
+    options = NORM if node.get("eps") is not None else ("gamma", "eps")
+    _keys(place, node, ("type", "channels", *options))
+    widths = _widths(f"{place} channels", node["channels"])
+    _check_norm(place, node, options)
+    norm = Norm(1, **{name: node[name] for name in options})
+    norm.build("plain" if len(widths) == 1 else "removed", widths, widths)
+    return norm
+
+
+def _pick(place: str, node: dict) -> Pick:
+    _keys(place, node, ("type", "places"))
+    lists = node["places"]
+    if not isinstance(lists, list) or not 1 <= len(lists) <= 2:
+        raise ValueError(f"structure: {place}: a list of places a stream is needed")
+    for places in lists:
+        if not isinstance(places, list) or not 0 < len(places) <= LARGEST_WIDTH:
+            raise ValueError(f"structure: {place}: a list of places is needed")
+        for value in places:
+            _int(f"{place} places", value, 0)
+    return Pick(lists)
+
+
+def _check_norm(place: str, node: dict, names: Iterable[str]) -> None:
+    for name in names:
         value = node[name]
         finite = _is_number(value) and math.isfinite(value)
-        if not finite and not (value is None and name == "momentum"):
+        if not finite and not (value is None and name in ("momentum", "eps")):
             raise ValueError(f"structure: {place}: {name} {value!r} is no number")
-    if norm and node["eps"] <= 0:
+    if "momentum" in names and (node["eps"] is None or node["eps"] <= 0):
         raise ValueError(f"structure: {place}: eps {node['eps']!r} is not positive")
+
+
+def _unit(place: str, node: dict) -> ConvBN:
+    norm = NORM if node["type"] == "ConvBN" else ()
+    given = [name for name in OPTIONS if name in node]
+    optional = OPTIONS if norm else (*OPTIONS, "bias")
+    _keys(place, node, ("type", *WINDOW, "form", "in_channels", "out_channels", *norm), *optional)
+    windows = (*WINDOW, *(name for name in ("dilation", "output_padding") if name in given))
+    least = {"padding": 0, "output_padding": 0}
+    options = {n: _window(f"{place} {n}", node[n], least.get(n, 1)) for n in windows}
+    options["transposed"] = _flag(place, node, "transposed", False)
+    _check_norm(place, node, norm)
     in_channels, out_channels = (
         _widths(f"{place} {name}", node[name]) for name in ("in_channels", "out_channels")
     )
@@ -230,16 +308,24 @@ def _unit(place: str, node: dict) -> ConvBN:
     streams = 1 if form == "plain" else 2
     if form not in FORMS or {len(in_channels), len(out_channels)} != {streams}:
         raise ValueError(f"structure: {place}: form {form!r} with {len(in_channels)} streams")
-    options = {name: node[name] for name in norm}
-    if "group" in node:
+    if "group" in given:
         options["group"] = _group(place, node["group"], in_channels, out_channels)
         if form not in ("plain", "removed"):
             raise ValueError(f"structure: {place}: form {form!r} connects groups")
-    cls = ConvBN if norm else Conv
-    unit = cls.formed(form, in_channels, out_channels, tuple(sizes), **options)
-    if not _bias(place, node):
+    options |= {name: node[name] for name in norm}
+    unit = (ConvBN if norm else Conv).formed(form, in_channels, out_channels, **options)
+    if not _flag(place, node, "bias", True):
         unit.drop_bias()
     return unit
+
+
+def _window(place: str, value: object, least: int) -> int | tuple[int, int]:
+    """An int, or the height and width of what is no square."""
+    if not isinstance(value, list):
+        return _int(place, value, least, LARGEST_WINDOW)
+    if len(value) != 2:
+        raise ValueError(f"structure: {place}: {value!r} is not (height, width)")
+    return tuple(_int(place, side, least, LARGEST_WINDOW) for side in value)
 
 
 def _group(place: str, value: object, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple:
@@ -275,11 +361,11 @@ def _plain(place: str, node: dict, tried: set[tuple[type, str]]) -> nn.Module:
     return kind.cls(**arguments)
 
 
-def _bias(place: str, node: Mapping) -> bool:
-    """Whether there is a bias, as wherever a description does not say so."""
-    found = node.get("bias", True)
+def _flag(place: str, node: Mapping, name: str, usual: bool) -> bool:
+    """True or false, ``usual`` where a description does not say it."""
+    found = node.get(name, usual)
     if type(found) is not bool:
-        raise ValueError(f"structure: {place}: bias {found!r:.100} is no bool")
+        raise ValueError(f"structure: {place}: {name} {found!r:.100} is no bool")
     return found
 
 

@@ -1,73 +1,97 @@
-"""Which layers share their widths, through a residual sum or a grouped convolution.
+"""What is joined: channels that a sum adds, that a group or a product binds, layers that are held.
 
-What a sum reads or adds is fixed: all live. A group lives, dies and grows as a whole, together
-with the input channels that it reads, since nothing else reads them.
+A sum holds what it adds and what its operands part from: all live. A group lives, dies and grows
+as a whole, together with the input channels that it reads; a gate with what it multiplies.
 """
 
-from collections import Counter
-from collections.abc import Iterator, Mapping
-from math import gcd, lcm
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 
-Sums = Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]
+import torch
+from torch import Tensor
+
+from nr.graph import ADD, MUL
+from nr.layers import Classifier
+from nr.numbers import joined
+from nr.units import Conv, ConvBN, Norm
 
 
-class Ties(NamedTuple):
-    """``fixed``: the layers all of whose outputs count as live.
-
-    ``part``: channels of a layer that live, die and grow together. ``tie``: the first of the
-    layers that are cut into the same number of parts, each of which is one across all of them.
+@dataclass(frozen=True)
+class Ties:
+    """By number [count]: ``sum``: the one that stands for all that sums add to each other;
+    ``part``: the one that stands for all that live, die and grow together. ``fixed``: the layers
+    all of whose outputs count as live.
     """
 
-    fixed: set[str]
-    part: dict[str, int]
-    tie: dict[str, str]
+    sum: Tensor
+    part: Tensor
+    fixed: frozenset[str]
+
+    def holding(self, lists: Iterable[Tensor], layers: list) -> "Ties":
+        """With these numbers held; one channel that is held holds its layer, and what it ties."""
+        held = torch.zeros_like(self.part, dtype=torch.bool)
+        for numbers in lists:
+            held[self.part[numbers]] = True
+        fixed = set(self.fixed)
+        while True:
+            more = [
+                layer
+                for layer in layers
+                if layer.name not in fixed and held[self.part[torch.cat(layer.numbers)]].any()
+            ]
+            if not more:
+                return replace(self, fixed=frozenset(fixed))
+            fixed.update(layer.name for layer in more)
+            held[self.part[torch.cat([n for layer in more for n in layer.numbers])]] = True
+
+    def size(self, numbers: Tensor) -> int:
+        """How many of a layer's ``numbers`` [C] live, die and grow together."""
+        if self.sum is self.part:
+            return 1
+        return len(numbers) // len(self.part[numbers].unique())
 
 
-def ties(layers: list, sums: Sums, head: tuple[str, ...], fixed: set[str]) -> Ties:
-    """What the sums and groups of the walked ``layers`` tie; ``fixed``: by the sums alone."""
-    grouped = [(layer.sources[0], layer) for layer in layers if layer.unit.group]
-    found = Ties(
-        fixed | set(_shared(layers, grouped, head)),
-        {layer.name: 1 for layer in layers},
-        {layer.name: layer.name for layer in layers},
-    )
-    order = {layer.name: place for place, layer in enumerate(layers)}
-    aligned = [(source, layer.name) for source, layer in grouped] + list(_aligned(layers, sums))
-    before = None
-    while found != before:
-        before = Ties(found.fixed.copy(), found.part.copy(), found.tie.copy())
-        for source, layer in grouped:
-            _fit_groups(found.part, source, layer)
-            if found.fixed & {source, layer.name}:
-                found.fixed.update((source, layer.name))
-        for a, b in aligned[len(grouped) :]:
-            found.part[a] = found.part[b] = lcm(found.part[a], found.part[b])
-        for a, b in aligned:
-            found.tie[a] = found.tie[b] = min(found.tie[a], found.tie[b], key=order.get)
-    return found
+def ties(layers: list, steps: Mapping, count: int) -> Ties:
+    """What the walked ``steps`` join and hold, of ``count`` numbers."""
+    sums = list(_pairs(steps, ADD))
+    groups = [pair for layer in layers for pair in _group_pairs(layer)]
+    products = list(_pairs(steps, MUL))
+    added = joined(sums, count)
+    part = joined([*sums, *groups, *products], count) if groups or products else added
+    return Ties(added, part, frozenset()).holding(_held(layers, steps), layers)
 
 
-def _shared(layers: list, grouped: list, head: tuple[str, ...]) -> Iterator[str]:
-    """The sources of grouped convolutions that others read too, or that others can outlive."""
-    readers = Counter(source for layer in layers for source in layer.sources) + Counter(head)
-    branch = {layer.name: layer.branch for layer in layers}
-    for source, layer in grouped:
-        if readers[source] > 1 or branch[source] != layer.branch:
-            yield source
+def _pairs(steps: Mapping, word: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """Lists that a sum or a product joins place by place."""
+    for step in steps.values():
+        if step.op == word:
+            for name in step.inputs:
+                yield from zip(steps[name].numbers, step.numbers, strict=True)
 
 
-def _aligned(layers: list, sums: Sums) -> Iterator[tuple[str, str]]:
-    """The layers that a sum adds to each other."""
-    widths = {layer.name: layer.unit.out_channels for layer in layers}
-    for branch, shortcut in sums.values():
-        for a, b in zip(branch, shortcut, strict=False):
-            if widths[a] == widths[b]:
-                yield a, b
+def _group_pairs(layer) -> Iterator[tuple[Tensor, Tensor]]:
+    """Every channel of a group, read or made, with the group's first output."""
+    if isinstance(layer.unit, ConvBN) and layer.unit.group:
+        for reads, makes in zip(layer.reads, layer.numbers, strict=True):
+            first = makes.view(-1, layer.unit.group[1])[:, :1]
+            for numbers, width in ((reads, layer.unit.group[0]), (makes, layer.unit.group[1])):
+                groups = numbers.view(-1, width)
+                yield groups.flatten(), first.expand_as(groups).flatten()
 
 
-def _fit_groups(part: dict[str, int], source: str, layer) -> None:
-    """Make the parts of both sides of a grouped convolution the same whole groups."""
-    i, o = layer.unit.group
-    count = lcm(part[source] // gcd(part[source], i), part[layer.name] // gcd(part[layer.name], o))
-    part[source], part[layer.name] = i * count, o * count
+def _held(layers: list, steps: Mapping) -> Iterator[Tensor]:
+    """What sums add and part from, and channels without a scale that are read without one."""
+    for step in steps.values():
+        if step.op == ADD:
+            yield from step.numbers
+            if step.fork is not None:
+                yield from steps[step.fork].numbers
+    bare = {layer.name for layer in layers if isinstance(layer.unit, Conv)}
+    if bare:
+        read = [a.reads for a in layers if not isinstance(a.unit, Norm)]
+        read += [step.numbers for step in steps.values() if isinstance(step.op, Classifier)]
+        direct = torch.cat([numbers for lists in read for numbers in lists])
+        for layer in layers:
+            if layer.name in bare:
+                own = torch.cat(layer.numbers)
+                yield own[torch.isin(own, direct)]

@@ -1,11 +1,13 @@
-"""The one walk over a network: each ConvBN in order, with what it reads, after strict checks.
+"""The one walk over a network: each operation in order, with the channels it reads and makes.
 
-Measuring, rebuilding, rescaling, describing shapes and counting MACs are all loops over this list.
-What the walk cannot treat exactly is a ValueError naming module, reason and remedy; it never
-changes the network.
+Measuring, rebuilding, merging, rescaling, describing shapes and counting MACs are all loops over
+what it finds. What the walk cannot treat exactly is a ValueError naming module, reason and remedy;
+it never changes the network.
 """
 
-from collections.abc import Mapping
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -20,50 +22,117 @@ from nr.checks import (
     ends_in_unit,
     image_hw,
 )
-from nr.layers import STREAM_MODULES, Chain, Classifier, Concat, Network, Residual, is_chain
+from nr.graph import ADD, CAT, IMAGE, MUL, Graph, Pick
+from nr.layers import Chain, Classifier, Concat, Network, Residual, is_chain
+from nr.numbers import Lists, count_to
 from nr.plain import KINDS, Size, effect
-from nr.ties import ties
-from nr.units import Conv, ConvBN
+from nr.ties import Ties, ties
+from nr.units import Conv, ConvBN, Norm, Streamed, Unit
 
-IMAGE = "image"  # the source that the stem reads
+Pending = dict[str, str]  # source -> the module that its channels have passed
 
 
-class Layer(NamedTuple):
-    """One ConvBN in its place.
+class Step(NamedTuple):
+    """One operation in its place: ``op`` is a module, or one of the words of nr.graph.
 
-    ``sources``: the layers whose outputs, concatenated in this order, are its input; a residual
-    sum is named by its shortcut, whose channels stand for the sum's. ``size``: its output (H, W).
-    ``branch``: the residual or dense container that can be dropped with it, None in a chain.
-    ``fixed``: a Residual reads it or adds it, or it has no batch norm, so all its outputs count as
-    live. ``curved`` and ``lifted``: the module, if any, that its output passes and that is not
-    positively homogeneous, or that is not 0 at 0. ``part`` and ``tie``: see nr.ties.
+    ``inputs``: the steps that it reads. ``numbers``: the channels that it gives, one list a stream;
+    after a sum those of its last operand stand for it. ``sources``: the steps that made them.
+    ``size``: its (H, W). ``fork``: of a sum, the step from which its operands part.
     """
 
     name: str
-    unit: ConvBN
+    op: nn.Module | str
+    inputs: tuple[str, ...]
+    numbers: Lists
     sources: tuple[str, ...]
     size: Size
+    fork: str | None = None
+
+
+class Layer(NamedTuple):
+    """One unit, or one norm before a convolution, in its place.
+
+    ``sources``: the steps that made what it reads, in this order. ``reads`` and ``numbers``: the
+    channels that it reads and makes, one list a stream. ``size``: its output (H, W); ``windows``:
+    how many windows (H, W) it computes, those of its input where it is transposed. ``branch``:
+    the residual or dense container that can be dropped with it, in a tree of containers.
+    ``fixed``: a sum adds it or parts from it, or it has no scale, so all its outputs count as
+    live. ``curved`` and ``lifted``: the module, if any, that its output passes and that is not
+    positively homogeneous, or that is not 0 at 0. ``part``: channels of it that live, die and grow
+    together.
+    """
+
+    name: str
+    unit: ConvBN | Norm
+    sources: tuple[str, ...]
+    reads: Lists
+    numbers: Lists
+    size: Size
+    windows: Size
     branch: str | None
     fixed: bool = False
     curved: str | None = None
     lifted: str | None = None
     part: int = 1
-    tie: str = ""
 
     @property
     def pixels(self) -> int:
-        return self.size[0] * self.size[1]
+        return self.windows[0] * self.windows[1]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether its channels have scales, γ, of their own."""
+        return not isinstance(self.unit, Conv)
 
 
-class Wiring(NamedTuple):
-    """The layers in order of computation, the sources of the classifier, and the residual sums.
+@dataclass(frozen=True)
+class Wiring:
+    """The whole network: every step, and of these those that make channels, in order.
 
-    ``sums``: name of a Residual that has its branch -> sources of it and of its shortcut.
+    ``ties``: what sums, groups and products join. ``source``: for each number the one that it
+    scales, which is itself but for those of norms before convolutions.
     """
 
-    layers: list[Layer]
-    head: tuple[str, ...]
-    sums: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+    steps: dict[str, Step]
+    makers: list[Layer]
+    ties: Ties
+    source: Tensor
+
+    @cached_property
+    def by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.makers}
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """The units, which have weights."""
+        return [layer for layer in self.makers if isinstance(layer.unit, ConvBN)]
+
+    @cached_property
+    def norms(self) -> list[Layer]:
+        """The norms before convolutions."""
+        return [layer for layer in self.makers if isinstance(layer.unit, Norm)]
+
+    @cached_property
+    def prunable(self) -> list[Layer]:
+        """Those whose scales are measured and penalised."""
+        return [layer for layer in self.makers if layer.scaled and not layer.fixed]
+
+    def holding(self, names: Set[str]) -> "Wiring":
+        """With all channels of these layers, and of those tied to them, fixed."""
+        held = [self.by_name[name] for name in names if name in self.by_name]
+        ties = self.ties.holding(
+            [numbers for layer in held for numbers in layer.numbers], self.makers
+        )
+        makers = [layer._replace(fixed=layer.name in ties.fixed) for layer in self.makers]
+        return replace(self, makers=makers, ties=ties)
+
+    @property
+    def image_channels(self) -> int:
+        return len(self.steps[IMAGE].numbers[0])
+
+    def canonical(self, numbers: Lists) -> Lists:
+        """With one number for all that sums add to each other."""
+        return tuple(self.ties.sum[stream] for stream in numbers)
 
 
 def wiring(model: Network, image_size: int | Size | None = None) -> Wiring:
@@ -72,60 +141,80 @@ def wiring(model: Network, image_size: int | Size | None = None) -> Wiring:
     Raises ValueError for a network that cannot be treated exactly.
     """
     check_network(model)
+    size = image_hw(model.image_size if image_size is None else image_size)
     walk = _Walk(model.streams)
-    at = _At((IMAGE,), image_hw(model.image_size if image_size is None else image_size))
-    at = walk.module(model.features, "features", at, None)
-    walk.head(model.classifier, at)
-    fixed, part, tie = ties(walk.layers, walk.sums, at.sources, walk.fixed)
-    layers = [
+    try:
+        end = walk.module(model.features, "features", walk.start(first_channels(model), size), None)
+    except _Copies as found:  # the first unit reads several copies of the image
+        walk = _Walk(model.streams)
+        end = walk.module(model.features, "features", walk.start(found.channels, size), None)
+    walk.head(model.classifier, end)
+    found = ties(walk.makers, walk.steps, walk.count)
+    source = count_to(walk.count)
+    for layer in walk.makers:
+        if isinstance(layer.unit, Norm):
+            source[torch.cat(layer.numbers)] = torch.cat(layer.reads)
+    makers = [
         layer._replace(
-            part=part[layer.name],
-            tie=tie[layer.name],
-            fixed=layer.name in fixed,
+            fixed=layer.name in found.fixed,
             curved=walk.curved.get(layer.name),
             lifted=walk.lifted.get(layer.name),
+            part=found.size(layer.numbers[0]),
         )
-        for layer in walk.layers
+        for layer in walk.makers
     ]
-    return Wiring(layers, at.sources, walk.sums)
-
-
-def image_channels(layers: list[Layer]) -> int:
-    """Channels of the image, from the stem, which reads nothing else."""
-    return layers[0].unit.in_channels[0] // len(layers[0].sources)
+    return Wiring(walk.steps, makers, found, source)
 
 
 def image_shape(model: Network) -> tuple[int, int, int]:
     """(C, H, W) of the images that the network is made for."""
-    return image_channels(wiring(model).layers), *image_hw(model.image_size)
+    return wiring(model).image_channels, *image_hw(model.image_size)
 
 
 class _At(NamedTuple):
-    """An activation: the layers that it comes from and its (H, W)."""
+    """An activation: the step that gives it, and what it passed since its channels were made."""
 
-    sources: tuple[str, ...]
-    size: Size
+    step: Step
+    curved: Pending
+    lifted: Pending
+
+    @property
+    def size(self) -> Size:
+        return self.step.size
 
 
 class _Walk:
     """What the walk has met so far."""
 
     def __init__(self, streams: int):
-        self.streams = streams
-        self.layers: list[Layer] = []
-        self.sums: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
-        self.widths: dict[str, tuple[int, ...]] = {}
-        self.fixed: set[str] = set()
-        self.curved: dict[str, str] = {}
-        self.lifted: dict[str, str] = {}
+        self.streams, self.count = streams, 0
+        self.makers: list[Layer] = []
+        self.steps: dict[str, Step] = {}
+        self.curved: Pending = {}
+        self.lifted: Pending = {}
         self.owners: dict[int, str] = {}  # id of a unit or a parameter -> where it was met
+
+    def start(self, channels: int, size: Size) -> _At:
+        """The image, which all streams read."""
+        return self.step(IMAGE, IMAGE, (), (self.new(channels),) * self.streams, (IMAGE,), size)
+
+    def new(self, channels: int) -> Tensor:
+        self.count += channels
+        return count_to(channels) + self.count - channels
+
+    def step(self, name, op, inputs, numbers, sources, size, fork=None) -> _At:
+        """Write one step down; nothing has been passed since."""
+        self.steps[name] = Step(name, op, inputs, numbers, sources, size, fork)
+        return _At(self.steps[name], {}, {})
 
     def module(self, module: nn.Module, name: str, at: _At, branch: str | None) -> _At:
         """Walk any module; returns the activation after it."""
         for base, step in (
             (ConvBN, self.unit),
+            (Norm, self.norm),
             (Residual, self.residual),
             (Concat, self.concat),
+            (Graph, self.graph),
         ):
             if isinstance(module, base):
                 check_forward(module, name, base)
@@ -134,6 +223,8 @@ class _Walk:
             for child_name, child in module._modules.items():  # one that comes twice counts twice
                 at = self.module(child, f"{name}.{child_name}", at, branch)
             return at
+        if isinstance(module, Pick):
+            return self.pick(module, name, at)
         if isinstance(module, Chain):
             check_forward(module, name, Chain)
         return self.plain(module, name, at)
@@ -143,50 +234,61 @@ class _Walk:
         check_unit(unit, name, self.streams)
         for conv in unit.convs:
             self.own(conv.weight, name, "weight")
-        if not self.widths:
-            count, rest = divmod(unit.in_channels[0], len(at.sources))
-            if rest:
-                raise ValueError(f"{name}: reads {len(at.sources)} copies of the image, unevenly")
-            self.widths[IMAGE] = (count,) * self.streams
-        self.fits(name, unit.in_channels, at.sources)
-        if unit.group and (len(at.sources) > 1 or IMAGE in at.sources):
-            what = "the image" if IMAGE in at.sources else "a concatenation"
+        self.fits(name, unit.in_channels, at)
+        if unit.group and IMAGE in at.step.sources:
             raise ValueError(
-                f"{name}: its groups read {what}, whose channels do not grow with them: put a 1x1"
-                " nr.ConvBN before it"
+                f"{name}: its groups read the image, whose channels do not grow with them: put a"
+                " 1x1 nr.ConvBN before it"
             )
-        if isinstance(unit, Conv):
-            self.fixed.add(name)
-        window = (unit.padding, unit.kernel_size, unit.stride)
-        size = tuple((side + 2 * window[0] - window[1]) // window[2] + 1 for side in at.size)
-        self.widths[name] = unit.out_channels
-        self.layers.append(Layer(name, unit, at.sources, _fit(size, name, at.size), branch))
-        return _At((name,), size)
+        return self.maker(unit, name, at, unit.out_size(at.size), branch)
+
+    def norm(self, norm: Norm, name: str, at: _At, branch: str | None) -> _At:
+        self.own(norm, name, "norm")
+        self.fits(name, norm.in_channels, at)
+        return self.maker(norm, name, at, at.size, branch)
+
+    def maker(self, unit: ConvBN | Norm, name: str, at: _At, size: Size, branch: str | None) -> _At:
+        """What makes channels of its own."""
+        self.consume(at)
+        numbers = tuple(map(self.new, unit.out_channels))
+        size = _fit(size, name, at.size)
+        reads, sources = at.step.numbers, at.step.sources
+        windows = at.size if getattr(unit, "transposed", False) else size
+        self.makers.append(Layer(name, unit, sources, reads, numbers, size, windows, branch))
+        return self.step(name, unit, (at.step.name,), numbers, (name,), size)
+
+    def consume(self, *sides: _At) -> None:
+        """What is read here has passed what it has passed for good."""
+        for at in sides:
+            self.curved = at.curved | self.curved
+            self.lifted = at.lifted | self.lifted
 
     def residual(self, module: Residual, name: str, at: _At, branch: str | None) -> _At:
         check_container(module, name, branch, ("branch", "shortcut"))
-        end = None
-        self.fixed.update(at.sources)
+        fork, sides = at, []
         if module.branch is not None:
-            end = self.module(module.branch, f"{name}.branch", at, name)
+            sides.append(self.module(module.branch, f"{name}.branch", at, name))
             if not ends_in_unit(module.branch):
                 raise ValueError(f"{name}: its branch has to end in an nr.ConvBN, before the sum")
         if module.shortcut is not None:
             at = self.module(module.shortcut, f"{name}.shortcut", at, None)
-        if IMAGE in at.sources:
-            raise ValueError(f"{name}: adds to the image, which cannot grow: put a unit before it")
-        if end is not None:
-            self.check_sum(name, end, at)
-            self.fixed.update(end.sources)
-            self.sums[name] = (end.sources, at.sources)
-        self.fixed.update(at.sources)
-        return at
+        return self.sum(name, (*sides, at), fork.step.name)
 
-    def check_sum(self, name: str, end: _At, at: _At) -> None:
-        """Both sides of a sum have the same shape."""
-        found = [
-            (_text(gather_widths(self.widths, side.sources)), *side.size) for side in (end, at)
-        ]
+    def sum(self, name: str, sides: tuple[_At, ...], fork: str | None) -> _At:
+        """Both sides of a sum have the same shape; the last one's channels stand for it."""
+        last = sides[-1]
+        for at in sides:
+            if IMAGE in at.step.sources:
+                raise ValueError(
+                    f"{name}: adds to the image, which cannot grow: put a unit before it"
+                )
+            self.same(name, at, last)
+        self.consume(*sides)
+        inputs = tuple(at.step.name for at in sides)
+        return self.step(name, ADD, inputs, last.step.numbers, last.step.sources, last.size, fork)
+
+    def same(self, name: str, at: _At, last: _At) -> None:
+        found = [(_text(side.step.numbers), *side.size) for side in (at, last)]
         if found[0] != found[1]:
             raise ValueError(
                 f"{name}: its branch gives channels, H, W of {found[0]}, its shortcut {found[1]}:"
@@ -197,18 +299,78 @@ class _Walk:
         check_container(module, name, branch, ("branch",))
         if module.branch is None:
             return at
-        end = self.module(module.branch, f"{name}.branch", at, name)
-        if end.size != at.size:
-            raise ValueError(
-                f"{name}: its branch gives H, W of {end.size}, its input has {at.size}: they have"
-                " to be the same"
-            )
-        return _At(at.sources + end.sources, at.size)
+        return self.cat(name, (at, self.module(module.branch, f"{name}.branch", at, name)))
+
+    def cat(self, name: str, sides: tuple[_At, ...]) -> _At:
+        at, *others = sides
+        for end in others:
+            if end.size != at.size:
+                raise ValueError(
+                    f"{name}: its branch gives H, W of {end.size}, its input has {at.size}: they"
+                    " have to be the same"
+                )
+        numbers = tuple(map(torch.cat, zip(*(side.step.numbers for side in sides), strict=True)))
+        sources = tuple(source for side in sides for source in side.step.sources)
+        inputs = tuple(side.step.name for side in sides)
+        found = self.step(name, CAT, inputs, numbers, sources, at.size)
+        return found._replace(
+            curved={k: v for side in sides for k, v in side.curved.items()},
+            lifted={k: v for side in sides for k, v in side.lifted.items()},
+        )
+
+    def product(self, name: str, sides: tuple[_At, ...]) -> _At:
+        """0 where either side is 0; nothing that is positively homogeneous."""
+        at = next((side for side in sides if side.size != (1, 1)), sides[0])
+        for side in sides:
+            if side.size not in ((1, 1), at.size) or _text(side.step.numbers) != _text(
+                at.step.numbers
+            ):
+                raise ValueError(f"{name}: multiplies activations of different shapes")
+        inputs = tuple(side.step.name for side in sides)
+        found = self.step(name, MUL, inputs, at.step.numbers, at.step.sources, at.size)
+        sources = {source for side in sides for source in side.step.sources}
+        curved = dict.fromkeys(sources, f"{name} (a product)")
+        still = [side.lifted for side in sides]
+        lifted = {} if not all(still) else {k: v for side in still for k, v in side.items()}
+        self.consume(found._replace(curved=curved))
+        return found._replace(curved=curved, lifted=lifted)
+
+    def pick(self, pick: Pick, name: str, at: _At) -> _At:
+        lists = [places.cpu() for places in pick.lists()]
+        numbers = tuple(given[chosen] for given, chosen in zip(at.step.numbers, lists, strict=True))
+        found = self.step(name, pick, (at.step.name,), numbers, at.step.sources, at.size)
+        return found._replace(curved=at.curved, lifted=at.lifted)
+
+    def graph(self, graph: Graph, name: str, at: _At, branch: str | None) -> _At:
+        """Every node as its own step; the image is what comes in."""
+        values = {IMAGE: at}
+        for node in graph.nodes:
+            read, place = [values[n] for n in node.inputs], f"{name}.{node.name}"
+            if node.op == ADD:
+                values[node.name] = self.sum(place, tuple(read), self.fork(read))
+            elif node.op == CAT:
+                values[node.name] = self.cat(place, tuple(read))
+            elif node.op == MUL:
+                values[node.name] = self.product(place, tuple(read))
+            else:
+                (at,) = read
+                values[node.name] = self.module(graph.module(node), place, at, None)
+        return values[graph.nodes[-1].name]
+
+    def fork(self, sides: list[_At]) -> str | None:
+        """The last step through which all that is read here has come."""
+        order = {name: place for place, name in enumerate(self.steps)}
+        common = {side.step.name for side in sides}
+        while len(common) > 1:  # the latest one gives way to what it reads
+            latest = max(common, key=order.__getitem__)
+            common.remove(latest)
+            common.update(self.steps[latest].inputs)
+        return common.pop()
 
     def plain(self, module: nn.Module, name: str, at: _At) -> _At:
         kind = type(module).__name__
         if type(module) not in KINDS:
-            hidden = [n for n, m in module.named_modules() if isinstance(m, STREAM_MODULES)]
+            hidden = [n for n, m in module.named_modules() if isinstance(m, Streamed)]
             if hidden:
                 raise ValueError(
                     f"{name}: {kind} hides {hidden[0] or 'a unit'} from the walk: only nr.Chain,"
@@ -221,32 +383,40 @@ class _Walk:
             found = effect(module, at.size)
         except ValueError as error:
             raise ValueError(f"{name}: {kind}: {error}") from error
-        for source in at.sources:
-            if not found.homogeneous:
-                self.curved.setdefault(source, f"{name} ({kind})")
-            if not found.keeps_zero:
-                self.lifted.setdefault(source, f"{name} ({kind})")
-        return _At(at.sources, _fit(found.size, name, at.size))
+        passed = dict.fromkeys(at.step.sources, f"{name} ({kind})")
+        size, step = _fit(found.size, name, at.size), at.step
+        after = self.step(name, module, (step.name,), step.numbers, step.sources, size)
+        return after._replace(
+            curved=at.curved if found.homogeneous else passed | at.curved,
+            lifted=at.lifted if found.keeps_zero else passed | at.lifted,
+        )
 
     def head(self, classifier: Classifier, at: _At) -> None:
         """The classifier reads pooled features of the right width."""
-        if not self.layers:
+        if not self.makers:
             raise ValueError("features: there is no nr.ConvBN in them")
         if at.size != (1, 1):
             raise ValueError(
                 f"features: end in maps of {at.size[0]}x{at.size[1]}, the classifier needs 1x1:"
                 " end them with nn.AdaptiveAvgPool2d(1)"
             )
-        self.fits("classifier", classifier.in_channels, at.sources)
+        self.consume(at)
+        self.fits("classifier", classifier.in_channels, at)
         for linear in classifier.linears:
             self.own(linear.weight, "classifier", "weight")
+        numbers, sources = at.step.numbers, at.step.sources
+        self.step("classifier", classifier, (at.step.name,), numbers, sources, at.size)
 
-    def fits(self, name: str, in_channels: tuple[int, ...], sources: tuple[str, ...]) -> None:
-        given = gather_widths(self.widths, sources)
-        if given != tuple(in_channels):
+    def fits(self, name: str, in_channels: tuple[int, ...], at: _At) -> None:
+        copies = len(at.step.sources)
+        if not self.makers and len(at.step.numbers[0]) == copies * in_channels[0] > in_channels[0]:
+            if in_channels[0] % copies:
+                raise ValueError(f"{name}: reads {copies} copies of the image, unevenly")
+            raise _Copies(in_channels[0] // copies)
+        if tuple(map(len, at.step.numbers)) != tuple(in_channels):
             raise ValueError(
-                f"{name}: reads {_text(in_channels)} channels, but {', '.join(sources)} give"
-                f" {_text(given)}"
+                f"{name}: reads {' + '.join(map(str, in_channels))} channels, but"
+                f" {', '.join(at.step.sources)} give {_text(at.step.numbers)}"
             )
 
     def own(self, thing: object, name: str, what: str) -> None:
@@ -256,6 +426,20 @@ class _Walk:
             raise ValueError(
                 f"{name}: its {what} is that of {other} too: each place needs one of its own"
             )
+
+
+def first_channels(model: Network) -> int:
+    """The input channels of the first unit, which reads the image."""
+    units = (m for m in model.features.modules() if isinstance(m, Unit))
+    return next((unit.in_channels[0] for unit in units), 1)
+
+
+class _Copies(Exception):
+    """The first unit reads several copies of an image of so many ``channels``."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
 
 
 def _fit(size: Size, name: str, before: Size) -> Size:
@@ -268,16 +452,5 @@ def _fit(size: Size, name: str, before: Size) -> Size:
     return size
 
 
-def _text(widths: tuple[int, ...]) -> str:
-    return " + ".join(map(str, widths))
-
-
-def gather_widths(widths: Mapping[str, tuple[int, ...]], sources: tuple[str, ...]) -> tuple:
-    """Input width of each stream: the sum over the concatenated sources."""
-    return tuple(map(sum, zip(*(widths[source] for source in sources), strict=True)))
-
-
-def gather(vectors: Mapping[str, tuple[Tensor, ...]], sources: tuple[str, ...]) -> tuple:
-    """One vector [C_in] a stream, concatenated over the sources."""
-    columns = zip(*(vectors[source] for source in sources), strict=True)
-    return tuple(torch.cat(column) for column in columns)
+def _text(lists: Lists) -> str:
+    return " + ".join(str(len(numbers)) for numbers in lists)

@@ -142,13 +142,12 @@ def worn(family: str, seed: int = 0) -> Network:
 @torch.no_grad()
 def silence(model: Network) -> None:
     """γ = β = 0 for every channel outside the live masks, dead branches as a whole included."""
-    placed = wiring(model).layers
-    masks = live_masks(placed)
-    for layer in placed:
+    plan = wiring(model)
+    masks = live_masks(plan)
+    for layer in plan.makers:
         for norm, live in zip(layer.unit.norms, masks[layer.name], strict=True):
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.weight[~live] = 0
-            norm.bias[~live] = 0
+            for parameter in norm.parameters():
+                parameter[~live] = 0
 
 
 @torch.no_grad()

@@ -307,7 +307,7 @@ def test_depthwise_channels_live_and_die_with_those_they_read():
     with torch.no_grad():
         placed[source].unit.norms[0].weight[:3] = 0
         placed[name].unit.norms[0].weight[5] = 0
-    masks = live_masks(wiring(model).layers)
+    masks = live_masks(wiring(model))
     assert torch.equal(masks[source][0], masks[name][0])
     assert (~masks[name][0]).nonzero().flatten().tolist() == [0, 1, 2, 5]
     row = next(r for r in nr.utilization(model).layers if r.name == name)
@@ -322,7 +322,7 @@ def test_a_group_dies_when_all_its_outputs_or_inputs_are_dead():
     with torch.no_grad():
         placed[source].unit.norms[0].weight[: width + 1] = 0  # group 0, and a channel of group 1
         placed[name].unit.norms[0].weight[2 * width : 3 * width] = 0
-    masks = live_masks(wiring(model).layers)
+    masks = live_masks(wiring(model))
     expected = torch.ones(8, width, dtype=torch.bool)
     expected[[0, 2]] = False
     for found in (masks[source][0], masks[name][0]):
@@ -619,11 +619,7 @@ def test_an_unknown_activation_of_a_sum_is_refused():
         nr.Residual(None, activation="gelu")
 
 
-def test_groups_that_read_the_image_or_a_concatenation_are_refused():
+def test_groups_that_read_the_image_are_refused():
     end = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2)]
     with pytest.raises(ValueError, match="groups read the image"):
         nr.convert(nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.BatchNorm2d(3), *end), 8)
-    parts = [nr.ConvBN(3, 4, 1), nr.Concat(nr.ConvBN(4, 4, 1)), nr.ConvBN(8, 8, 3, groups=8)]
-    features = nr.Chain(*parts, nn.AdaptiveAvgPool2d(1))
-    with pytest.raises(ValueError, match="groups read a concatenation"):
-        nr.utilization(nr.Network(features, nr.Classifier(8, 2), 8))

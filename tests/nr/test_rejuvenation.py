@@ -158,7 +158,7 @@ def test_only_pruned_is_one_stream_of_the_live_channels(family):
     model = worn(family)
     silence(model)
     images, _ = batch()
-    before, masks = logits_of(model, images), live_masks(wiring(model).layers)
+    before, masks = logits_of(model, images), live_masks(wiring(model))
     report = nr.rejuvenate(model, cross="none")
     assert report.expansion == 1
     assert bool(report.dropped) == (family != "vgg")
@@ -191,7 +191,7 @@ def test_residual_sums_stay_aligned(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_keeps_its_live_outputs_and_grows(family):
     model = worn(family)
-    masks = live_masks(wiring(model).layers)
+    masks = live_masks(wiring(model))
     report = nr.rejuvenate(model)
     for name, layer in layers(model).items():
         survived, rejuvenated = layer.unit.out_channels
@@ -451,7 +451,7 @@ def whole(model: torch.nn.Module) -> dict:
 @pytest.mark.parametrize(
     ("what", "after"),
     [
-        *((name, after) for name in ("ConvBN.build", "_transplant") for after in (0, 1, 5, 9)),
+        *((name, after) for name in ("ConvBN.build", "_transplant_unit") for after in (0, 1, 5, 9)),
         ("Classifier.build", 0),
     ],
 )
@@ -460,7 +460,7 @@ def test_a_failure_in_the_middle_leaves_the_network_as_it_was(monkeypatch, famil
     """As a full memory or an interrupt would; ``after``: calls that still succeed."""
     model = worn(family)
     before, state = whole(model), copy.deepcopy(model.state_dict())
-    owner = nr.rejuvenation if what == "_transplant" else getattr(nr, what.split(".")[0])
+    owner = nr.rebuilding if what == "_transplant_unit" else getattr(nr, what.split(".")[0])
     name, calls = what.split(".")[-1], iter(range(after))
     method = getattr(owner, name)
 

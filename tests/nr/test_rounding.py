@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 import nr
 from models.cifar import vgg19_bn
+from nr.growth import Families
+from nr.life import life
 from nr.rejuvenation import LayerChange
 from nr.rounding import new_widths, round_up
 from nr.utilization import live_masks
@@ -140,7 +142,7 @@ def test_widths_are_multiples_and_grow(live, total_live, extra, multiple):
 def test_all_widths_are_multiples(family, multiple, mode):
     model = worn(family)
     old = {name: layer.unit.out_channels[0] for name, layer in layers(model).items()}
-    alive = live_masks(wiring(model).layers)
+    alive = live_masks(wiring(model))
     options = {"from_scratch": True} if mode == "scratch" else {"cross": mode}
     report = nr.rejuvenate(model, round_to=multiple, **options)
     rows = {row.name: row for row in report.layers}
@@ -158,12 +160,13 @@ def test_all_widths_are_multiples(family, multiple, mode):
 def test_survived_logits_are_unchanged(family, multiple, mode):
     """Dead channels that survive for their number are no zeros: they count."""
     model = worn(family)
-    placed = wiring(model).layers
-    masks = round_up(placed, live_masks(placed), multiple)
+    plan = wiring(model)
+    rounded = round_up(Families(plan), life(plan), multiple)
     with torch.no_grad():
-        for layer in placed:
-            layer.unit.norms[0].weight[~masks[layer.name][0]] = 0
-            layer.unit.norms[0].bias[~masks[layer.name][0]] = 0
+        for layer in plan.layers:
+            (live,) = rounded.masks(layer)
+            layer.unit.norms[0].weight[~live] = 0
+            layer.unit.norms[0].bias[~live] = 0
     images, _ = batch()
     before = logits_of(model, images)
     nr.rejuvenate(model, cross=mode, round_to=multiple)

@@ -113,7 +113,7 @@ def test_structure_by_hand():
     second = {"form": "attention", "in_channels": [2, 1], "out_channels": [2, 1]}
     pool = {"kernel_size": 2, "stride": 2, "padding": 0, "dilation": 1, "ceil_mode": False}
     assert nr.structure(model) == {
-        "version": 1,
+        "version": 2,
         "image_size": 8,
         "features": {
             "type": "Chain",
@@ -189,7 +189,7 @@ REFUSALS = {
     "a sum without its shortcut": at("stage2", "0", shortcut=None),
     "nan": at(*STEM, eps=float("nan")),
     "negative eps": at(*STEM, eps=-1e-5),
-    "kernel of another kind": at(*STEM, kernel_size=[3, 3]),
+    "kernel of another kind": at(*STEM, kernel_size=[3, 3, 3]),
     "stride 0": at(*STEM, stride=0),
     "enormous kernel": at(*STEM, kernel_size=10**9),
     "unknown type": at(*POOL, type="Flatten"),
@@ -201,7 +201,7 @@ REFUSALS = {
     "enormous map": at(*POOL, output_size=10**9),
     "wrong argument of an activation": at("stem", "1", inplace=...),
     "no pooling": at("pool", type="Identity", output_size=...),
-    "another version": lambda s: s.update(version=2),
+    "another version": lambda s: s.update(version=3),
     "no image": lambda s: s.update(image_size=0),
     "three sides": lambda s: s.update(image_size=[8, 8, 8]),
     "no classes": lambda s: s["classifier"].update(num_classes=0),

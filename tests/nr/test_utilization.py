@@ -39,7 +39,7 @@ def densenet10():
 
 def masks_of(model: nn.Module) -> dict[str, list[list[bool]]]:
     """Live channels by layer, one list a stream."""
-    masks = live_masks(wiring(model).layers)
+    masks = live_masks(wiring(model))
     return {name: [mask.tolist() for mask in masks[name]] for name in layers(model)}
 
 

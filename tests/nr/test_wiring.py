@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from models.cifar import densenet, resnet, vgg11_bn
+from nr.graph import ADD
 from nr.units import ConvBN
-from nr.wiring import gather, gather_widths, wiring
+from nr.wiring import wiring
 from tests.helpers import FAMILIES, branches, build, layers
 
 # name -> (sources, output H = W, branch); "features." left out everywhere, images of 32
@@ -79,7 +80,8 @@ def short(name: str | None) -> str | None:
 @pytest.mark.parametrize("family", EXPECTED)
 def test_sources_sizes_and_branches(family):
     model, rows, head, count = EXPECTED[family]
-    found, found_head, _ = wiring(model)
+    plan = wiring(model)
+    found, found_head = plan.layers, plan.steps["classifier"].sources
     table = {
         short(layer.name): (tuple(map(short, layer.sources)), layer.size[0], short(layer.branch))
         for layer in found
@@ -94,8 +96,10 @@ def test_sources_sizes_and_branches(family):
 
 def test_both_sides_of_every_sum():
     """The branch, and the shortcut or what stands for the identity."""
-    _, _, sums = wiring(EXPECTED["basic"][0])
-    table = {short(n): (short(branch), short(way)) for n, ((branch,), (way,)) in sums.items()}
+    steps = wiring(EXPECTED["basic"][0]).steps
+    sums = {name: step.inputs for name, step in steps.items() if step.op == ADD}
+    sources = {n: [steps[side].sources for side in sides] for n, sides in sums.items()}
+    table = {short(n): (short(branch), short(way)) for n, ((branch,), (way,)) in sources.items()}
     assert table == {
         "stage1.0": ("stage1.0.branch.2", "stem.0"),
         "stage1.1": ("stage1.1.branch.2", "stem.0"),
@@ -104,7 +108,7 @@ def test_both_sides_of_every_sum():
         "stage3.0": ("stage3.0.branch.2", "stage3.0.shortcut"),
         "stage3.1": ("stage3.1.branch.2", "stage3.0.shortcut"),
     }
-    assert not wiring(EXPECTED["dense"][0]).sums
+    assert ADD not in [step.op for step in wiring(EXPECTED["dense"][0]).steps.values()]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,12 +150,3 @@ def test_a_dropped_branch_is_not_walked(family):
     assert list(after) == [n for n in before if not n.startswith(f"{name}.branch")]
     gone = {source for layer in after.values() for source in layer.sources} - after.keys()
     assert gone == {"image"}
-
-
-def test_gather_concatenates_each_stream_in_order():
-    vectors = {
-        "a": (torch.tensor([1, 2]), torch.tensor([3])),
-        "b": (torch.tensor([4]), torch.tensor([5, 6])),
-    }
-    assert [v.tolist() for v in gather(vectors, ("b", "a"))] == [[4, 1, 2], [5, 6, 3]]
-    assert gather_widths({"a": (2, 1), "b": (10, 20), "c": (7, 7)}, ("b", "a")) == (12, 21)

@@ -15,7 +15,8 @@ from torchvision.ops import Conv2dNormActivation
 
 import models
 import nr
-from nr.wiring import IMAGE, wiring
+from nr.graph import IMAGE
+from nr.wiring import wiring
 from tests.helpers import form, widths
 from tests.running import (
     ENVIRONMENT,
@@ -114,7 +115,7 @@ def test_screen(straight):
         sum(
             (3 if IMAGE in layer.sources else sum(layer.unit.in_channels))  # of an image, once
             * sum(layer.unit.out_channels)
-            * layer.unit.kernel_size**2
+            * layer.unit.taps
             for layer in wiring(nr.load(straight[0] / f"NR_resnet_{name}.pth.tar")).layers
         )
         for name in ("before_0.9", "0.9")

@@ -9,7 +9,8 @@ from pathlib import Path
 import cifar
 import imagenet
 import nr
-from nr.wiring import IMAGE, wiring
+from nr.graph import IMAGE
+from nr.wiring import wiring
 from tests.study.settings import ARMS, BOTH, COMPUTE, SEARCH, TRAIN, Arm, Setting
 from utils.report.runs import described
 from utils.shown.log import read_log
@@ -153,7 +154,7 @@ def block_macs(searched: Searched) -> dict[str, int]:
     """Multiply-adds of the convolutions of a rejuvenated network: survived, rejuvenated, cross."""
     found = {"survived": 0, "rejuvenated": 0, "cross": 0}
     for layer in wiring(network(searched.spec, searched.structure)).layers:
-        window = layer.unit.kernel_size**2 * layer.pixels
+        window = layer.unit.taps * layer.pixels
         (i, j), (o, p) = layer.unit.in_channels, layer.unit.out_channels
         found["survived"] += window * i * o
         found["rejuvenated"] += window * j * p

@@ -11,8 +11,9 @@ import torch
 import models
 import nr
 from models.converted import PREFIX
+from nr.graph import IMAGE
 from nr.structure import build_on_meta
-from nr.wiring import IMAGE, wiring
+from nr.wiring import wiring
 from utils.errors import InputError, one_line
 from utils.shown.log import phases, read_log, rounds
 from utils.training.older import upgraded
@@ -177,7 +178,7 @@ def count(network: nr.Network, image_size: int) -> tuple[int, int, int]:
         unit = layer.unit
         if unit.form == "removed" and IMAGE not in layer.sources and not unit.group:
             (i, j), (o, p) = unit.in_channels, unit.out_channels
-            with_cross += unit.kernel_size**2 * (i * p + j * o)
+            with_cross += unit.taps * (i * p + j * o)
     return params, with_cross, nr.count_macs(network, image_size)
 
 

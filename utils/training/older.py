@@ -6,7 +6,8 @@ import torch
 
 import models
 import nr
-from nr.wiring import IMAGE, gather_widths, wiring
+from nr.graph import IMAGE
+from nr.wiring import wiring
 
 
 def upgraded(spec: Mapping, old: Mapping) -> dict:
@@ -17,14 +18,14 @@ def upgraded(spec: Mapping, old: Mapping) -> dict:
     """
     with torch.device("meta"):
         network = models.build(spec["family"], spec["arch"], **spec["options"])
-    description, (layers, head, _) = nr.structure(network), wiring(network)
+    description, plan = nr.structure(network), wiring(network)
     form, dropped, widths = old["form"], old["dropped"], dict(old["widths"])
-    stay = {layer.name for layer in layers if layer.branch not in dropped}
+    stay = {layer.name for layer in plan.layers if layer.branch not in dropped}
     odd = sorted(stay ^ widths.keys())
     if odd:
         raise ValueError(f"structure: its layers are not this network's, for example {odd[0]}")
     widths[IMAGE] = [3] * (1 if form == "plain" else 2)
-    for layer in layers:
+    for layer in plan.layers:
         if layer.name in stay:
             node = _node(description, layer.name)
             node["form"] = "removed" if form != "plain" and IMAGE in layer.sources else form
@@ -32,12 +33,14 @@ def upgraded(spec: Mapping, old: Mapping) -> dict:
             node["out_channels"] = widths[layer.name]
     for name in dropped:
         _node(description, name)["branch"] = None
-    description["classifier"]["in_channels"] = _inputs(widths, head)
+    description["classifier"]["in_channels"] = _inputs(widths, plan.steps["classifier"].sources)
     return description
 
 
 def _inputs(widths: Mapping, sources: tuple[str, ...]) -> list[int]:
-    return list(gather_widths(widths, tuple(source for source in sources if source in widths)))
+    """Input width of each stream: the sum over the concatenated sources that stay."""
+    columns = zip(*(widths[source] for source in sources if source in widths), strict=True)
+    return list(map(sum, columns))
 
 
 def _node(description: dict, name: str) -> dict:

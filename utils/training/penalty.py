@@ -2,7 +2,7 @@
 
 import math
 
-from nr.utilization import DEAD_RATIO
+from nr.life import DEAD_RATIO
 from nr.wiring import wiring
 from utils.machine import distributed
 from utils.shown.log import phases

@@ -1,0 +1,128 @@
+"""A network as a directed acyclic graph: named nodes, each an operation on the outputs of others.
+
+An activation is a tuple of streams: ``(all,)`` before rejuvenation, ``(survived, rejuvenated)``
+after it. Chain, Residual and Concat are short ways to write a graph: nr.wiring walks both alike.
+"""
+
+import operator
+from collections.abc import Iterable, Mapping
+from functools import reduce
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from nr.layers import on_streams
+from nr.units import Streamed, Streams
+
+IMAGE = "image"  # the node that everything comes from
+ADD, CAT, MUL = "add", "cat", "mul"  # operations of several activations, stream by stream
+WORDS = (ADD, CAT, MUL)
+
+
+class Node(NamedTuple):
+    """``op``: a word of WORDS, or None for the module of this name. ``inputs``: names of nodes."""
+
+    name: str
+    op: str | None
+    inputs: tuple[str, ...]
+
+
+class Pick(Streamed, nn.Module):
+    """A selection of the channels of each stream, in any order: lists of places, one a stream."""
+
+    def __init__(self, places: Iterable[Iterable[int]]):
+        super().__init__()
+        self.places = [list(map(int, chosen)) for chosen in places]
+        for stream, chosen in enumerate(self.places):
+            index = torch.tensor(chosen, dtype=torch.long, device="cpu")
+            self.register_buffer(f"places{stream}", index, persistent=False)
+
+    def forward(self, x: Streams) -> Streams:
+        pairs = zip(x, self.buffers(), strict=True)
+        return tuple(torch.index_select(stream, 1, places) for stream, places in pairs)
+
+
+class Graph(Streamed, nn.Module):
+    """Nodes in order, each reading only earlier ones, or the image; the last is the output.
+
+    ``modules``: by name of the node that calls it, dots as in a path. Raises ValueError for a node
+    that reads what is not there, and for two of one name.
+    """
+
+    def __init__(self, nodes: Iterable[Node], modules: Mapping[str, nn.Module]):
+        super().__init__()
+        self.rewrite(nodes, modules)
+
+    def rewrite(self, nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> None:
+        """Take other nodes: those with ``modules``, and those whose modules are here already."""
+        self.nodes = list(nodes)
+        for name, module in modules.items():
+            self.put(name, module)
+        _keep(self, {tuple(node.name.split(".")) for node in self.nodes if node.op is None})
+        self.check()
+
+    def put(self, name: str, module: nn.Module) -> None:
+        """Have ``module`` at a path."""
+        *path, last = name.split(".")
+        place: nn.Module = self
+        for part in path:
+            if part not in place._modules:
+                place.add_module(part, nn.Module())
+            place = place._modules[part]
+        place.add_module(last, module)
+
+    def module(self, node: Node) -> nn.Module | None:
+        """What a node calls."""
+        return self.get_submodule(node.name) if node.op is None else None
+
+    def check(self) -> None:
+        known = {IMAGE}
+        for node in self.nodes:
+            missing = [name for name in node.inputs if name not in known]
+            if missing or not node.inputs or node.name in known:
+                raise ValueError(f"{node.name}: reads {missing}, or is there twice")
+            if node.op not in (*WORDS, None):
+                raise ValueError(f"{node.name}: operation {node.op!r} is none of {WORDS}")
+            known.add(node.name)
+        self.frees = _last_readers(self.nodes)
+
+    def forward(self, x: Streams) -> Streams:
+        values = {IMAGE: x}
+        for node, free in zip(self.nodes, self.frees, strict=True):
+            read = [values[name] for name in node.inputs]
+            for name in free:
+                del values[name]
+            values[node.name] = self.run(node, read)
+        return values[self.nodes[-1].name]
+
+    def run(self, node: Node, read: list[Streams]) -> Streams:
+        """What ``node`` makes of the activations that it reads."""
+        if node.op is None:
+            return on_streams(self.get_submodule(node.name), *read)
+        if len(read) == 1:
+            return read[0]
+        streams = zip(*read, strict=True)
+        if node.op == CAT:
+            return tuple(torch.cat(parts, dim=1) for parts in streams)
+        combine = operator.add if node.op == ADD else operator.mul
+        return tuple(reduce(combine, parts) for parts in streams)
+
+
+def _keep(place: nn.Module, paths: set[tuple[str, ...]]) -> None:
+    """Remove the modules that no path leads to."""
+    for name, child in list(place._modules.items()):
+        inner = {path[1:] for path in paths if path[0] == name}
+        if not inner:
+            delattr(place, name)
+        elif () not in inner:
+            _keep(child, inner)
+
+
+def _last_readers(nodes: list[Node]) -> list[list[str]]:
+    """For each node the activations that nobody reads after it."""
+    last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
+    frees: list[list[str]] = [[] for _ in nodes]
+    for name, place in last.items():
+        frees[place].append(name)
+    return frees

@@ -1,0 +1,64 @@
+"""Channel numbers: which channel stands where, and what is joined with what.
+
+Every channel that a network makes has a number. An activation is, per stream, the list of the
+numbers that it carries, a LongTensor [C]; cat joins lists, a selection picks of them.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+Lists = tuple[Tensor, ...]  # one LongTensor [C] a stream
+
+
+def count_to(count: int) -> Tensor:
+    """0 to count - 1, where numbers are: on the CPU, whatever device is the default."""
+    return torch.arange(count, device="cpu")
+
+
+def joined(edges: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
+    """The least number of those that each of ``count`` numbers is joined with: [count].
+
+    ``edges``: pairs of lists of one length, joined place by place.
+    """
+    label = count_to(count)
+    pairs = list(edges)
+    if not pairs:
+        return label
+    a, b = (torch.cat(side) for side in zip(*pairs, strict=True))
+    while True:
+        least = torch.minimum(label[a], label[b])
+        found = label.scatter_reduce(0, a, least, "amin").scatter_reduce(0, b, least, "amin")
+        found = found.scatter_reduce(0, label, found, "amin")[label]
+        if torch.equal(found, label):
+            return label
+        label = found
+
+
+def places(wanted: Tensor, given: Tensor) -> Tensor:
+    """Where each of ``wanted`` stands in ``given``, the n-th of equal ones as the n-th there."""
+    order = given.argsort(stable=True)
+    first = torch.searchsorted(given[order], wanted)
+    return order[first + _nth(wanted)]
+
+
+def _nth(numbers: Tensor) -> Tensor:
+    """How many equal ones stand before each: [C]."""
+    order = numbers.argsort(stable=True)
+    ranked = numbers[order]
+    nth = torch.empty_like(numbers)
+    nth[order] = count_to(len(numbers)) - torch.searchsorted(ranked, ranked)
+    return nth
+
+
+def matched(new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the channels that both lists hold stand in each, the n-th of equal ones as the n-th."""
+    times = max(len(new), len(old), 1)
+    keys, theirs = new * times + _nth(new), old * times + _nth(old)
+    order = theirs.argsort()
+    at = torch.searchsorted(theirs[order], keys).clamp(max=max(len(old) - 1, 0))
+    if not len(old):
+        return at[:0], at[:0]
+    found = theirs[order[at]] == keys
+    return found.nonzero().flatten(), order[at[found]]
