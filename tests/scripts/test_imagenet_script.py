@@ -127,7 +127,7 @@ def test_pretrained_weights_begin_a_fresh_run_only(tmp_path):
     name, folder, file = "features.stem.0.convs.0.weight", tmp_path / "run", tmp_path / "w.pth"
     weights = torchvision.models.resnet18().state_dict()
     torch.save(weights, file)
-    flags = f"{PLAIN} --lr 1e-9 --pretrained {file}"
+    flags = f"{PLAIN} --lr 1e-9 --train-batch 40 --pretrained {file}"
     out = train(flags, folder).stdout
     assert f"==> Weights of {file}" in out
     assert "--pretrained: its classes are not as many, so the classifier begins afresh" in out
@@ -182,7 +182,7 @@ def test_the_readme_commands_on_photographs(tmp_path):
 def test_every_network_searches_rejuvenates_and_trains(arch, tmp_path, monkeypatch):
     flags = (
         f"--synthetic --subset 40 -a {arch} --epochs 1 --schedule 30 --image-size 32"
-        " --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 1 -j 0"
+        " --width-mult 0.05 --train-batch 20 --manualSeed 1 --nr-max-epochs 1 -j 0"
         " --nr-target 0.95 --nr-sparsity-start 1e-3"
     )
     with monkeypatch.context() as patch:
