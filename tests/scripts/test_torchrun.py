@@ -46,12 +46,12 @@ SEARCH = (
     " --nr-sparsity 0.01 --nr-target 0.97 --nr-max-epochs 5 --manualSeed 2"
 )
 IMAGENET = (
-    "--synthetic --subset 40 -a vgg_nr --drop 0 --image-size 32 --width-mult 0.05 -j 1"
+    "--synthetic --subset 20 -a vgg_nr --drop 0 --image-size 32 --width-mult 0.05 -j 1"
     " --train-batch 5 --epochs 1 --schedule 9 --nr-target 0.8 --nr-sparsity-start 1e-3"
     " --nr-max-epochs 5 --manualSeed 1"
 )
 DYING = dying(3)  # searches of four epochs
-KILLED = 24  # batches of training and test, in which a process of imagenet.py is: in its search
+KILLED = 7  # batches of training and test, in which a process of imagenet.py is: in its search
 PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 KILLS = int(os.environ.get("NR_TEST_KILLS", "0"))  # more starts, killed at random moments
 
@@ -64,14 +64,19 @@ def searches_end():
         yield
 
 
-def run(flags: str, folder: Path, script: str = "cifar.py", processes: int = 2) -> None:
+def run(
+    flags: str, folder: Path, script: str = "cifar.py", processes: int = 2, setup=DYING
+) -> None:
     """Several processes of torchrun to their end."""
-    checked(nodes.torchrun(script, f"{flags} -c {folder}", processes, setup=DYING), status=0)
+    checked(nodes.torchrun(script, f"{flags} -c {folder}", processes, setup=setup), status=0)
+
+
+DYING_SOON = dying(1)  # a search of two epochs
 
 
 def killed_once_and_dying(mark: Path) -> None:
     nodes.killed_once(KILLED, mark)
-    DYING()
+    DYING_SOON()
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +150,7 @@ def test_stopped_killed_and_started_again_repeats_nothing(two, tmp_path):
 
 
 def test_imagenet_searches_rejuvenates_and_survives_a_kill(tmp_path):
-    run(IMAGENET, tmp_path / "straight", script="imagenet.py")
+    run(IMAGENET, tmp_path / "straight", script="imagenet.py", setup=DYING_SOON)
     flags = f"{IMAGENET} -c {tmp_path}/killed --resume auto"
     setup = partial(killed_once_and_dying, tmp_path / "mark")
     result = nodes.torchrun("imagenet.py", flags, restarts=2, setup=setup)
