@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from functools import cache
 
 import pytest
 import torch
@@ -114,15 +115,29 @@ def plain(name: str) -> nn.Module:
     return model
 
 
-def converted(name: str) -> nr.Network:
+@cache
+def converted_once(name: str) -> nr.Network:
     return nr.convert(plain(name), SIZE)
+
+
+def converted(name: str) -> nr.Network:
+    model = copy.deepcopy(converted_once(name))
+    torch.manual_seed(0)
+    return model
+
+
+@cache
+def worn_once(name: str) -> nr.Network:
+    model = vary(converted(name))
+    kill_random(model, share=0.3)
+    silence(model)
+    return model
 
 
 def worn(name: str) -> nr.Network:
     """A converted network at the end of a search, its dead channels silenced."""
-    model = vary(converted(name))
-    kill_random(model, share=0.3)
-    silence(model)
+    model = copy.deepcopy(worn_once(name))
+    torch.manual_seed(0)
     return model
 
 
@@ -407,7 +422,8 @@ BY_NAME = {
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_torchvisions_other_networks_are_refused_with_the_reason(name):
-    model = torchvision.models.get_model(name)
+    quickly = {"init_weights": False} if name == "vgg11" else {}  # of 133 million
+    model = torchvision.models.get_model(name, **quickly)
     with pytest.raises(ValueError, match=BY_NAME[name]):
         nr.convert(model, 64)
 
