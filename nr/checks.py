@@ -133,5 +133,5 @@ def check_classifier(classifier: object) -> None:
         raise ValueError(f"classifier: {type(classifier).__name__} is no nr.Classifier")
     check_forward(classifier, "classifier", Classifier)
     for linear, width in zip(classifier.linears, classifier.in_channels, strict=True):
-        if type(linear) is not nn.Linear or linear.in_features != width:
+        if type(linear) is not nn.Linear or linear.in_features != width * classifier.taps:
             raise ValueError(f"classifier: {linear} is no nn.Linear of {width} inputs")

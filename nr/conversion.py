@@ -1,43 +1,57 @@
-"""A torch network, traced, as a network of nr's units with the same weights and logits.
+"""A torch network, traced, as a graph of nr's units with the same weights and outputs.
 
-Read backwards from the logits: a convolution and its batch norm become a unit, a sum a Residual
-of what lies between it and where its two sides parted, a hidden linear layer a convolution over
-the whole map. What is left over has no exact form in units and is refused by name.
+Every traced node becomes one of the graph: a convolution and the batch norm after it a unit, what
+moves channels a selection, the last linear layer the classifier. Modules keep their names.
 """
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable
+import operator
+from typing import NamedTuple
 
 import torch
-from torch import fx, nn
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
 
+from nr import moves
 from nr.checks import image_hw
 from nr.functions import PLAIN, plain_module
-from nr.layers import Chain, Classifier, Concat, Network, Residual
-from nr.norms import norm_like, take_after
-from nr.plain import KINDS, FixedSize, Size
-from nr.tracing import BATCH_NORMS, CATS, SUMS, Graph, inputs, readers, shape
-from nr.units import Conv, ConvBN
+from nr.graph import ADD, CAT, IMAGE, MUL, Graph, Node, Pick
+from nr.layers import Classifier, Network
+from nr.making import classifier, norm, scale, unit
+from nr.plain import KINDS, Affine, FixedSize, Size
+from nr.tracing import (
+    BATCH_NORMS,
+    CATS,
+    MEANS,
+    SPATIAL,
+    SUMS,
+    Traced,
+    has_tensor,
+    inputs,
+    readers,
+    shape,
+)
+from nr.units import Unit
+from nr.values import RESULT
 from nr.wiring import wiring
 
-HOLDERS = (Chain, Residual, Concat, Classifier, nn.ModuleList)  # what has no mode of its own
-Named = list[tuple[str, nn.Module]]
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")
+DIFFERENCES = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
+QUOTIENTS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+HOLDERS = (Graph, Classifier, nn.ModuleList)  # what has no mode of its own
 
 
 @torch.inference_mode(False)
 def convert(model: nn.Module, image_size: int | Size) -> Network:
     """``model`` as a network of units with the same weights: [B, C, H, W] -> [B, 1, classes].
 
-    ``image_size``: H = W of its images, or (H, W); where a linear layer reads a whole map, only
-    this size will do; where its forward made constants of sizes, images of another size are a
-    ValueError. The logits are the same up to rounding, in eval and in train mode (see nr.ConvBN on
-    strided 1x1 convolutions), and parts keep their modes; ``model`` stays as it is and shares
-    nothing with the result. A bias before a batch norm moves into its running mean. Taken are
-    convolutions with batch norms after them, grouped ones too, sums of two, concatenations of an
-    activation with what is made of it, what nr.plain knows, modules without weights, and linear
-    layers at the end. Raises ValueError naming the module, what is wrong and what helps, for all
-    else.
+    ``image_size``: H = W of its images, or (H, W); where a linear layer reads a whole map, or the
+    forward computes with sizes, only this size will do. The logits are the same up to rounding, in
+    eval and in train mode (see nr.ConvBN on strided 1x1 convolutions); ``model`` stays as it is and
+    shares nothing with the result. A bias before a batch norm moves into its running mean. What is
+    taken is in nr/README.md. Raises ValueError naming the module, what is wrong and what helps, for
+    all else.
     """
     if isinstance(model, Network):
         raise ValueError("the network is an nr.Network already: it needs no conversion")
@@ -48,19 +62,15 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
                 f" model.{inside}"
             )
     size = image_hw(image_size)
-    graph = Graph(model, size)
-    graph.check()
-    with torch.no_grad(), graph.device:
-        network = _Converter(graph).network()
+    traced = Traced(model, size)
+    traced.check()
+    with torch.no_grad(), traced.device:
+        network = _Converter(traced).network()
     network.image_size = image_size if isinstance(image_size, int) else size
-    parts = [m for m in network.modules() if not isinstance(m, (Network, ConvBN, *HOLDERS))]
-    modes = [part.training for part in parts]  # a frozen batch norm is in eval mode
-    network.train(model.training)
-    for part, mode in zip(parts, modes, strict=True):
-        part.training = mode
+    _keep_modes(network, model.training)
     if any(not parameter.is_contiguous() for parameter in model.parameters()):
         network.to(memory_format=torch.channels_last)
-    if all(layer.fixed for layer in wiring(network).layers):
+    if not wiring(network).prunable:
         raise ValueError(
             f"{type(model).__name__}: has no batch norm whose channels could go, so nothing can be"
             " measured: use a variant with batch norm"
@@ -68,250 +78,341 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
     return network
 
 
-class _Converter:
-    """Makes units of the nodes of one graph."""
+def _keep_modes(network: Network, training: bool) -> None:
+    """Put the network in its mode, but a frozen batch norm stays in eval mode."""
+    parts = [m for m in network.modules() if not isinstance(m, (Network, Unit, *HOLDERS))]
+    own = [part for part in parts if type(part) is not nn.Module]  # not the names on a path
+    modes = [part.training for part in own]
+    network.train(training)
+    for part, mode in zip(own, modes, strict=True):
+        part.training = mode
 
-    def __init__(self, graph: Graph):
-        self.graph = graph
-        self.taken: set[str] = set()  # modules with weights that have become part of a unit
+
+class _Value(NamedTuple):
+    """A tensor: an activation that a node of the graph gives, and how it was moved since.
+
+    ``source``: the traced node whose shape the activation has. ``moved``: see nr.moves; None where
+    it is as it was.
+    """
+
+    name: str
+    source: fx.Node
+    moved: Tensor | None = None
+
+    @property
+    def places(self) -> Tensor:
+        return moves.places(shape(self.source)) if self.moved is None else self.moved
+
+
+class _Converter:
+    """Makes nodes of the traced ones, in order."""
+
+    def __init__(self, traced: Traced):
+        self.traced = traced
+        self.nodes: list[Node] = []
+        self.modules: dict[str, nn.Module] = {}
+        self.values: dict[fx.Node, object] = {}  # a _Value, or several
+        self.called: set[str] = set()  # modules with weights that have become part of something
 
     def network(self) -> Network:
         """The whole network: features up to the last linear layer, which is the classifier."""
-        output, image = self.graph.nodes[-1], self.graph.nodes[0]
+        image, output = self.traced.nodes[0], self.traced.nodes[-1]
+        self.values[image] = _Value(IMAGE, image)
         last = output.args[0]
-        linear = self.graph.module(last) if isinstance(last, fx.Node) else None
-        if type(linear) is not nn.Linear:
-            what = self.graph.name(last) if isinstance(last, fx.Node) else type(last).__name__
+        if not isinstance(last, fx.Node) or type(self.traced.module(last)) is not nn.Linear:
+            what = self.traced.name(last) if isinstance(last, fx.Node) else type(last).__name__
             raise ValueError(
                 f"{what}: the network gives this, and has to give the logits of an nn.Linear alone"
             )
-        features = Chain()
-        for name, module in self.chain(last.args[0], image, ""):
-            features.add_module(_free(name, features), module)
-        bias = linear.bias is not None
-        classifier = Classifier(linear.in_features, linear.out_features, bias)
-        own = classifier.linears[0]
-        side = self.whole_map(last)[1]
-        if side != 1:
-            raise ValueError(
-                f"{last.target}: the last nn.Linear reads a whole map of {side}x{side} pixels, and"
-                " nr's classifier reads one number a channel: put nn.AdaptiveAvgPool2d(1), or a"
-                " hidden nn.Linear, before it"
-            )
-        take_after(own, linear)
+        for node in self.traced.nodes[1:-1]:
+            if has_tensor(node) and node is not last:
+                self.values[node] = self.convert(node)
+        name, window = self.whole_map(last)
         self.take(last)
-        own.weight.copy_(linear.weight)
-        _copy_bias(own.bias, linear)
-        if self.graph.bound is not None:
-            first = FixedSize(self.graph.size, self.graph.bound)
-            named = [(_free("size", features), first), *features.named_children()]
-            features = Chain(OrderedDict(named))
-        return Network(features, classifier, shape(image)[-1])
+        made = classifier(self.traced.module(last), window)
+        if not self.nodes:
+            raise ValueError(f"{last.target}: there is no convolution before it")
+        self.end_with(name)
+        if self.traced.bound is not None:
+            self.bind(FixedSize(self.traced.size, self.traced.bound))
+        return Network(Graph(self.nodes, self.modules), made, self.traced.size)
 
-    def chain(self, node: fx.Node, start: fx.Node, prefix: str) -> Named:
-        """The modules from ``start`` to ``node``, by name."""
-        modules: Named = []
-        while node is not start:
-            named, node = self.step(node)
-            modules += [(n.removeprefix(prefix), module) for n, module in reversed(named)]
-        return modules[::-1]
+    def bind(self, fixed: FixedSize) -> None:
+        """Have the image pass ``fixed`` first."""
+        name = self.free("size")
+        self.modules[name] = fixed
+        renamed = [
+            node._replace(inputs=tuple(name if n == IMAGE else n for n in node.inputs))
+            for node in self.nodes
+        ]
+        self.nodes = [Node(name, None, (IMAGE,)), *renamed]
 
-    def step(self, node: fx.Node) -> tuple[Named, fx.Node]:
-        """What makes ``node``, and the node before it."""
-        module, target = self.graph.module(node), node.target
-        name = str(target).replace(".", "_") if module is not None else node.name
-        before = self.graph.dominator.get(node)
+    def end_with(self, name: str) -> None:
+        """Have the node of this name at the end, which is the output."""
+        if self.nodes[-1].name != name:
+            self.add("output", nn.Identity(), name)
+
+    def convert(self, node: fx.Node) -> object:
+        """What ``node`` gives, with all that it needs written down."""
+        module, target = self.traced.module(node), node.target
+        if node.op == "get_attr":
+            return None
         if isinstance(module, BATCH_NORMS):
-            return self.unit(node)
-        if isinstance(module, nn.Conv2d):
-            return [(name, self.plain_unit(self.window, node, module))], before
-        if type(module) is nn.Linear:
-            return [(name, self.plain_unit(self.whole, node, module))], before
-        if self.graph.is_flatten(node):
-            return [], before
-        if module is not None:
-            return [(name, self.plain(node, module))], before
+            return self.norm(node, module)
+        if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
+            return None if self.is_normed(node) else self.layer(node)
+        if module is not None and not isinstance(module, moves.MODULES):
+            return self.plain(node, copy.deepcopy(module), [*module.parameters()] != [])
         if target in PLAIN:
-            if sums := self.sum_under(node):
-                return self.residual(sums, node, "relu")
-            return [(name, self.function(node))], before
-        if target in SUMS and len(inputs(node)) == 2:
-            return self.residual(node, node, None)
+            return self.plain(node, self.function(node))
+        if module is not None or target in (*moves.FUNCTIONS, *moves.METHODS):
+            return self.move(node)
         if target in CATS:
-            return ([], before) if len(node.args[0]) == 1 else self.concat(node)
-        if self.graph.is_global_mean(node):
-            return [(name, nn.AdaptiveAvgPool2d(1).train(self.graph.owner(node).training))], before
+            return self.cat(node)
+        if target in MEANS:
+            return self.mean(node)
+        if target in SUMS or target in DIFFERENCES:
+            return self.sum(node, -1 if target in DIFFERENCES else 1)
+        if target in PRODUCTS:
+            return self.product(node)
+        if target in QUOTIENTS and not isinstance(node.args[1], fx.Node):
+            return self.affine(node, 1 / node.args[1], 0)
         what = getattr(target, "__name__", target)
-        raise ValueError(f"{self.graph.name(node)}: {what} is not known to nr: use nn modules")
+        raise ValueError(f"{self.traced.name(node)}: {what} is not known to nr: use nn modules")
 
-    def unit(self, node: fx.Node) -> tuple[Named, fx.Node]:
-        """A convolution, or a linear layer, and the batch norm ``node`` after it."""
-        norm, before = self.graph.module(node), node.args[0]
-        conv = self.graph.module(before)
-        if norm.weight is None or norm.running_mean is None:
+    # What makes channels.
+
+    def is_normed(self, node: fx.Node) -> bool:
+        """Whether a batch norm of its own follows a convolution or linear layer."""
+        after = list(readers(node))
+        return len(after) == 1 and isinstance(self.traced.module(after[0]), BATCH_NORMS)
+
+    def norm(self, node: fx.Node, module: nn.Module) -> _Value:
+        """A batch norm: of the unit before it, or one before a convolution."""
+        if type(module) not in BATCH_NORMS:
+            raise ValueError(
+                f"{node.target}: {type(module).__name__} may do more than nn.BatchNorm2d, which"
+                " units have: use that itself"
+            )
+        if module.weight is None or module.running_mean is None:
             raise ValueError(
                 f"{node.target}: has no scale or no running statistics: affine=True and"
                 " track_running_stats=True are needed"
             )
-        made = self.whole if type(conv) is nn.Linear else self.window
-        unit = made(ConvBN, before, conv, eps=norm.eps, momentum=norm.momentum)
-        self.take(node)
-        if isinstance(norm, nn.SyncBatchNorm):
-            unit.norms[0] = norm_like(norm, norm.num_features)
-        own = unit.norms[0]
-        take_after(own, norm)
-        own.load_state_dict(norm.state_dict())
-        if conv.bias is not None:
-            own.running_mean.sub_(conv.bias)  # a constant that the batch norm takes off again
-        return [(str(before.target).replace(".", "_"), unit)], before.args[0]
-
-    def plain_unit(self, made: Callable[..., ConvBN], node: fx.Node, layer: nn.Module) -> Conv:
-        """A convolution or linear layer without a batch norm."""
-        unit = made(Conv, node, layer, bias=layer.bias is not None)
-        take_after(unit.norms[0], layer)
-        _copy_bias(unit.norms[0].bias, layer)
-        return unit
-
-    def window(self, cls: type[ConvBN], node: fx.Node, conv: nn.Conv2d, **options) -> ConvBN:
-        """A unit with the weights of ``conv``."""
-        name = node.target
-        if type(conv) is not nn.Conv2d or conv.padding_mode != "zeros" or conv.dilation != (1, 1):
-            raise ValueError(
-                f"{name}: {conv} is no plain nn.Conv2d without dilation, padded with zeros, which"
-                " is the only one that units have"
-            )
-        same = conv.padding == "same" and conv.kernel_size[0] % 2 == 1  # its stride is 1
-        padding = {"valid": 0, "same": None if same else "same"}.get(conv.padding, conv.padding)
-        try:
-            unit = cls(
-                conv.in_channels,
-                conv.out_channels,
-                conv.kernel_size,
-                conv.stride,
-                padding=padding,
-                groups=conv.groups,
-                **options,
-            )
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        self.take(node)
-        take_after(unit.convs[0], conv)
-        unit.convs[0].weight.copy_(conv.weight)
-        return unit
-
-    def whole(self, cls: type[ConvBN], node: fx.Node, linear: nn.Linear, **options) -> ConvBN:
-        """A unit with the weights of a linear layer before the last one: over the whole map."""
-        channels, side = self.whole_map(node)
-        unit = cls(channels, linear.out_features, side, padding=0, **options)
-        self.take(node)
-        take_after(unit.convs[0], linear)
-        unit.convs[0].weight.copy_(linear.weight.view_as(unit.convs[0].weight))
-        return unit
-
-    def whole_map(self, node: fx.Node) -> tuple[int, int]:
-        """Channels and side of the square map that a linear layer reads, flattened."""
         before = node.args[0]
-        while len(shape(before)) < 4:
-            if type(self.graph.module(before)) is nn.Linear or self.graph.is_global_mean(before):
-                return shape(before)[1], 1
-            before = self.graph.dominator[before]
-        channels, *sides = shape(before)[1:]
-        if len(sides) != 2 or sides[0] != sides[1] or len(shape(node)) != 2:
-            raise ValueError(
-                f"{node.target}: reads {list(shape(node.args[0]))} of {list(shape(before))}, and"
-                " only an nn.Linear over a square map that was flattened is a convolution: put"
-                " nn.Flatten() before it, and an adaptive pooling to a square before that"
-            )
-        return channels, sides[0]
-
-    def plain(self, node: fx.Node, module: nn.Module) -> nn.Module:
-        """A copy of a module that treats each channel by itself; nr.wiring looks at the others."""
-        if [*module.parameters()]:
+        weighs = isinstance(self.traced.module(before), (*CONVOLUTIONS, nn.Linear))
+        if weighs and self.is_normed(before):
             self.take(node)
+            return self.layer(before, module)._replace(source=node)
+        self.take(node)
+        return self.add(str(node.target), norm(module), self.map(node, before), node)
+
+    def layer(self, node: fx.Node, after: nn.Module | None = None) -> _Value:
+        """A convolution, or a linear layer over a whole map, with the batch norm after it."""
+        layer = self.traced.module(node)
+        if isinstance(layer, nn.Linear):
+            name, window = self.whole_map(node)
+        else:
+            name, window = self.map(node, node.args[0]), None
+        self.take(node)
+        try:
+            made = unit(layer, after, window)
+        except ValueError as error:
+            raise ValueError(f"{node.target}: {error}") from error
+        return self.add(str(node.target), made, name, node)
+
+    def whole_map(self, node: fx.Node) -> tuple[str, Size]:
+        """What a linear layer reads, flattened, and its (H, W)."""
+        value = self.values[node.args[0]]
+        found = moves.channels(value.places, shape(value.source)) if value else None
+        sides = tuple(shape(value.source)[2:]) or (1, 1) if value else ()
+        if found is None or found.spread or len(shape(node)) != 2:
+            raise ValueError(
+                f"{node.target}: reads {list(shape(node.args[0]))}, and only an nn.Linear over a"
+                " map that was flattened is a convolution: put nn.Flatten() before it"
+            )
+        return self.chosen(node, value, found), sides
+
+    # What changes each channel by itself.
+
+    def plain(self, node: fx.Node, module: nn.Module, weighs: bool = False) -> _Value:
+        """A module that treats each channel by itself; nr.wiring tries those it does not know."""
+        if weighs:
+            self.take(node)
+        if len(inputs(node)) != 1:
+            kind = type(module).__name__
+            raise ValueError(
+                f"{self.traced.name(node)}: {kind} reads {len(inputs(node))} activations, and units"
+                " read one"
+            )
         if len(shape(node)) == 2 and type(module) not in KINDS:
             raise ValueError(
                 f"{node.target}: {type(module).__name__} between linear layers is not known to nr"
             )
-        return copy.deepcopy(module)
+        before = self.map(node, inputs(node)[0])
+        return self.add(self.traced.name(node), module, before, node)
 
     def function(self, node: fx.Node) -> nn.Module:
         """The plain module that a function is."""
-        arguments, keywords = self.graph.constant(node, (node.args[1:], node.kwargs))
+        arguments, keywords = self.traced.constant(node, (node.args[1:], node.kwargs))
         try:
             module = plain_module(node.target, arguments, keywords)
         except ValueError as error:
-            raise ValueError(f"{self.graph.name(node)}: {error}") from error
-        return module.train(self.graph.owner(node).training)
+            raise ValueError(f"{self.traced.name(node)}: {error}") from error
+        return module.train(self.traced.owner(node).training)
 
-    def sum_under(self, node: fx.Node) -> fx.Node | None:
-        """The sum of which ``node`` is the ReLU and the only reader."""
-        before = self.graph.dominator[node]
-        alone = (
-            before.target in SUMS and len(inputs(before)) == 2 and len(list(readers(before))) == 1
-        )
-        return before if PLAIN.get(node.target, (None,))[0] is nn.ReLU and alone else None
-
-    def residual(
-        self, node: fx.Node, end: fx.Node, activation: str | None
-    ) -> tuple[Named, fx.Node]:
-        """The sum of two sides, which parted at the node that is returned."""
-        fork, prefix = self.graph.dominator[node], self.graph.block(node) + "_"
-        if node.kwargs.get("alpha", 1) != 1:
-            raise ValueError(f"{self.graph.name(node)}: a sum with alpha is not known to nr")
-        sides = [self.chain(side, fork, prefix) for side in node.args]
-        branch, shortcut = sorted(sides, key=_as_branch, reverse=True)
-        if not _units(branch):
-            raise ValueError(f"{self.graph.name(node)}: a sum without a convolution in either side")
-        if not _as_branch(branch)[0]:
+    def mean(self, node: fx.Node) -> _Value:
+        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+        if not isinstance(dims, list | tuple) or {*dims} not in SPATIAL:
             raise ValueError(
-                f"{self.graph.name(node)}: neither side of this sum ends in a convolution, with or"
-                f" without its batch norm: put {type(branch[-1][1]).__name__} behind the sum"
+                f"{self.traced.name(node)}: is no mean over H and W in one: use"
+                " nn.AdaptiveAvgPool2d(1)"
             )
-        residual = Residual(_chain(branch), _chain(shortcut) if shortcut else None, activation)
-        return [(self.graph.block(node), residual)], fork
+        pool = nn.AdaptiveAvgPool2d(1).train(self.traced.owner(node).training)
+        return self.add(self.traced.name(node), pool, self.map(node, node.args[0]), node)
 
-    def concat(self, node: fx.Node) -> tuple[Named, fx.Node]:
-        """An activation and, behind it, what is made of it."""
-        fork = self.graph.dominator[node]
-        branch = self.chain(node.args[0][1], fork, self.graph.block(node) + "_")
-        return [(self.graph.block(node), Concat(_chain(branch)))], fork
+    def affine(self, node: fx.Node, factor: float, term: float) -> _Value:
+        """factor·x + term, with constants."""
+        (before,) = inputs(node)
+        factor, term = self.traced.constant(node, (factor, term))
+        module = Affine(float(factor), float(term))
+        return self.add(self.traced.name(node), module, self.map(node, before), node)
+
+    # What joins and moves channels.
+
+    def sum(self, node: fx.Node, sign: int) -> _Value:
+        """A sum or difference of activations, or with a constant."""
+        if node.kwargs.get("alpha", 1) != 1:
+            raise ValueError(f"{self.traced.name(node)}: a sum with alpha is not known to nr")
+        sides = list(node.args)
+        if len(inputs(node)) < 2 and not all(isinstance(side, fx.Node) for side in sides):
+            return self.with_constant(node, sign)
+        names = [self.map(node, side) for side in sides]
+        if sign < 0:
+            names[1] = self.add(
+                f"{self.traced.name(node)}_negative", Affine(-1.0, 0.0), names[1]
+            ).name
+        if {tuple(shape(side)) for side in sides} != {tuple(shape(node))}:
+            raise ValueError(f"{self.traced.name(node)}: adds activations of different shapes")
+        return self.join(node, ADD, names)
+
+    def with_constant(self, node: fx.Node, sign: int) -> _Value:
+        a, b = node.args
+        if isinstance(a, fx.Node) and has_tensor(a):
+            return self.affine(node, 1, -b if sign < 0 else b)
+        return self.affine(node, sign, a)
+
+    def product(self, node: fx.Node) -> _Value:
+        """A product of two activations, or with a constant or a parameter."""
+        a, b = node.args
+        for one, other in ((a, b), (b, a)):
+            if not (isinstance(other, fx.Node) and has_tensor(other)):
+                return self.affine(node, other, 0)
+            if other.op == "get_attr":
+                return self.scaled(node, one, other)
+        return self.join(node, MUL, [self.map(node, side, spread=True) for side in (a, b)])
+
+    def scaled(self, node: fx.Node, value: fx.Node, factor: fx.Node) -> _Value:
+        """A product with a parameter of one number a channel."""
+        weight = self.traced.tensor(factor)
+        wide = weight.ndim > 1 and weight.shape[-2:] != (1, 1)
+        if weight.numel() != shape(value)[1] or wide or not isinstance(weight, nn.Parameter):
+            raise ValueError(
+                f"{self.traced.name(node)}: multiplies by {factor.target}, {list(weight.shape)}:"
+                " only a parameter of one number a channel, [C, 1, 1], is known to nr"
+            )
+        return self.add(self.traced.name(node), scale(weight), self.map(node, value), node)
+
+    def cat(self, node: fx.Node) -> _Value:
+        parts = node.args[0] if node.args else node.kwargs["tensors"]
+        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+        if dim not in (1, 1 - len(shape(node))):
+            raise ValueError(f"{self.traced.name(node)}: concatenates along dimension {dim}, not 1")
+        return self.join(node, CAT, [self.map(node, part) for part in parts])
+
+    def join(self, node: fx.Node, word: str, names: list[str]) -> _Value:
+        name = self.free(self.traced.name(node))
+        self.nodes.append(Node(name, word, tuple(names)))
+        return _Value(name, node)
+
+    def move(self, node: fx.Node) -> object:
+        """What only moves elements, run on their places."""
+        value = self.values[inputs(node)[0]]
+        if not isinstance(value, _Value):
+            return value[node.args[1]]
+        known = {n: n.meta[RESULT] for n in node.all_input_nodes}
+        known |= {n: value.places for n in known if self.values.get(n) is value}
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+        module = self.traced.module(node)
+        if module is not None:
+            moved = module(*args, **kwargs)
+        elif node.op == "call_method":
+            moved = getattr(args[0], node.target)(*args[1:], **kwargs)
+        else:
+            moved = node.target(*args, **kwargs)
+        return pytree.tree_map(lambda part: value._replace(moved=part.contiguous()), moved)
+
+    def map(self, node: fx.Node, before: fx.Node, spread: bool = False) -> str:
+        """The name of the activation [B, C, H, W] that ``node`` reads."""
+        value = self.values.get(before)
+        found = None
+        if isinstance(value, _Value):
+            if value.moved is None:
+                return value.name
+            found = moves.channels(value.moved, shape(value.source))
+        if before.op == "get_attr":
+            raise ValueError(
+                f"{self.traced.name(node)}: {before.target} is computed with outside of a module of"
+                " torch's"
+            )
+        pixels = shape(value.source)[2:].numel() if found else 1
+        if found is None or (found.flat and pixels > 1) or (found.spread and not spread):
+            raise ValueError(
+                f"{self.traced.name(before)}: makes {list(before.meta[RESULT].shape)} of something"
+                " else than whole channels, and units read channels"
+            )
+        return self.chosen(before, value, found)
+
+    def chosen(self, node: fx.Node, value: _Value, found: moves.Channels) -> str:
+        """The name of a selection of channels; that of the activation where it is all of them."""
+        if torch.equal(found.chosen, torch.arange(shape(value.source)[1], device="cpu")):
+            return value.name
+        return self.add(
+            f"{self.traced.name(node)}_pick", Pick([found.chosen]), value.name, node
+        ).name
+
+    # Bookkeeping.
+
+    def add(
+        self, name: str, module: nn.Module, before: str, source: fx.Node | None = None
+    ) -> _Value:
+        """Write down a node that calls a module."""
+        name = self.free(name)
+        self.nodes.append(Node(name, None, (before,)))
+        self.modules[name] = module
+        return _Value(name, source)
+
+    def free(self, name: str) -> str:
+        """``name``, or it with the first number that makes it new."""
+        taken = {node.name for node in self.nodes}
+
+        def clash(text: str) -> bool:
+            return any(
+                f"{other}.".startswith(f"{text}.") or f"{text}.".startswith(f"{other}.")
+                for other in taken
+            )
+
+        number, found = 0, name
+        while clash(found):
+            number += 1
+            found = f"{name}_{number}"
+        return found
 
     def take(self, node: fx.Node) -> None:
         """Refuse a module that is called twice: its copies would not share their weights."""
-        if node.target in self.taken:
+        if node.target in self.called:
             raise ValueError(
                 f"{node.target}: is called more than once, and each place in a network of units has"
                 " weights of its own: use a module for each"
             )
-        self.taken.add(node.target)
-
-
-def _as_branch(side: Named) -> tuple[bool, int]:
-    """How well a side of a sum is a branch, which ends in a unit."""
-    return bool(side) and isinstance(side[-1][1], ConvBN), _units(side)
-
-
-def _units(named: Named) -> int:
-    return sum(isinstance(m, ConvBN) for _, module in named for m in module.modules())
-
-
-def _chain(named: Named) -> nn.Module:
-    """One module of several; a unit alone stays alone."""
-    if len(named) == 1:
-        return named[0][1]
-    chain = Chain()
-    for name, module in named:
-        chain.add_module(_free(name, chain), module)
-    return chain
-
-
-def _free(name: str, chain: Chain) -> str:
-    """``name``, or it with the first number that makes it new in ``chain``."""
-    names = [name, *(f"{name}_{number}" for number in range(1, len(chain) + 1))]
-    return next(n for n in names if n not in chain._modules)
-
-
-def _copy_bias(bias: nn.Parameter | None, layer: nn.Conv2d | nn.Linear) -> None:
-    """The bias of ``layer``, if it has one."""
-    if layer.bias is not None:
-        bias.copy_(layer.bias).requires_grad_(layer.bias.requires_grad)
+        self.called.add(node.target)

@@ -22,7 +22,7 @@ from nr.layers import Network
 from nr.retiring import retire
 from nr.structure import build_on_meta, class_name, freeze, structure
 
-UNLIKE = ("form", "in_channels", "out_channels", "image_size", "frozen", "bias")
+UNLIKE = ("form", "in_channels", "out_channels", "channels", "image_size", "frozen", "bias")
 SEAL = b"sha256:"
 SEAL_BYTES = len(SEAL) + 64
 # What file systems answer that have no fsync, or none for folders, as CIFS, FUSE and Windows:
@@ -109,10 +109,25 @@ def alike(a: object, b: object) -> bool:
     """Whether two descriptions are of the same modules, of any widths, forms, flags and biases."""
     if not isinstance(a, dict) or not isinstance(b, dict):
         return a == b
+    if a.get("type") == b.get("type") == "Graph":
+        return _alike_graphs(a["nodes"], b["nodes"])
     a, b = ({n: part for n, part in side.items() if n not in UNLIKE} for side in (a, b))
     return a.keys() == b.keys() and all(
         (name == "branch" and None in (a[name], b[name])) or alike(a[name], b[name]) for name in a
     )
+
+
+def _alike_graphs(a: list[dict], b: list[dict]) -> bool:
+    """Whether one has the nodes of the other, but for selections and what was dropped."""
+    ops = [
+        {node["name"]: node["op"] for node in nodes if not _is_pick(node["op"])} for nodes in (a, b)
+    ]
+    fewer, more = sorted(ops, key=len)
+    return all(name in more and alike(op, more[name]) for name, op in fewer.items())
+
+
+def _is_pick(op: object) -> bool:
+    return isinstance(op, dict) and op["type"] == "Pick"
 
 
 def _modules_of(network: Network):

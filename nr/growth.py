@@ -6,7 +6,6 @@ the one reads the other, in the same place.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable
 from functools import cached_property
 from typing import NamedTuple
 
@@ -59,18 +58,10 @@ class Families:
             labels[self.part[numbers[alive.masks(layer)[0]]]] = True
         return family.parts[labels[family.parts]]
 
-    def copies(self, alive: Life, grown: Callable[[int, Family], int]) -> Tensor:
-        """How many fresh parts follow each part: by label [count].
-
-        ``grown``: how many a family with so many survivors gets.
-        """
-        copies = torch.zeros_like(self.part)
-        for family in self.all:
-            survivors = self.survivors(alive, family)
-            count, fresh = len(survivors), grown(len(survivors), family) if len(survivors) else 0
-            follows = count_to(fresh) * count // max(fresh, 1)
-            copies[survivors] = torch.bincount(follows, minlength=count)
-        return copies
+    @staticmethod
+    def followers(count: int, fresh: int) -> Tensor:
+        """How many of so many fresh parts follow each of ``count`` survivors."""
+        return torch.bincount(count_to(fresh) * count // max(fresh, 1), minlength=count)
 
     def fresh(self, survived: Tensor, copies: Tensor) -> Tensor:
         """The fresh channels that follow those of a list of survivors: numbers from ``count`` on.

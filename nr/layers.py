@@ -6,7 +6,7 @@ and input channels, S streams.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -89,15 +89,21 @@ def on_streams(module: nn.Module, x: Streams) -> Streams:
 class Classifier(nn.Module):
     """One linear classifier a stream over [B, C, 1, 1] features; all streams share one bias.
 
-    ``bias``: False for none. Raises ValueError for numbers of channels or classes that are no int
-    from 1 on.
+    ``bias``: False for none. ``window``: (H, W) of the features where it reads a whole map. Raises
+    ValueError for numbers of channels or classes that are no int from 1 on.
     """
 
-    def __init__(self, in_channels: int, num_classes: int, bias: bool = True):
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        bias: bool = True,
+        window: tuple[int, int] = (1, 1),
+    ):
         super().__init__()
         if not all(type(number) is int and number > 0 for number in (in_channels, num_classes)):
             raise ValueError(f"Classifier: {in_channels!r} -> {num_classes!r}: ints from 1 on")
-        self.num_classes = num_classes
+        self.num_classes, self.window = num_classes, tuple(window)
         self.build((in_channels,))
         if not bias:
             self.linears[0].bias = None
@@ -108,7 +114,7 @@ class Classifier(nn.Module):
         bias = old is None or old[0].bias is not None
         self.in_channels = in_channels
         self.linears = nn.ModuleList(
-            nn.Linear(width, self.num_classes, bias=bias and stream == 0)
+            nn.Linear(width * self.taps, self.num_classes, bias=bias and stream == 0)
             for stream, width in enumerate(in_channels)
         )
         if not self.linears[0].weight.is_meta:  # there torch would compute values in Python
@@ -119,6 +125,16 @@ class Classifier(nn.Module):
         if old is not None:
             for linear in self.linears.train(old.training):
                 take_after(linear, old[0])
+
+    @property
+    def taps(self) -> int:
+        """Weights of a class for one channel."""
+        return self.window[0] * self.window[1]
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (stream, weight [classes, i, pixels]) of each stream, without gradient."""
+        for stream, linear in enumerate(self.linears):
+            yield stream, linear.weight.detach().view(self.num_classes, -1, self.taps)
 
     def remade(self, in_channels: tuple[int, ...]) -> "Classifier":
         """A fresh classifier like this one with other widths; this one stays."""

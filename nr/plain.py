@@ -61,6 +61,21 @@ class FixedSize(nn.Module):
         return f"{self.size}, {self.reader}"
 
 
+class Affine(nn.Module):
+    """factor·x + term."""
+
+    def __init__(self, factor: float = 1.0, term: float = 0.0):
+        super().__init__()
+        self.factor, self.term = factor, term
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.factor == 1 else x * self.factor
+        return x if self.term == 0 else x + self.term
+
+    def extra_repr(self) -> str:
+        return f"{self.factor}, {self.term}"
+
+
 _POOL = ("kernel_size", "stride", "padding")
 _CURVED = {"homogeneous": False}
 KINDS = {
@@ -98,6 +113,7 @@ KINDS = {
         Kind(nn.ZeroPad2d, ("padding",), resizes=True),
         Kind(nn.ReflectionPad2d, ("padding",), resizes=True),
         Kind(nn.ReplicationPad2d, ("padding",), resizes=True),
+        Kind(Affine, ("factor", "term")),
         Kind(FixedSize, ("size", "reader"), resizes=True),
     )
 }
@@ -134,6 +150,8 @@ def effect(module: nn.Module, size: Size) -> Effect:
         bounds = (module.min_val, module.max_val)
         homogeneous = all(bound == 0 or math.isinf(bound) for bound in bounds)  # never saturates
         keeps_zero = bounds[0] <= 0 <= bounds[1]
+    if kind.cls is Affine:
+        homogeneous = keeps_zero = module.term == 0
     return Effect(size, homogeneous, keeps_zero)
 
 

@@ -51,6 +51,10 @@ class Layout:
         if not here or (step.op == MUL and len(here) < len(step.inputs)):
             return
         last = list(here.values())[-1]
+        image = len(self.lists[IMAGE][0])
+        if isinstance(step.op, Pick) and (step.numbers[0] < image).all():
+            self.lists[step.name] = (step.numbers[0],) * len(last)  # of the image, which stays
+            return
         if step.name in self.plan.by_name or isinstance(step.op, Pick):
             found = self.made(self.plan.canonical(step.numbers))
             if not any(map(len, found)):
@@ -58,13 +62,40 @@ class Layout:
             need = self.needed(step, found)
         elif step.op == CAT:
             found, need = tuple(map(torch.cat, zip(*here.values(), strict=True))), None
+        elif step.op == MUL:
+            found, need = self.multiply(step)
         else:
-            found, need = last, last if step.op in (ADD, MUL) else None
+            found, need = last, last if step.op == ADD else None
         self.lists[step.name] = found
         if need is not None:
             for k, given in here.items():
-                if not all(map(torch.equal, need, given)):
-                    self.needs[step.name, k] = need
+                self.want(step, k, need, given)
+
+    def want(self, step: Step, k: int, need: Lists, given: Lists) -> None:
+        """Have the input k of a step in the order ``need``."""
+        if not all(map(torch.equal, need, given)):
+            self.needs[step.name, k] = need
+
+    def multiply(self, step: Step) -> tuple[Lists, None]:
+        """The list of what is multiplied, and of its factors what stands beside it."""
+        canonical = self.plan.canonical
+        sides = [canonical(self.plan.steps[name].numbers) for name in step.inputs]
+        own = canonical(step.numbers)
+        main = next(k for k, side in enumerate(sides) if all(map(torch.equal, side, own)))
+        found = self.lists[step.inputs[main]]
+        for k, side in enumerate(sides):
+            if k != main:
+                need = tuple(self.beside(own, side, stream) for stream in found)
+                self.want(step, k, need, self.lists[step.inputs[k]])
+        return found, None
+
+    def beside(self, own: Lists, other: Lists, made: Tensor) -> Tensor:
+        """For channels of ``own`` those that stood beside them in ``other``."""
+        count = len(self.plan.source)
+        given, beside = torch.cat(own), torch.cat(other)
+        order = given.argsort(stable=True)
+        at = torch.searchsorted(given[order], made % count)
+        return beside[order[at]] + made - made % count
 
     def needed(self, step: Step, made: Lists) -> Lists | None:
         """In which order a step has to read what it makes this of; None: in any."""
@@ -81,13 +112,10 @@ class Layout:
 
     def sources(self, layer: Layer, made: Tensor, ins: int, outs: int) -> Tensor:
         """Of groups of outputs, in their order, the inputs."""
-        count = len(self.plan.source)
-        old = torch.cat(self.plan.canonical(layer.numbers))
         reads = torch.cat(self.plan.canonical(layer.reads)).view(-1, ins)
-        first = made[::outs]
-        order = old.argsort()
-        group = order[torch.searchsorted(old[order], first % count)] // outs
-        return (reads[group] + (first - first % count)[:, None]).flatten()
+        first = torch.cat(self.plan.canonical(layer.numbers))[::outs]
+        columns = [self.beside((first,), (column,), made[::outs]) for column in reads.unbind(1)]
+        return torch.stack(columns, dim=1).flatten()
 
 
 def remade(
@@ -175,11 +203,11 @@ def _copy_norm(new: nn.Module, old: nn.Module, places: tuple[Tensor, Tensor]) ->
 def _transplant_classifier(old: Classifier, new: Classifier, reads: Lists, were: Lists) -> None:
     """The columns that both have; one stream of several has the bias of each."""
     bias = old.linears[0].bias
-    for linear, numbers in zip(new.linears, reads, strict=True):
-        for theirs, old_numbers in zip(old.linears, were, strict=True):
-            classes = count_to(old.num_classes)
-            columns = matched(numbers, old_numbers)
-            _copy(linear.weight, theirs.weight, (classes, classes), columns)
+    classes = count_to(old.num_classes)
+    for stream, block in new.blocks():
+        for old_stream, old_block in old.blocks():
+            columns = matched(reads[stream], were[old_stream])
+            _copy(block, old_block, (classes, classes), columns)
     merged = len(old.linears) > len(new.linears)
     if bias is not None:
         new.linears[0].bias.copy_(bias * len(old.linears) if merged else bias)
@@ -190,12 +218,15 @@ def swap(model: Network, layout: Layout, made: dict[str, Unit | Classifier]) -> 
     old = list(model.parameters())
     for name, unit in made.items():
         layout.plan.steps[name].op.adopt(unit)
+    modules = dict(model.named_modules())
     for name in dropped(layout):
-        container = model.get_submodule(name)
+        container = modules.get(name)
         if isinstance(container, Residual | Concat):
             container.branch = None
     for name, graph in _graphs(model):
-        graph.rewrite(*_rewritten(layout, graph, f"{name}."))
+        nodes, picks = _rewritten(layout, graph, f"{name}.")
+        kept = {node.name for node in nodes}
+        graph.rewrite(nodes, {name: pick for name, pick in picks.items() if name in kept})
     retire(model, old)
 
 
@@ -225,27 +256,57 @@ def _graphs(model: Network) -> list[tuple[str, Graph]]:
 
 
 def _rewritten(layout: Layout, graph: Graph, prefix: str) -> tuple[list[Node], dict[str, Pick]]:
-    """The nodes of a graph that stay, with selections where an order is needed."""
-    nodes: list[Node] = []
+    """The nodes of a graph that stay, with selections where an order is needed.
+
+    A selection of a selection is one, and one of everything is none.
+    """
+    known = {node.name: node for node in graph.nodes}
+    nodes: dict[str, Node] = {}
     picks: dict[str, Pick] = {}
+    names: dict[str, str] = {}  # of the node that now stands for another
+
+    def before(source: str) -> str:
+        """What a selection, or several, select from."""
+        while source in known and isinstance(graph.module(known[source]), Pick):
+            (source,) = known[source].inputs
+        return source
+
     for node in graph.nodes:
-        name = prefix + node.name
-        if name not in layout.lists:
-            continue
-        inputs = []
+        name, inputs = prefix + node.name, []
         for k, source in enumerate(node.inputs):
             given = layout.plan.steps[name].inputs[k]
-            if given not in layout.lists:
+            if name not in layout.lists or given not in layout.lists:
                 continue
-            if (name, k) in layout.needs:
-                needs = layout.needs[name, k]
-                pick = Pick(map(places, needs, layout.lists[given]))
-                if isinstance(graph.module(node), Pick):
-                    picks[node.name] = pick
-                else:
-                    picks[f"{node.name}_pick{k}"] = pick
-                    nodes.append(Node(f"{node.name}_pick{k}", None, (source,)))
-                    source = f"{node.name}_pick{k}"
+            need = layout.needs.get((name, k))
+            if need is None and isinstance(graph.module(node), Pick):
+                need = layout.lists[name]
+            if need is not None:
+                source = before(source)
+                if source != node.inputs[k]:
+                    given = layout.plan.steps[prefix + node.inputs[k]].inputs[0]
+                    while isinstance(layout.plan.steps[given].op, Pick):
+                        given = layout.plan.steps[given].inputs[0]
+                if all(map(torch.equal, need, layout.lists[given])):
+                    need = None
+            source = names.get(source, source)
+            if need is not None:
+                pick = Pick(map(places, need, layout.lists[given]))
+                own = node.name if isinstance(graph.module(node), Pick) else f"{node.name}_pick{k}"
+                picks[own], nodes[own] = pick, Node(own, None, (source,))
+                source = own
             inputs.append(source)
-        nodes.append(node._replace(inputs=tuple(inputs)))
-    return nodes, picks
+        if inputs and isinstance(graph.module(node), Pick):
+            names[node.name] = inputs[0]
+        elif inputs:
+            nodes[node.name] = node._replace(inputs=tuple(inputs))
+    return _read(list(nodes.values())), picks
+
+
+def _read(nodes: list[Node]) -> list[Node]:
+    """Without those, but the last, that nobody reads."""
+    needed, found = {nodes[-1].name}, []
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+            found.append(node)
+    return found[::-1]

@@ -3,22 +3,23 @@
 Paper section 3.3, specification section 5.
 """
 
-import math
 import warnings
 from dataclasses import dataclass
 
 import torch
 
+from nr.budget import Budget, Growth, grows_squared
 from nr.checks import refuse_sharded
+from nr.constants import absorb
 from nr.counting import count_params
 from nr.graph import IMAGE
-from nr.growth import Families, Family
+from nr.growth import Families
 from nr.layers import Classifier, Network
 from nr.life import life
 from nr.numbers import Lists
 from nr.plain import Size
 from nr.rebuilding import Layout, check_picks, dropped, remade, swap, transplant
-from nr.rounding import new_widths, parts_in, round_up
+from nr.rounding import round_up
 from nr.units import CROSS, PRUNED, ConvBN
 from nr.utilization import LayerUsage, Utilization, measure
 from nr.wiring import Layer, Wiring, wiring
@@ -60,6 +61,7 @@ def rejuvenate(
     from_scratch: bool = False,
     round_to: int = 1,
     keep_frozen: bool = False,
+    published: bool | None = None,
 ) -> Report:
     """Rebuild ``model`` in place at its present budget and return what changed.
 
@@ -73,9 +75,11 @@ def rejuvenate(
     channels of the largest |γ|, and each width to the multiple nearest to live·r, at least N more
     than survives. Rejuvenated channels of a layer with frozen weights are frozen too, and a warning
     says that they can never learn; ``keep_frozen`` leaves such layers as they are, whole and
-    frozen: only the channels beside them train, unconnected to theirs. A network without a dead
-    channel stays as it is (r = 1). Raises ValueError for an unknown mode, a senseless
-    ``round_to``, ``keep_frozen`` from scratch, a network that was rejuvenated before or is sharded
+    frozen: only the channels beside them train, unconnected to theirs. ``published``: whether the
+    published formula says r; where it is False r is the largest whose cost is not above the old
+    one, and None is the formula for networks whose cost grows as r², as the paper's. A network
+    without a dead channel stays as it is (r = 1). Raises ValueError for an unknown mode, a
+    senseless ``round_to``, ``keep_frozen`` from scratch, a network that was rejuvenated before or is sharded
     (FSDP2), and one that nr cannot follow. Whatever is raised, the network is then as it was.
     """
     if cross not in (*CROSS, PRUNED):
@@ -93,23 +97,18 @@ def rejuvenate(
     families = Families(plan)
     alive = round_up(families, life(plan), round_to)
     usage = measure(plan, alive, flops)
-    total = usage.live if cross == PRUNED else usage.total
     params, cost, gone = count_params(model), _full_cost(plan, flops), ()
+    growth = _growth(Budget(families, alive, flops), usage, cost, cross, round_to, published)
     if usage.live < usage.total:
         if not from_scratch:
             _refuse_lifted(plan)
         if cross != PRUNED and not keep_frozen:
             _warn_of_frozen(_frozen(plan))
-
-        def grown(count: int, family: Family) -> int:
-            return new_widths(count, usage.live, total, parts_in(family, round_to))[1]
-
-        copies = families.copies(alive, grown)
         plain = from_scratch or cross == PRUNED
 
         def made(lists: Lists) -> Lists:
             survived = lists[0][alive.of(lists[0])]
-            pair = (survived, families.fresh(survived, copies))
+            pair = (survived, families.fresh(survived, growth.copies))
             return (torch.cat(pair),) if plain else pair
 
         layout = Layout(plan, made).lay()
@@ -117,16 +116,29 @@ def rejuvenate(
         units = remade(layout, "plain" if plain else cross, kept)
         if not from_scratch:
             transplant(layout, units)
+            absorb(plan, alive, units)
         swap(model, layout, units)
         gone = dropped(layout)
     return Report(
         usage,
-        math.sqrt(total / usage.live),
+        growth.expansion,
         _changes(model, usage),
         gone,
         params=(params, count_params(model)),
         budget=_full_cost(wiring(model, image_size), flops) / cost,
     )
+
+
+def _growth(
+    budget: Budget, usage: Utilization, cost: int, cross: str, multiple: int, published: bool | None
+) -> Growth:
+    """The expansion, and how many fresh parts follow each part."""
+    if published is None:
+        published = grows_squared(budget.families.plan)
+    if cross == PRUNED or published or usage.live == usage.total:
+        total = usage.live if cross == PRUNED else usage.total
+        return budget.published(usage.live, total, multiple)
+    return budget.solved(cost, multiple)
 
 
 def _frozen(plan: Wiring) -> list[str]:

@@ -46,8 +46,8 @@ def rescale(model: Network, target: float) -> None:
             block.mul_(layer.unit.spread(factors[layer.reads[i]]))  # [o, i, k, k] x [1 or o, i]
     for step in plan.steps.values():
         if isinstance(step.op, Classifier):
-            for linear, numbers in zip(step.op.linears, step.numbers, strict=True):
-                linear.weight.mul_(factors[numbers])  # [classes, i] x [i]
+            for stream, block in step.op.blocks():
+                block.mul_(factors[step.numbers[stream], None])  # [classes, i, pixels] x [i, 1]
 
 
 def _raise_scale(norm: nn.BatchNorm2d, target: float) -> Tensor:

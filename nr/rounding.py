@@ -27,6 +27,14 @@ def new_widths(live: int, total_live: int, total: int, multiple: int = 1) -> tup
     return live, max(nearest, least) - live
 
 
+def rounded(live: int, r: float, multiple: int = 1) -> int:
+    """The width of a layer for any r, as of ``new_widths`` where something is dead."""
+    if multiple == 1:
+        return max(int(live * r), live + 1)
+    nearest = (int(2 * live * r) + multiple) // (2 * multiple) * multiple
+    return max(nearest, live + multiple + -live % multiple)
+
+
 def parts_in(family: Family, multiple: int) -> int:
     """The number of parts that makes whole multiples of ``multiple`` channels in every layer."""
     return lcm(*(multiple // gcd(multiple, width) for width in family.widths.values()))

@@ -16,7 +16,7 @@ from nr.checks import image_hw
 from nr.graph import Graph, Node, Pick
 from nr.layers import Chain, Classifier, Concat, Network, Residual, is_chain
 from nr.plain import BY_NAME, KINDS
-from nr.units import FORMS, Conv, ConvBN, Norm
+from nr.units import FORMS, Conv, ConvBN, Norm, pair
 from nr.wiring import wiring
 
 VERSION = 2
@@ -57,6 +57,7 @@ def structure(model: Network) -> dict:
             "in_channels": list(model.classifier.in_channels),
             "num_classes": model.classifier.num_classes,
             **({"bias": False} if model.classifier.linears[0].bias is None else {}),
+            **({"window": list(model.classifier.window)} if model.classifier.taps > 1 else {}),
         },
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
     }
@@ -166,11 +167,12 @@ def _built(structure: Mapping, custom: Custom) -> Network:
         raise ValueError(f"structure: version {structure['version']!r}, expected one of {READ}")
     size = image_hw(structure["image_size"])
     classifier = structure["classifier"]
-    _keys("classifier", classifier, ("in_channels", "num_classes"), "bias")
+    _keys("classifier", classifier, ("in_channels", "num_classes"), "bias", "window")
     in_channels = _widths("classifier", classifier["in_channels"])
     features = _Builder(custom).module("features", structure["features"], DEEPEST)
     classes = _int("classifier num_classes", classifier["num_classes"], 1)
-    head = Classifier(1, classes, _flag("classifier", classifier, "bias", True))
+    window = pair(_window("classifier window", classifier.get("window", [1, 1]), 1))
+    head = Classifier(1, classes, _flag("classifier", classifier, "bias", True), window)
     head.build(in_channels)
     size = size[0] if isinstance(structure["image_size"], int) else size
     network = Network(features, head, size)

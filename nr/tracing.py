@@ -19,17 +19,14 @@ VALUE = "nr_value"  # of a node that makes a number, or the sizes of a tensor
 
 SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 CATS = (torch.cat, torch.concat)
-FLATTENS = (torch.flatten, "flatten", "view", "reshape", torch.reshape, torch.squeeze, "squeeze")
 MEANS = (torch.mean, "mean")
 SPATIAL = ({2, 3}, {-1, -2})  # dimensions whose mean is a global average pooling
-MULTIPLIES = ("mul", "mul_", "imul", "matmul", "bmm", "einsum")
-MOVES = ("chunk", "split", "transpose", "permute", "getitem", "channel_shuffle")
 BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
-CONVS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
 
 
-class Graph:
+class Traced:
     """The traced ``model``: its nodes in order, the modules they call, shapes and origins.
 
     ``nodes``: of the evaluation mode. ``traces``: both modes, for networks that give more in
@@ -58,7 +55,6 @@ class Graph:
                 node.meta[SHAPE] = result.shape
             elif isinstance(result, int | float | torch.Size):
                 node.meta[VALUE] = result
-        self.dominator = _dominators(self.nodes)
 
     def _traced(self, model: nn.Module, channels: int) -> Traces:
         """Both modes, or a ValueError that says what is in the way."""
@@ -119,81 +115,26 @@ class Graph:
 
     def reason(self, node: fx.Node) -> str | None:
         """Why the operation of ``node``, whatever is around it, has no exact form in units."""
-        name = getattr(node.target, "__name__", str(node.target))
-        kind = type(self.module(node)).__name__
-        if isinstance(self.module(node), NORMS):
+        module = self.module(node)
+        kind = type(module).__name__
+        if isinstance(module, NORMS):
             return (
                 f"{kind} (LayerNorm as in convnext and transformers) is no batch norm, whose scales"
                 " are measured: only networks with batch norm after their convolutions can be"
                 " converted"
             )
-        if isinstance(self.module(node), CONVS):
+        if isinstance(module, CONVS):
             return f"{kind} is no nn.Conv2d, which is the only convolution that units have"
-        if isinstance(self.module(node), BATCH_NORMS):
-            if type(self.module(node)) not in BATCH_NORMS:
-                return f"{kind} may do more than nn.BatchNorm2d, which units have: use that itself"
-            before = node.args[0]
-            weighs = isinstance(self.module(before), nn.Conv2d | nn.Linear)
-            if not weighs or len(list(readers(before))) > 1:
-                return (
-                    "this batch norm does not follow a convolution or linear layer of its own"
-                    " (pre-activation order, as in torchvision's densenet), and only scales right"
-                    " after one are measured: use conv-BN-ReLU order, as models.imagenet does"
-                )
         if kind == FROZEN:
             return (
                 "FrozenBatchNorm2d has no scale that is trained, so nothing of it can be measured:"
                 " use nn.BatchNorm2d, in eval mode and without gradients where it is to be frozen"
             )
-        if node.op == "get_attr":
-            return f"{node.target} is computed with outside of a module of torch's"
         if node.op == "call_module" and len(inputs(node)) != 1:
             return f"{kind} reads {len(inputs(node))} activations, and units read one"
-        if node.op not in ("call_function", "call_method") or VALUE in node.meta:
-            return None
-        if name in MULTIPLIES:
-            return self.product_reason(node, name)
-        if name in MOVES or (node.target in FLATTENS and not self.is_flatten(node)):
-            return (
-                f"{name} splits or moves channels (to shuffle them as in shufflenet, or for the"
-                " LayerNorm of convnext and transformers), so they do not stay in their places when"
-                " widths change: use a variant without it"
-            )
-        if node.target in CATS and not self.is_concat(node):
-            return (
-                f"concatenates {len(node.args[0])} activations other than one and what is made of"
-                " it (n-way, as in googlenet, inception, squeezenet and shufflenet): only a branch"
-                " of an activation can be put behind it"
-            )
-        if node.target in MEANS and not self.is_global_mean(node):
-            return "is no mean over H and W in one: use nn.AdaptiveAvgPool2d(1)"
         if node.target in DROPOUTS and not node.meta[FOLLOWS]:
             return "the mode of this functional dropout is fixed: use nn.Dropout"
         return None
-
-    def product_reason(self, node: fx.Node, name: str) -> str:
-        """Why this product has no exact form in units."""
-        sides = inputs(node)
-        if len(sides) < 2:
-            factors = [a for a in node.args if a not in sides]
-            if not factors:
-                return f"{name} of an activation with itself, which units do not have"
-            return (
-                f"{name} with the constant {str(factors[0])[:40]}: units have no such factor: put"
-                " it into the weights before it, or into an nn module that multiplies"
-            )
-        if any(side.op == "get_attr" for side in sides):
-            return f"{name} with a parameter or buffer: units have no such factor"
-        a, b = (shape(side) for side in sides[:2])
-        if a != b and 1 in (a[2:].numel(), b[2:].numel()):
-            return (
-                f"{name} multiplies activations: squeeze-excite (as in efficientnet, regnet_y and"
-                " mobilenet_v3) ties each channel to all others: use a variant without it"
-            )
-        return (
-            f"{name} multiplies activations of {list(a)} and {list(b)}, which units do not: for an"
-            " activation of one's own, x·f(x), use an nn module, as nn.SiLU"
-        )
 
     def mode_reason(self) -> str | None:
         """What training adds, or changes, that the evaluation mode does not have."""
@@ -209,27 +150,6 @@ class Graph:
             "its forward depends on self.training, and one mode would be lost: in train mode it"
             f" {what} {', '.join(extra[:3]) or 'other outputs'}"
         )
-
-    def is_flatten(self, node: fx.Node) -> bool:
-        """Whether the node makes [B, C·H·W] of [B, C, H, W], or takes a 1 from [B, C, 1, 1]."""
-        if node.target not in FLATTENS and type(self.module(node)) is not nn.Flatten:
-            return False
-        before, after = shape(self.dominator[node]), shape(node)
-        pooled = before[2:].numel() == 1 and after[:2] == before[:2]
-        return pooled or after == (before[0], before[1:].numel())
-
-    def is_concat(self, node: fx.Node) -> bool:
-        """Whether the node puts what is made of an activation behind it."""
-        parts, fork = node.args[0], self.dominator[node]
-        dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-        if len(parts) == 1:
-            return True  # as it is
-        return len(parts) == 2 and parts[0] is fork and parts[1] is not fork and dim == 1
-
-    def is_global_mean(self, node: fx.Node) -> bool:
-        """Whether the node is the mean over H and W."""
-        dims = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
-        return node.target in MEANS and isinstance(dims, list | tuple) and {*dims} in SPATIAL
 
     def module(self, node: fx.Node) -> nn.Module | None:
         """The module that a node calls."""
@@ -248,10 +168,10 @@ class Graph:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         return self.modules[stack[-1][0] if stack else ""]
 
-    def block(self, node: fx.Node) -> str:
-        """The module in whose forward the node is called, as one word."""
-        stack = list((node.meta.get("nn_module_stack") or {}).values())
-        return (stack[-1][0] if stack else "").replace(".", "_") or node.name
+    def tensor(self, node: fx.Node) -> Tensor:
+        """The parameter or buffer that a node gives."""
+        *path, name = str(node.target).split(".")
+        return getattr(self.modules[".".join(path)], name)
 
 
 def has_tensor(node: fx.Node) -> bool:
@@ -271,24 +191,6 @@ def shape(node: fx.Node) -> torch.Size:
 def readers(node: fx.Node) -> Iterator[fx.Node]:
     """The nodes that read the node's values, not only its shape."""
     return (user for user in node.users if has_tensor(user) or user.op == "output")
-
-
-def _dominators(nodes: list[fx.Node]) -> dict[fx.Node, fx.Node]:
-    """For each node the last one before it through which all that it reads has come."""
-    place = {node: index for index, node in enumerate(nodes)}
-    found: dict[fx.Node, fx.Node] = {}
-    for node in nodes:
-        sides = inputs(node)
-        if sides:
-            common = sides[0]
-            for side in sides[1:]:
-                while common is not side:  # up the tree of dominators, from the later one
-                    later = max(common, side, key=place.get)
-                    if later not in found:
-                        break
-                    common, side = found[later], min(common, side, key=place.get)
-            found[node] = common
-    return found
 
 
 def _line(error: Exception) -> str:

@@ -336,8 +336,10 @@ class _Walk:
         return found._replace(curved=curved, lifted=lifted)
 
     def pick(self, pick: Pick, name: str, at: _At) -> _At:
-        lists = [places.cpu() for places in pick.lists()]
-        numbers = tuple(given[chosen] for given, chosen in zip(at.step.numbers, lists, strict=True))
+        numbers = tuple(
+            given[torch.tensor(chosen, device="cpu")]
+            for given, chosen in zip(at.step.numbers, pick.places, strict=True)
+        )
         found = self.step(name, pick, (at.step.name,), numbers, at.step.sources, at.size)
         return found._replace(curved=at.curved, lifted=at.lifted)
 
@@ -395,10 +397,11 @@ class _Walk:
         """The classifier reads pooled features of the right width."""
         if not self.makers:
             raise ValueError("features: there is no nr.ConvBN in them")
-        if at.size != (1, 1):
+        if at.size != classifier.window:
+            height, width = classifier.window
             raise ValueError(
-                f"features: end in maps of {at.size[0]}x{at.size[1]}, the classifier needs 1x1:"
-                " end them with nn.AdaptiveAvgPool2d(1)"
+                f"features: end in maps of {at.size[0]}x{at.size[1]}, the classifier needs"
+                f" {height}x{width}: end them with nn.AdaptiveAvgPool2d(1)"
             )
         self.consume(at)
         self.fits("classifier", classifier.in_channels, at)

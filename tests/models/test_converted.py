@@ -24,7 +24,7 @@ def test_the_weights_are_a_function_of_the_seed():
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         made.append(models.build("cifar", "torchvision_mobilenet_v2", num_classes=3))
-    a, b, c = (network.features[0].convs[0].weight for network in made)
+    a, b, c = (wiring(network).layers[0].unit.convs[0].weight for network in made)
     assert torch.equal(a, b) and not torch.equal(a, c)
     assert made[0].classifier.num_classes == 3
 
@@ -33,7 +33,7 @@ def test_the_weights_are_a_function_of_the_seed():
     ("flags", "words"),
     [
         ("-a torchvision:nothing", "arch torchvision:nothing: torchvision has no network"),
-        ("-a torchvision:densenet121", "arch torchvision:densenet121: features.denseblock1"),
+        ("-a torchvision:convnext_tiny", "features.1.0.block.2: "),
         ("-a torchvision:resnet18 --width-mult 0.5", "width_mult: torchvision_resnet18 takes no"),
         ("-a torchvision:resnet18 --depth 20", "depth: torchvision_resnet18 takes no"),
         ("-a torchvision_resnet18", "is unknown: network: "),

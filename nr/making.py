@@ -1,0 +1,92 @@
+"""nr's units, norms and classifiers with the weights of torch's layers."""
+
+from torch import Tensor, nn
+
+from nr.layers import Classifier
+from nr.norms import norm_like, take_after
+from nr.plain import Size
+from nr.units import Conv, ConvBN, Norm
+
+
+def unit(layer: nn.Module, after: nn.Module | None, window: Size | None) -> ConvBN:
+    """A convolution, or a linear layer over a map of ``window`` pixels, and its batch norm.
+
+    Raises ValueError for what is no plain layer.
+    """
+    options = {} if after is None else {"eps": after.eps, "momentum": after.momentum}
+    if after is None:
+        options["bias"] = layer.bias is not None
+    made = (Conv if after is None else ConvBN)(**_window(layer, window), **options)
+    take_after(made.convs[0], layer)
+    weight = made.convs[0].weight
+    weight.copy_(layer.weight.view_as(weight))
+    if after is None:
+        take_after(made.norms[0], layer)
+        biased(made.norms[0], layer)
+        return made
+    _normed(made, after)
+    if layer.bias is not None:
+        made.norms[0].running_mean.sub_(layer.bias)  # a constant that the norm takes off again
+    return made
+
+
+def _window(layer: nn.Module, window: Size | None) -> dict:
+    """What a unit has of a convolution or linear layer."""
+    if isinstance(layer, nn.Linear):
+        sides = window[0] * window[1]
+        channels = {"in_channels": layer.in_features // sides, "out_channels": layer.out_features}
+        return channels | {"kernel_size": window, "padding": 0}
+    transposed = type(layer) is nn.ConvTranspose2d
+    if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d) or layer.padding_mode != "zeros":
+        raise ValueError(
+            f"{layer} is no plain nn.Conv2d, padded with zeros, which is the only one that units"
+            " have"
+        )
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+    found = {name: getattr(layer, name) for name in names}
+    same = layer.padding == "same" and all(side % 2 for side in layer.kernel_size)
+    padding = {"valid": 0, "same": None if same else "same"}.get(layer.padding, layer.padding)
+    found["padding"] = padding
+    if transposed:
+        found |= {"transposed": True, "output_padding": layer.output_padding}
+    return found
+
+
+def norm(after: nn.Module) -> Norm:
+    """A batch norm before a convolution."""
+    made = Norm(after.num_features, eps=after.eps, momentum=after.momentum)
+    _normed(made, after)
+    return made
+
+
+def scale(weight: Tensor) -> Norm:
+    """A product with a parameter of one number a channel."""
+    made = Norm(weight.numel(), eps=None)
+    own = made.norms[0].to(weight.device, weight.dtype)
+    own.weight.copy_(weight.flatten())
+    own.weight.requires_grad_(weight.requires_grad)
+    return made
+
+
+def _normed(made: ConvBN | Norm, after: nn.Module) -> None:
+    """Give a unit the batch norm ``after``."""
+    if isinstance(after, nn.SyncBatchNorm):
+        made.norms[0] = norm_like(after, after.num_features)
+    take_after(made.norms[0], after)
+    made.norms[0].load_state_dict(after.state_dict())
+
+
+def classifier(linear: nn.Linear, window: Size) -> Classifier:
+    """The classifier of a linear layer over a map of ``window`` pixels."""
+    channels = linear.in_features // (window[0] * window[1])
+    made = Classifier(channels, linear.out_features, linear.bias is not None, window)
+    take_after(made.linears[0], linear)
+    made.linears[0].weight.copy_(linear.weight)
+    biased(made.linears[0], linear)
+    return made
+
+
+def biased(made: nn.Module, layer: nn.Module) -> None:
+    """The bias of ``layer``, if it has one."""
+    if layer.bias is not None:
+        made.bias.copy_(layer.bias).requires_grad_(layer.bias.requires_grad)

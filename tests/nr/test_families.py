@@ -1,0 +1,237 @@
+"""Networks of every family, whole: converted, worn down, rebuilt in every form, and merged.
+
+Small images, random weights, varied norms, a random third of all parts or pairs silenced.
+"""
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+from torchvision.models.densenet import DenseNet
+from torchvision.models.efficientnet import EfficientNet, MBConvConfig
+from torchvision.models.mobilenetv3 import InvertedResidualConfig, MobileNetV3
+from torchvision.models.regnet import BlockParams, RegNet
+from torchvision.models.shufflenetv2 import ShuffleNetV2
+
+import nr
+from nr.life import life
+from nr.wiring import wiring
+from tests.helpers import logits_of, random_norms, relative_difference, same_tensors, vary
+
+SIZE = 32  # pixels
+CLASSES = 5
+EXACT = 1e-12  # of the largest logit, in double
+
+
+def efficientnet() -> nn.Module:
+    setting = [MBConvConfig(1, 3, 1, 32, 16, 1, 0.25, 1), MBConvConfig(4, 5, 2, 16, 24, 2, 0.25, 1)]
+    return EfficientNet(setting, dropout=0.1, num_classes=CLASSES, last_channel=32)
+
+
+def mobilenet_v3() -> nn.Module:
+    setting = [
+        InvertedResidualConfig(16, 3, 16, 16, True, "RE", 2, 1, 1),
+        InvertedResidualConfig(16, 5, 40, 24, True, "HS", 2, 1, 1),
+        InvertedResidualConfig(24, 5, 40, 24, False, "HS", 1, 1, 1),
+    ]
+    return MobileNetV3(setting, last_channel=32, num_classes=CLASSES)
+
+
+def regnet_y() -> nn.Module:
+    params = BlockParams([1, 2], [32, 48], [4, 4], [1.0, 1.0], [2, 2], se_ratio=0.25)
+    return RegNet(params, num_classes=CLASSES, stem_width=8)
+
+
+class Inception(nn.Module):
+    """Four branches side by side, windows of 1x7 and 7x1, a branch of a pooling."""
+
+    def __init__(self):
+        super().__init__()
+
+        def conv(i: int, o: int, size, **options) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(i, o, size, bias=False, **options), nn.BatchNorm2d(o))
+
+        self.stem = conv(3, 12, 3, stride=2)
+        self.one = conv(12, 6, 1)
+        self.two = nn.Sequential(
+            conv(12, 8, (1, 7), padding=(0, 3)), nn.ReLU(), conv(8, 6, (7, 1), padding=(3, 0))
+        )
+        self.three = conv(12, 5, 3, dilation=2, padding=2)
+        self.pool = nn.Sequential(nn.AvgPool2d(3, 1, 1), conv(12, 4, 1))
+        self.last = conv(21, 16, 3, stride=2)
+        self.fc = nn.Linear(16, CLASSES)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        parts = [F.relu(branch(x)) for branch in (self.one, self.two, self.three, self.pool)]
+        x = F.relu(self.last(torch.cat(parts, dim=1)))
+        return self.fc(x.mean((2, 3)))
+
+
+class PreActivation(nn.Module):
+    """Batch norm before each convolution, sums of three, a classical gate, a transposed window."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(12) for _ in range(3))
+        self.convs = nn.ModuleList(nn.Conv2d(12, 12, 1, bias=False) for _ in range(2))
+        self.squeeze, self.excite = nn.Linear(12, 4), nn.Linear(4, 12)
+        self.up = nn.ConvTranspose2d(12, 9, 3, 2, 1, bias=False)
+        self.up_norm = nn.BatchNorm2d(9)
+        self.scale = nn.Parameter(torch.rand(9, 1, 1) + 0.5)
+        self.fc = nn.Linear(9, CLASSES)
+
+    def forward(self, x):
+        x = self.stem(x)
+        branches = [
+            conv(norm(x).relu()) for conv, norm in zip(self.convs, self.norms, strict=False)
+        ]
+        x = branches[0] + branches[1] + 0.5 * x
+        x = self.norms[2](x).relu()
+        gate = torch.sigmoid(self.excite(self.squeeze(x.mean((2, 3))).relu()))
+        x = x * gate.view(x.shape[0], -1, 1, 1)
+        x = self.up_norm(self.up(x)).relu() * self.scale
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+FAMILIES = {
+    "densenet": lambda: DenseNet(8, (2, 2), 16, num_classes=CLASSES),
+    "efficientnet": efficientnet,
+    "mobilenet_v3": mobilenet_v3,
+    "regnet_y": regnet_y,
+    "shufflenet": lambda: ShuffleNetV2([2, 2, 1], [8, 16, 24, 32, 48], num_classes=CLASSES),
+    "inception": Inception,
+    "pre-activation": PreActivation,
+}
+
+
+def plain(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = FAMILIES[name]().double()
+    random_norms(model)
+    return model
+
+
+def images(count: int = 4) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(count, 3, SIZE, SIZE, generator=generator).double()
+
+
+@torch.no_grad()
+def wear(network: nr.Network, share: float = 1 / 3) -> nr.Network:
+    """Silence about this share of all parts and pairs; what a norm before a convolution says stays.
+
+    Its β may be anything where the convolution has no padding, and is below 0 elsewhere.
+    """
+    generator = torch.Generator().manual_seed(2)
+    plan = wiring(vary(network))
+    for layer in plan.prunable:
+        (norm,) = layer.unit.norms
+        part = plan.ties.part[layer.numbers[0]]
+        label = part.unique(return_inverse=True)[1]
+        dead = (torch.rand(len(part), generator=generator) < share)[label]
+        norm.weight[dead] = 0
+        padded = any(padded_reader(plan, step, layer.name) for step in plan.steps.values())
+        if padded and layer.name in {other.name for other in plan.norms}:
+            norm.bias[dead] = -norm.bias[dead].abs()
+    found = life(plan)
+    for layer in plan.layers:
+        for norm, live in zip(layer.unit.norms, found.masks(layer), strict=True):
+            for parameter in norm.parameters():
+                parameter[~live] = 0
+    return network
+
+
+def padded_reader(plan, step, name: str) -> bool:
+    """Whether ``step`` is a convolution with padding that reads what ``name`` makes."""
+    padded = isinstance(step.op, nr.ConvBN) and step.op.padding != 0
+    return padded and name in plan.steps[step.inputs[0]].sources
+
+
+def worn(name: str) -> nr.Network:
+    return wear(nr.convert(plain(name), SIZE))
+
+
+def seeded(model: nn.Module, training: bool) -> torch.Tensor:
+    torch.manual_seed(1)
+    return logits_of(model, images(), training)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_outputs_and_statistics_are_the_networks(name):
+    model = plain(name)
+    network = nr.convert(model, SIZE)
+    for training in (False, True, False):  # the last one sees the statistics of a step
+        found, wanted = (seeded(each, training) for each in (network, model))
+        assert found.shape == (4, 1, CLASSES)
+        assert relative_difference(found[:, 0], wanted) < EXACT
+
+
+@pytest.mark.parametrize("cross", ["removed", "attention", "full", "none"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_survived_logits_budget_and_gradients(name, cross):
+    network = worn(name)
+    state, before = copy.deepcopy(network.state_dict()), logits_of(network, images())
+    usage = nr.utilization(network)
+    assert same_tensors(state, network.state_dict())
+    report = nr.rejuvenate(network, cross)
+    assert usage.ratio == report.utilization.ratio < 0.9
+    assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
+    if cross != "none":
+        assert 0.9 <= report.budget <= 1.0
+    network.train()(images()).square().sum().backward()
+    assert not [n for n, p in network.named_parameters() if p.grad is None]
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("cross", ["removed", "full"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_merged_logits_are_the_sum(name, cross, training):
+    network = worn(name)
+    nr.rejuvenate(network, cross)
+    for module in network.modules():
+        if isinstance(module, nn.Dropout | torchvision.ops.StochasticDepth):
+            module.p = 0.0
+    before = logits_of(copy.deepcopy(network), images(), training).sum(1)
+    nr.merge(network)
+    assert (
+        relative_difference(logits_of(copy.deepcopy(network), images(), training)[:, 0], before)
+        < EXACT
+    )
+    assert nr.utilization(wear(network)).ratio < 1  # and again
+    before = logits_of(network, images())
+    nr.rejuvenate(network, cross)
+    assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_files_and_copies_bring_it_back(name, tmp_path):
+    network = worn(name)
+    nr.rejuvenate(network, "attention")
+    found = nr.structure(network)
+    nr.save(network, tmp_path / "network.pt")
+    into = nr.convert(plain(name), SIZE)
+    copies = [copy.deepcopy(network), nr.load(tmp_path / "network.pt", into=into)]
+    if name != "efficientnet":  # stochastic depth is a module that a file only names
+        assert nr.structure(nr.build(json.loads(json.dumps(found)))) == found
+        copies.append(nr.load(tmp_path / "network.pt"))
+    for other in copies:
+        assert torch.equal(logits_of(other, images()), logits_of(network, images()))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_from_scratch_has_the_new_widths(name):
+    first, second = worn(name), worn(name)
+    nr.rejuvenate(first, "full")
+    nr.rejuvenate(second, from_scratch=True)
+    widths = [
+        {layer.name: sum(layer.unit.out_channels) for layer in wiring(network).layers}
+        for network in (first, second)
+    ]
+    assert widths[0] == widths[1] and second.streams == 1
+    assert logits_of(second, images()).isfinite().all()
