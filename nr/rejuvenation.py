@@ -79,8 +79,8 @@ def rejuvenate(
     published formula says r; where it is False r is the largest whose cost is not above the old
     one, and None is the formula for networks whose cost grows as r², as the paper's. A network
     without a dead channel stays as it is (r = 1). Raises ValueError for an unknown mode, a
-    senseless ``round_to``, ``keep_frozen`` from scratch, a network that was rejuvenated before or is sharded
-    (FSDP2), and one that nr cannot follow. Whatever is raised, the network is then as it was.
+    senseless ``round_to``, ``keep_frozen`` from scratch, a network that was rejuvenated before or
+    is sharded (FSDP2), and one that nr cannot follow; the network is then as it was.
     """
     if cross not in (*CROSS, PRUNED):
         raise ValueError(f"cross: {cross!r} is unknown, expected one of {(*CROSS, PRUNED)}")
