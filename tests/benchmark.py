@@ -31,7 +31,7 @@ import nr
 from nr.layers import Network
 from nr.units import CROSS
 from nr.wiring import wiring
-from tests import plain
+from tests import plain, real
 from tests.launches import launches
 from utils.data import photographs
 from utils.data.batches import TrainBatches
@@ -107,7 +107,6 @@ SAME_WIDTHS = {"removed, same widths": 1.05, "attention, same widths": 2.0}
 HEADER = ("network", "phase", "img/s", "launches", "of the ceiling", "ratio", "to", "figure")
 NOT_MEASURED = "not measured"
 
-IMAGENET = Path(__file__).parents[1] / "../shared/data/imagenet-sample.tar"
 IMAGENET_BATCH, IMAGENET_REPEATS = 16, 8  # each photograph, so that start and end weigh little
 
 Timed = Callable[[], float]  # does its work and returns its seconds
@@ -420,10 +419,11 @@ def decode(file: bytes) -> None:
 def loader_row(rounds: int, device: torch.device) -> tuple:
     """The batches of a folder of photographs beside a bare loop in as many processes."""
     phase, workers = "imagenet loader", torch.get_num_threads()
-    if not IMAGENET.exists():
+    archive = real.archive(real.PHOTOGRAPHS)
+    if archive is None:
         return "-", phase, NOT_MEASURED, "-", "-", "-", "bare loop", 0.9
-    with tempfile.TemporaryDirectory() as folder, tarfile.open(IMAGENET) as archive:
-        archive.extractall(folder, filter="data")
+    with tempfile.TemporaryDirectory() as folder, tarfile.open(archive) as packed:
+        packed.extractall(folder, filter="data")
         Path(folder, "train").symlink_to("val")
         images, _ = photographs.load_imagenet(folder, 224)
         images = replace(

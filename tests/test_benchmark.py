@@ -10,7 +10,7 @@ import torch
 import models
 import nr
 from nr.wiring import wiring
-from tests import benchmark, plain
+from tests import benchmark, plain, real
 from tests.launches import launches
 from utils.machine import compiler
 
@@ -38,7 +38,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 256})
     monkeypatch.setattr(benchmark, "BATCH", {"cpu": 4, "cuda": 4})
     monkeypatch.setattr(benchmark, "WARM_UP", 1)
-    monkeypatch.setattr(benchmark, "IMAGENET", tmp_path / "none.tar")
+    monkeypatch.delenv(real.VARIABLE, raising=False)
     monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(benchmark, "footprint_in_child", benchmark.footprint)  # a child is slow
     monkeypatch.setattr(benchmark, "in_processes", in_this_process)
@@ -239,7 +239,7 @@ def test_what_saving_blocks_and_what_it_takes(small):
     assert row[6].startswith("writing 0.3 MB in ")  # weights of the narrow network and momentum
 
 
-@pytest.mark.skipif(not benchmark.IMAGENET.exists(), reason=f"{benchmark.IMAGENET} is not there")
+@real.needs(real.PHOTOGRAPHS)
 def test_the_loader_is_measured(monkeypatch):
     monkeypatch.setattr(benchmark, "WARM_UP", 0)
     monkeypatch.setattr(benchmark, "IMAGENET_REPEATS", 1)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import ImageFolder
 
+from tests import real
 from tests.image_files import message, pixels_of, write
 from utils.data import class_folders
 from utils.data.identity import digest
@@ -20,7 +21,6 @@ from utils.data.kinds import image_kinds
 from utils.data.photographs import load_imagenet
 from utils.data.sets import load_cifar
 
-REAL = Path(__file__).parents[2] / "../shared/data/cifar10-jpeg.tar.xz"
 CLASSES = ("bird", "cat", "dog")
 TRAIN, TEST = 4, 2  # images of a class in the folders that the tests make
 
@@ -470,7 +470,7 @@ def test_failed_write_leaves_nothing_behind(root, monkeypatch):
 # Real images.
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not there")
+@real.needs(real.CIFAR)
 def test_real_images(tmp_path):
     wanted = {
         f"{split}/{name}/{index:04}.jpg"
@@ -478,7 +478,7 @@ def test_real_images(tmp_path):
         for name in ("airplane", "truck")
         for index in range(5)
     }
-    with tarfile.open(REAL) as archive:
+    with tarfile.open(real.archive(real.CIFAR)) as archive:
         for member in archive:
             if member.name in wanted:
                 archive.extract(member, tmp_path, filter="data")

@@ -18,6 +18,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchvision import transforms
 
 from nr import SGD
+from tests import real
 from tests.helpers import tiny, vary
 from tests.image_files import message, pixels_of, write
 from utils.data import photographs
@@ -25,7 +26,6 @@ from utils.errors import DataError
 from utils.machine.seeding import ORDER, mixed_seed
 from utils.training import engine
 
-REAL = Path(__file__).parents[2] / "../shared/data/imagenet-sample.tar"
 SIZE = 16  # pixels a side of a crop in these tests
 LEVEL = 1 / 255 / min(photographs.STD)  # one pixel value, after normalisation
 CLASSES = ("n01", "n02", "n03")
@@ -695,9 +695,9 @@ def test_the_batches_are_the_same_on_a_gpu(train, test, workers):
 # Real photographs.
 
 
-@pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not there")
+@real.needs(real.PHOTOGRAPHS)
 def test_real_photographs(tmp_path):
-    with tarfile.open(REAL) as archive:
+    with tarfile.open(real.archive(real.PHOTOGRAPHS)) as archive:
         files = [member for member in archive if member.isfile()][:12]
         archive.extractall(tmp_path, files, filter="data")
     (tmp_path / "train").symlink_to(tmp_path / "val")

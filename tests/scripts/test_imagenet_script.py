@@ -11,12 +11,12 @@ import torch
 import torchvision
 
 import models
+from tests import real
 from tests.helpers import form
 from tests.running import ROOT, assert_same_run, drive, dying, load, started
 from utils.shown.log import read_log
 from utils.training import engine, signals, trainer
 
-SAMPLE = ROOT.parent / "shared" / "data" / "imagenet-sample.tar"
 TINY = "--image-size 32 --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 6 -j 2"
 SMALL = (
     f"--synthetic --subset 40 -a vgg_nr --epochs 2 --schedule 30 {TINY}"
@@ -159,10 +159,10 @@ def test_refusals(flags, status, words, tmp_path):
     assert words in result.stderr.splitlines()[-1]
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason=f"no sample photographs at {SAMPLE}")
+@real.needs(real.PHOTOGRAPHS)
 def test_the_readme_commands_on_photographs(tmp_path):
     """The two VGG-16 commands as written, on 100 photographs as train and val, made small."""
-    with tarfile.open(SAMPLE) as archive:
+    with tarfile.open(real.archive(real.PHOTOGRAPHS)) as archive:
         archive.extractall(tmp_path / "data", filter="data")
     (tmp_path / "data" / "train").symlink_to("val")
     readme = (ROOT / "README.md").read_text().replace("\\\n", " ")

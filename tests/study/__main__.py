@@ -1,4 +1,4 @@
-"""The study: makes its data, runs every arm, evaluates, compares, and can be killed at any moment.
+"""The study: fetches its data, runs every arm, evaluates, compares, and can be killed at any moment.
 
 python -m tests.study                          settings a, b and c, in the background for days
 python -m tests.study --pilot b                λ of setting b, on held-out training images
@@ -15,6 +15,7 @@ from pathlib import Path
 from tests.running import ROOT
 from tests.study import data, evaluation, summary
 from tests.study.jobs import (
+    CIFAR,
     Job,
     Places,
     Shape,
@@ -24,7 +25,9 @@ from tests.study.jobs import (
 )
 from tests.study.progress import TRAINED, begun, progress, report
 from tests.study.scheduler import EVALUATED, Scheduler, refuse_second
-from tests.study.settings import ARMS, GROUPS, HELD_OUT, JPEG, SEARCH, Setting
+from tests.study.settings import ARMS, GROUPS, HELD_OUT, IMAGES, SEARCH, Setting
+from utils.data import torchvision_cifar
+from utils.data.identity import folder_name
 from utils.errors import InputError
 from utils.training.checkpoint import LAST
 
@@ -46,14 +49,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--arms", nargs="+", choices=ARMS, help="only these of each setting")
     add("--seeds", nargs="+", type=int, help="instead of those of each setting")
     add("--cores", type=int, default=os.cpu_count(), help="runs at once, each on one thread")
-    add("--runs", type=Path, default=ROOT / "../nr-study", help="folder of the run folders")
-    add("--data", type=Path, default=ROOT / "../nr-data/cifar10-jpeg", help="the images")
-    add(
-        "--archive",
-        type=Path,
-        default=ROOT / "../shared/data/cifar10-jpeg.tar.xz",
-        help="what --data is unpacked from, where it is not there",
-    )
+    add("--data", default=CIFAR, help="cifar10 (torchvision's), or a folder with train/ and test/")
+    add("--archive", type=Path, help="what the folder --data is unpacked from, if it is not there")
+    add("--runs", type=Path, help="folder of the run folders, runs/NAME OF --data if not given")
     add("--imagenet", type=Path, default=Path("~/dataset/ILSVRC2012"), help="train/ and val/")
     add("--extra", default="", help="flags for every run, such as '--gpu-id 0,1 -j 20'")
     modes = parser.add_mutually_exclusive_group()
@@ -71,6 +69,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.cores < 1:
         parser.error(f"--cores {args.cores}: at least 1")
+    if args.archive and args.data == CIFAR:
+        parser.error(f"--archive {args.archive}: name the folder for its images with --data")
     return args
 
 
@@ -90,6 +90,14 @@ def chosen(args: argparse.Namespace) -> tuple[Setting, ...]:
     return tuple(setting for group in groups for setting in GROUPS[group])
 
 
+def places_of(args: argparse.Namespace) -> Places:
+    """Where the flags say that things are."""
+    data = None if args.data == CIFAR else for_scripts(Path(args.data))
+    runs = args.runs or ROOT / "runs" / folder_name(args.data)
+    downloads = for_scripts(ROOT / "data")  # as cifar.py
+    return Places(for_scripts(runs), data, for_scripts(args.imagenet), args.extra, downloads)
+
+
 def for_scripts(path: Path) -> Path:
     """``path`` for the scripts, which run in the checkout: relative to it where it lies beside."""
     path = path.expanduser().resolve()
@@ -104,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs = [
         job for job in all_jobs(settings, args.seeds) if not args.arms or job.arm.name in args.arms
     ]
-    places = Places(*map(for_scripts, (args.runs, args.data, args.imagenet)), args.extra)
+    places = places_of(args)
     os.chdir(ROOT)
     try:
         if args.collect:
@@ -147,7 +155,7 @@ def printed(job: Job, places: Places) -> str:
 def run(
     settings: tuple[Setting, ...], jobs: list[Job], places: Places, args: argparse.Namespace
 ) -> int:
-    """Make the data, run what is left, print the summary. Returns the exit status."""
+    """Fetch the data, run what is left, print the summary. Returns the exit status."""
     for setting in settings:
         if not setting.chosen:
             print(f"setting {setting.name}: left out, its λ is not chosen: --pilot {setting.name}")
@@ -155,7 +163,7 @@ def run(
     study = refuse_second(places.runs)
     try:
         make_data(settings, places, args.archive)
-        if restored := summary.restore(jobs, COMMITTED, places.runs):
+        if restored := summary.restore(jobs, COMMITTED, places):
             print(f"{restored} finished runs taken from {COMMITTED}")
         print(report(jobs, places, args.cores))
 
@@ -195,13 +203,23 @@ def evaluated_file(job: Job, folder: Path) -> str:
     return job.before if rebuilt else LAST
 
 
-def make_data(settings: tuple[Setting, ...], places: Places, archive: Path) -> None:
-    """The image folders that ``settings`` read, where they are not there yet."""
+def make_data(settings: tuple[Setting, ...], places: Places, archive: Path | None) -> None:
+    """The images that ``settings`` read, where they are not there yet: before runs that share them.
+
+    Raises InputError where they cannot be had.
+    """
     kinds = {setting.data for setting in settings}
-    if kinds & {JPEG, HELD_OUT}:
-        data.unpack(archive, places.data)
-    if HELD_OUT in kinds:
-        data.hold_out(places.data, Path(f"{places.data}-heldout"))
+    if places.data and kinds & {IMAGES, HELD_OUT}:
+        data.made_folder(places.data, archive)
+    if places.data and HELD_OUT in kinds:
+        data.hold_out(places.data, places.held_out)
+    filled = [places.filled(kind) for kind in kinds]
+    for name, kind in torchvision_cifar.KINDS.items():
+        if any(flags.startswith(f"-d {name} ") for flags in filled):
+            torchvision_cifar.load(kind, places.downloads)
+    if not places.data and HELD_OUT in kinds:
+        train, _ = torchvision_cifar.load(torchvision_cifar.KINDS[CIFAR], places.downloads)
+        data.hold_out_of(train, places.held_out)
 
 
 if __name__ == "__main__":

@@ -12,29 +12,42 @@ import nr
 from nr.graph import IMAGE
 from nr.wiring import wiring
 from tests.study.settings import ARMS, BOTH, COMPUTE, SEARCH, TRAIN, Arm, Setting
-from utils.report.runs import described
+from utils.report.runs import data_name, described
 from utils.shown.log import read_log
 
 WIDTH_STEP = 1000  # --width-mult of a narrow network is a multiple of 1 / WIDTH_STEP
 COMPUTE_TOLERANCE = 0.1  # plain-compute is left out where it is this close to plain-long
+CIFAR = "cifar10"  # of -d, and of the study's --data where that is no folder
 CLASSES = {"cifar100": 100, "ILSVRC2012": 1000}  # of the data sets that have not 10
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where things are, as paths that the scripts can use from the checkout."""
+    """Where things are, as paths that the scripts can use from the checkout.
+
+    ``data``: a folder of images, or None for torchvision's CIFAR-10 in ``downloads``; ``extra``:
+    flags for every run.
+    """
 
     runs: Path
-    data: Path
+    data: Path | None
     imagenet: Path
-    extra: str = ""  # flags for every run
+    extra: str = ""
+    downloads: Path = Path("data")
+
+    @property
+    def held_out(self) -> Path:
+        """The folder of the pilots' images."""
+        return Path(f"{self.data or self.downloads / CIFAR}-heldout")
 
     def filled(self, flags: str) -> str:
-        """``flags`` with the data folders filled in."""
+        """``flags`` with the data sets filled in."""
+        downloads = shlex.quote(str(self.downloads))
+        folder = f"-d folder --data {shlex.quote(str(self.data))}"
         return flags.format(
-            jpeg=shlex.quote(str(self.data)),
-            heldout=shlex.quote(f"{self.data}-heldout"),
-            torchvision=shlex.quote(str(self.data.parent)),
+            images=folder if self.data else f"-d {CIFAR} --data {downloads}",
+            heldout=shlex.quote(str(self.held_out)),
+            torchvision=downloads,
             imagenet=shlex.quote(str(self.imagenet)),
         )
 
@@ -210,6 +223,19 @@ def parsed_spec(line: list[str]) -> str:
     classes = CLASSES.get(getattr(args, "dataset", "ILSVRC2012"), 10)
     options = keywords | {"num_classes": classes}
     return json.dumps({"family": Path(line[0]).stem, "arch": args.arch, "options": options})
+
+
+def data_of(setting: Setting, places: Places) -> str:
+    """The data set of its runs, as tables name it."""
+    script = cifar if setting.script == "cifar.py" else imagenet
+    args, _ = script.parse(shlex.split(f"{setting.network} {places.filled(setting.data)}"))
+    return data_name(vars(args) | {"subset": None})
+
+
+def data_in(folder: Path) -> str:
+    """The data set of the run in ``folder``, as ``data_of``."""
+    args = json.loads((folder / "run.json").read_text())["args"]
+    return data_name(args | {"subset": None})
 
 
 def read_searched(folder: Path) -> Searched | None:

@@ -55,7 +55,7 @@ ARMS = {
 }
 PLAIN_ARMS = ("plain", PLAIN_LONG, PLAIN_COMPUTE, PLAIN_NARROW)
 ALL_ARMS = tuple(name for name in ARMS if name != "nr")
-JPEG, HELD_OUT = "-d folder --data {jpeg}", "-d folder --data {heldout}"
+IMAGES, HELD_OUT = "{images}", "-d folder --data {heldout}"  # CIFAR-10, or what --data names
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Setting:
 
 
 A = Setting(
-    "a", "-a vgg19_bn", JPEG, "--amp", images=5000, width=0.25, sparsity=1.4e-3
+    "a", "-a vgg19_bn", IMAGES, "--amp", images=5000, width=0.25, sparsity=1.4e-3
 )  # λ chosen on held-out training images: checkpoints/heldout
 # Twice as wide on half as many images, trained until it knows them: most channels are to spare, and
 # more epochs are no longer what a network lacks. Batches of 32 give as many steps an epoch as
@@ -114,7 +114,7 @@ A = Setting(
 B = Setting(
     "b",
     "-a vgg19_bn",
-    JPEG,
+    IMAGES,
     "--amp --train-batch 32",
     images=2500,
     width=0.5,
@@ -129,7 +129,7 @@ B = Setting(
 C = Setting(
     "c",
     "-a resnet --depth 110",
-    JPEG,
+    IMAGES,
     "--amp --train-batch 32 --lr 0.03",
     images=2500,
     width=0.25,
@@ -212,10 +212,10 @@ QUICK = Setting(
     arms=(SEARCH, "plain", NR_CR, PLAIN_LONG),
     seeds=(1, 2),
 )
-# The published setting on the images that are there: settings by --setting are much smaller.
-PUBLISHED_JPEG = replace(
-    published_cifar("vgg19jpeg", VGG, "", 1.5e-4),
-    data=JPEG,
+# The published setting with every arm: settings by --setting are much smaller.
+PUBLISHED_ARMS = replace(
+    published_cifar("vgg19arms", VGG, "", 1.5e-4),
+    data=IMAGES,
     arms=(SEARCH, "plain", NR_CR, "nr-ca", PLAIN_LONG),
     seeds=(1, 2, 3),
 )
@@ -235,7 +235,7 @@ GROUPS: dict[str, tuple[Setting, ...]] = {
         published_cifar("densenet100c10", DENSENET, "cifar10", 1e-4),
         published_cifar("densenet100c100", DENSENET, "cifar100", 2e-4),
     ),
-    "paper jpeg": (PUBLISHED_JPEG,),
+    "paper arms": (PUBLISHED_ARMS,),
     "paper imagenet": (
         published_imagenet("densenet121", "densenet121_nr", 90, 256),
         published_imagenet("vgg16", "vgg16_nr", 100, 128),

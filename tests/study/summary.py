@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.study.jobs import Job
+from tests.study.jobs import Job, Places, data_in, data_of
 from tests.study.progress import FINAL, progress
 from tests.study.settings import NR_CR, PLAIN_ARMS, PLAIN_LONG, PLAIN_NARROW, SEARCH
 from utils.errors import InputError
@@ -146,8 +146,19 @@ def live_table(jobs: Iterable[Job], runs: Path) -> str:
 
 
 def collect(runs: Path, target: Path) -> int:
-    """Copy log, description and evaluation of every run in ``runs``; how many runs there were."""
+    """Copy log, description and evaluation of every run in ``runs``; how many runs there were.
+
+    Raises InputError, before anything is copied, for a run that would take the place of one on
+    other data.
+    """
     folders = sorted(path.parent for path in runs.glob("*/log.txt"))
+    for folder in folders:
+        there = target / folder.name
+        if (there / "run.json").exists() and data_in(there) != data_in(folder):
+            raise InputError(
+                f"{there}: a run on {data_in(there)}, and {folder} is one on {data_in(folder)}:"
+                " give --collect another folder"
+            )
     for folder in folders:
         (target / folder.name).mkdir(parents=True, exist_ok=True)
         for name in COLLECTED:
@@ -156,12 +167,14 @@ def collect(runs: Path, target: Path) -> int:
     return len(folders)
 
 
-def restore(jobs: list[Job], source: Path, runs: Path) -> int:
+def restore(jobs: list[Job], source: Path, places: Places) -> int:
     """The other way, on a new machine: runs of ``jobs`` that are finished in ``source``.
 
-    Without checkpoints a search is of no use to arms that start from its network: where one of
-    those is not finished, only runs that need no search are copied. Returns how many.
+    Those on other data than ``places`` has are none of them. Without checkpoints a search is of no
+    use to arms that start from its network: where one of those is not finished, only runs that
+    need no search are copied. Returns how many.
     """
+    runs = places.runs
     states = {job: progress(job, source).state for job in jobs}
     stuck = {job.search.name for job in jobs if job.arm.resumes and states[job] not in FINAL}
     wanted = [
@@ -169,6 +182,7 @@ def restore(jobs: list[Job], source: Path, runs: Path) -> int:
         for job in jobs
         if states[job] in FINAL
         and (source / job.name).is_dir()
+        and data_in(source / job.name) == data_of(job.setting, places)
         and not (runs / job.name / "log.txt").exists()
         and not (job.search.name in stuck and (job.arm.needs_search or job.arm.name == SEARCH))
     ]

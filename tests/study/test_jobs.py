@@ -144,6 +144,16 @@ def test_two_rounds_start_from_the_search_of_their_seed(setting, places):
     assert found.arm.needs_search and found.arm.rounds == 2
 
 
+def test_without_a_folder_the_images_are_torchvisions(places):
+    """Beside cifar.py's own, and the pilots' beside them."""
+    places = replace(places, data=None)
+    assert places.filled(SETTING_A.data) == "-d cifar10 --data data"
+    (pilot, *_) = GROUPS["pilot a"]
+    assert places.filled(pilot.data) == "-d folder --data data/cifar10-heldout"
+    assert jobs.data_of(pilot, places) == "CIFAR-10, held-out training images"
+    assert jobs.data_of(SETTING_A, places) == "CIFAR-10"
+
+
 def test_evaluation_is_on_every_test_image_with_the_last_network(places):
     shaped = shape(job("plain"), None)
     line = jobs.evaluation_words(job("plain"), places, shaped, "checkpoint.pth.tar")

@@ -1,16 +1,17 @@
 """What the study takes for done, and how it estimates what is left."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from tests.report.test_report import structure as report_structure
 from tests.study import progress as states
 from tests.study import summary
-from tests.study.__main__ import evaluated_file
-from tests.study.jobs import Job, Places, Shape
+from tests.study.__main__ import COMMITTED, evaluated_file
+from tests.study.jobs import Job, Places, Shape, all_jobs
 from tests.study.progress import Cost, cost, progress, seconds_left
-from tests.study.settings import ARMS, QUICK
+from tests.study.settings import ARMS, GROUPS, QUICK
 from utils.shown.log import write_log
 
 SPEC = {
@@ -37,7 +38,9 @@ def leave(runs, arm: str, *, rejuvenated: bool = False, evaluated: bool = False,
     folder.mkdir(parents=True, exist_ok=True)
     write_log(folder / "log.txt", rows(**how))
     structure = report_structure("removed" if rejuvenated else "plain")
-    (folder / "run.json").write_text(json.dumps({"network": SPEC, "structure": structure}))
+    args = {"dataset": "synthetic", "subset": 200}
+    content = {"network": SPEC, "structure": structure, "args": args}
+    (folder / "run.json").write_text(json.dumps(content))
     if evaluated:
         (folder / "evaluation.json").write_text("{}")
 
@@ -151,17 +154,25 @@ def test_seconds_left_by_the_speed_of_the_same_network():
 def test_a_new_machine_starts_with_the_runs_that_were_collected(tmp_path):
     """Those that wait for the weights of a search need it again, and with it its length."""
     source, runs = tmp_path / "collected", tmp_path / "runs"
-    jobs = [job(arm) for arm in QUICK.arms]
+    jobs, places = [job(arm) for arm in QUICK.arms], Places(runs, None, tmp_path)
     leave(source, "plain", search=0, train=3, evaluated=True)
     leave(source, "search", search=4, train=0, utilization=0.85, rejuvenated=True, evaluated=True)
     leave(source, "plain-long", search=0, train=7, evaluated=True)
     leave(source, "nr-cr", search=4, train=1)
-    assert summary.restore(jobs, source, runs) == 1
+    assert summary.restore(jobs, source, places) == 1
     assert (state(runs, "plain"), state(runs, "search")) == (states.DONE, states.READY)
     leave(source, "nr-cr", search=4, train=3, evaluated=True)
-    assert summary.restore(jobs, source, runs) == 3
+    assert summary.restore(jobs, source, places) == 3
     assert {state(runs, arm) for arm in QUICK.arms} == {states.DONE}
-    assert summary.restore(jobs, source, runs) == 0
+    assert summary.restore(jobs, source, places) == 0
+
+
+@pytest.mark.parametrize(("data", "expected"), [("x/cifar10-jpeg", 1), ("x/other", 0), (None, 0)])
+def test_runs_on_other_data_are_not_done(data, expected, tmp_path):
+    """Those of setting a were collected on CIFAR-10 (JPEG), wherever that lay."""
+    places = Places(tmp_path, data and Path(data), tmp_path)
+    (found,) = (j for j in all_jobs(GROUPS["setting a"], [1]) if j.arm.name == "plain")
+    assert summary.restore([found], COMMITTED, places) == expected
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.forks import Fork, ForkedPopen
-from tests.running import LIMIT, begin_unrendered, dying, watched
+from tests.running import LIMIT, ROOT, begin_unrendered, dying, watched
 from tests.study import scheduler
-from tests.study.__main__ import main
+from tests.study.__main__ import main, parse, places_of
 from tests.study.scheduler import locked
 from tests.study.settings import QUICK
 from utils.shown.log import read_log
@@ -48,7 +48,7 @@ def here(monkeypatch):
         ("", 33 + 21 + 15),
         ("--pilot a b c", 7 + 7 + 5),
         ("--setting a --pilot b", 33 + 7),
-        ("--paper cifar imagenet jpeg", 18 + 15),
+        ("--paper cifar imagenet arms", 18 + 15),
         ("--quick", 8),
     ],
 )
@@ -59,6 +59,13 @@ def test_every_setting_is_printed(flags, count, tmp_path, capsys, here):
     assert len(commands) == count
     assert all(line.startswith(("python ", "# ")) for line in lines)
     assert not list(tmp_path.iterdir())
+
+
+def test_nothing_outside_of_the_checkout_is_needed():
+    places = places_of(parse([]))
+    assert places.data is None and places.runs == Path("runs/cifar10")
+    assert (places.downloads, places.held_out) == (Path("data"), Path("data/cifar10-heldout"))
+    assert places_of(parse(["--data", f"{ROOT}/data/pets/"])).runs == Path("runs/pets")
 
 
 def test_status_of_nothing(tmp_path, capsys, here):

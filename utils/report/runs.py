@@ -23,6 +23,7 @@ PUBLISHED_DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # torchvision
 IMAGENET = "ImageNet"
 IMAGENET_SIZE = {"classes": 1000, "images": [1281167, 50000]}  # of ILSVRC2012
 DATA_NAMES = {  # folders
+    "cifar10-heldout": "CIFAR-10, held-out training images",
     "cifar10-jpeg": "CIFAR-10 (JPEG)",
     "cifar10-jpeg-heldout": "CIFAR-10 (JPEG), held-out training images",
 }
