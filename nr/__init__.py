@@ -12,7 +12,7 @@ from nr.structure import build, structure
 from nr.units import Conv, ConvBN
 from nr.utilization import utilization
 
-__version__ = "1.0.0"
+__version__ = "0.1.0"
 __all__ = [
     "SGD",
     "Chain",

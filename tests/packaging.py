@@ -24,11 +24,18 @@ def copied(folder: Path) -> Path:
 
 def pip(*words: str | Path) -> str | None:
     """Run pip with the setuptools that are here; why that is impossible, or None if it worked."""
+    return _run("-m", "pip", *map(str, words))
+
+
+def source_distribution(source: Path, target: Path) -> str | None:
+    """Make that of ``source`` in ``target``; as ``pip``."""
+    build = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    return _run("-c", build, str(target), cwd=source)
+
+
+def _run(*words: str, cwd: Path | None = None) -> str | None:
     result = subprocess.run(
-        [sys.executable, "-m", "pip", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT,
+        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=LIMIT
     )
     said = result.stdout + result.stderr
     if result.returncode and ("setuptools" in said or "No module named pip" in said):

@@ -1,4 +1,4 @@
-"""The study: fetches its data, runs every arm, evaluates, compares, and can be killed at any moment.
+"""The study: gets its data, runs every arm, evaluates, compares, and can be killed at any moment.
 
 python -m tests.study                          settings a, b and c, in the background for days
 python -m tests.study --pilot b                λ of setting b, on held-out training images
