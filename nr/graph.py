@@ -100,8 +100,8 @@ class Graph(Streamed, nn.Module):
         """What ``node`` makes of the activations that it reads."""
         if node.op is None:
             return on_streams(self.get_submodule(node.name), *read)
-        if len(read) == 1:
-            return read[0]
+        if len(read) == 1:  # what follows may change it in place, and others read it
+            return tuple(map(torch.clone, read[0]))
         streams = zip(*read, strict=True)
         if node.op == CAT:
             return tuple(torch.cat(parts, dim=1) for parts in streams)

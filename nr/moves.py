@@ -51,6 +51,7 @@ METHODS = (
     "unflatten",
     "expand",
     "expand_as",
+    "clone",
 )
 MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 

@@ -4,6 +4,7 @@ A layout says, for each step and each new stream, which channels stand where. Nu
 ``count`` are of the old network, whose weights they keep; the others are fresh.
 """
 
+from collections import Counter
 from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
@@ -258,8 +259,10 @@ def _graphs(model: Network) -> list[tuple[str, Graph]]:
 def _rewritten(layout: Layout, graph: Graph, prefix: str) -> tuple[list[Node], dict[str, Pick]]:
     """The nodes of a graph that stay, with selections where an order is needed.
 
-    A selection of a selection is one, and one of everything is none.
+    A selection of a selection is one, and one of everything is none, but where others read that
+    too: what follows may change it in place.
     """
+    readers = Counter(source for node in graph.nodes for source in node.inputs)
     known = {node.name: node for node in graph.nodes}
     nodes: dict[str, Node] = {}
     picks: dict[str, Pick] = {}
@@ -286,7 +289,8 @@ def _rewritten(layout: Layout, graph: Graph, prefix: str) -> tuple[list[Node], d
                     given = layout.plan.steps[prefix + node.inputs[k]].inputs[0]
                     while isinstance(layout.plan.steps[given].op, Pick):
                         given = layout.plan.steps[given].inputs[0]
-                if all(map(torch.equal, need, layout.lists[given])):
+                alone = readers[source] == 1 or not isinstance(graph.module(node), Pick)
+                if alone and all(map(torch.equal, need, layout.lists[given])):
                     need = None
             source = names.get(source, source)
             if need is not None:

@@ -20,7 +20,14 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 import nr
 from nr.life import life
 from nr.wiring import wiring
-from tests.helpers import logits_of, random_norms, relative_difference, same_tensors, vary
+from tests.helpers import (
+    logits_of,
+    random_norms,
+    relative_difference,
+    same_tensors,
+    silence,
+    vary,
+)
 
 SIZE = 32  # pixels
 CLASSES = 5
@@ -235,3 +242,42 @@ def test_from_scratch_has_the_new_widths(name):
     ]
     assert widths[0] == widths[1] and second.streams == 1
     assert logits_of(second, images()).isfinite().all()
+
+
+class Reused(nn.Module):
+    """What one half of an activation becomes in place, while others read the whole; a sum, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 1) for i, o in ((3, 8), (8, 8), (8, 5), (4, 6), (5, 8))
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width) for width in (8, 8, 5, 6, 8))
+        self.fc, self.relu = nn.Linear(30, CLASSES), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        def unit(k, x):
+            return self.norms[k](self.convs[k](x))
+
+        x = unit(0, x)
+        y = unit(1, x)
+        half = unit(3, self.relu(y[:, :4].clone()))
+        total = self.relu(x + unit(4, unit(2, x)))
+        return self.fc(torch.cat([x, y, half, total], dim=1).mean((2, 3)))
+
+
+@pytest.mark.parametrize(("name", "dead"), [("convs.2", slice(None)), ("convs.1", slice(4, 8))])
+def test_nothing_changes_in_place_what_others_read(name, dead):
+    """After a branch, or half of a map, is gone, what was a copy could be the map itself."""
+    torch.manual_seed(0)
+    network = vary(nr.convert(Reused().double(), SIZE))
+    layer = wiring(network).by_name[f"features.{name}"]
+    with torch.no_grad():
+        for parameter in layer.unit.norms[0].parameters():
+            parameter[dead] = 0
+    silence(network)
+    before = logits_of(network, images())
+    report = nr.rejuvenate(network)
+    assert report.utilization.ratio < 1
+    assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
+    network.train()(images()).sum().backward()
