@@ -315,7 +315,7 @@ def test_pretrained_weights_begin_a_fresh_run_only(tmp_path, monkeypatch):
     """All but those of the classifier, where the file has other classes."""
     monkeypatch.setattr(models.converted, "original", small_mobilenet)
     monkeypatch.setattr(models.pretrained, "original", small_mobilenet)
-    name, folder, file = "features.features_0_0.convs.0.weight", tmp_path / "run", tmp_path / "w"
+    name, folder, file = "features.features.0.0.convs.0.weight", tmp_path / "run", tmp_path / "w"
     weights = small_mobilenet("mobilenet_v2", 1000).state_dict()
     torch.save(weights, file)
     flags = "-d synthetic --subset 50 --train-batch 25 --manualSeed 1 --nr-target 1 --lr 1e-9"
