@@ -1,6 +1,7 @@
 """A process for each core, of one thread: the tests' tensors are small."""
 
 import atexit
+import gc
 import os
 import shutil
 import signal
@@ -46,6 +47,11 @@ def pytest_xdist_auto_num_workers() -> int:
     usable = getattr(os, "sched_getaffinity", None)
     cores = len(usable(0)) if usable else os.cpu_count()
     return min(cores or 1, MOST_WORKERS)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays, so no collection of garbage looks at it again."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

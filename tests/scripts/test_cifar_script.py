@@ -36,6 +36,7 @@ SMALL = (
     "-d synthetic --subset 100 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --epochs 3"
     " --schedule 2 --gamma 0.5 --nr-sparsity 1e-3 --nr-target 0.9 --nr-max-epochs 5 --manualSeed 1"
 )
+FEWER = SMALL.replace("--subset 100", "--subset 50")
 COLUMNS = ["Learning Rate", "Train Loss", "Valid Loss", "Train Acc.", "Valid Acc."]
 NR_COLUMNS = ["Phase", "Utilization", "Sparsity", "Params", "Seconds"]
 DYING = dying(2)  # a search of three epochs
@@ -198,7 +199,7 @@ def test_rescaling_in_one_step_and_in_two(compressed, tmp_path):
 
 @pytest.mark.parametrize("cross", ["attention", "full"])
 def test_cross_connections(cross, tmp_path):
-    drive(SMALL + f" --nr-cross {cross} --nr-flops --epochs 1", tmp_path)
+    drive(FEWER + f" --nr-cross {cross} --nr-flops --epochs 1", tmp_path)
     assert form(load(tmp_path / "checkpoint.pth.tar")["structure"]) == cross
 
 
@@ -211,7 +212,7 @@ def test_from_scratch(straight, tmp_path):
 
 
 def test_plain_training(tmp_path):
-    result = drive(SMALL + " --nr-target 1", tmp_path)
+    result = drive(FEWER + " --nr-target 1", tmp_path)
     rows = read_log(tmp_path / "log.txt")
     assert [row["Phase"] for row in rows] == ["train"] * 3
     assert {row["Sparsity"] for row in rows} == {0}
@@ -219,7 +220,7 @@ def test_plain_training(tmp_path):
 
 
 def test_the_search_gives_up(tmp_path):
-    result = drive(SMALL + " --nr-sparsity 0 --nr-max-epochs 1", tmp_path, status=3)
+    result = drive(FEWER + " --nr-sparsity 0 --nr-max-epochs 1", tmp_path, status=3)
     (line,) = result.stderr.splitlines()
     assert "utilization is 1.0000" in line and "--nr-sparsity" in line
     assert (tmp_path / "checkpoint.pth.tar").exists()
@@ -300,7 +301,7 @@ def small_mobilenet(name: str, num_classes: int) -> MobileNetV2:
 
 def test_a_network_of_torchvision_searches_rejuvenates_and_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(models.converted, "original", small_mobilenet)
-    flags = SMALL.replace("-a resnet --depth 8 --width-mult 0.25", "-a torchvision:mobilenet_v2")
+    flags = FEWER.replace("-a resnet --depth 8 --width-mult 0.25", "-a torchvision:mobilenet_v2")
     straight, halved = tmp_path / "straight", tmp_path / "halved"
     drive(flags, straight)
     drive(f"{flags} --nr-compress-only", halved)

@@ -19,7 +19,7 @@ from utils.training import engine, signals, trainer
 
 TINY = "--image-size 32 --width-mult 0.05 --train-batch 4 --manualSeed 1 --nr-max-epochs 6 -j 2"
 SMALL = (
-    f"--synthetic --subset 40 -a vgg_nr --epochs 2 --schedule 30 {TINY}"
+    f"--synthetic --subset 20 -a vgg_nr --epochs 2 --schedule 30 {TINY}"
     " --nr-target 0.5 --nr-sparsity-start 1e-3 --nr-increase-step 5e-4 --nr-increase-thres 0.05"
 )
 DYING = dying(4, 2)  # searches of five epochs, in the third of which utilization falls as well

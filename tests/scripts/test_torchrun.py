@@ -42,7 +42,7 @@ SMALL = (
 )
 # Without: which activations it takes depends on the number of processes.
 SEARCH = (
-    "-d synthetic --subset 100 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --lr 0.01"
+    "-d synthetic --subset 50 -a resnet --depth 8 --width-mult 0.25 --train-batch 10 --lr 0.01"
     " --nr-sparsity 0.01 --nr-target 0.97 --nr-max-epochs 5 --manualSeed 2"
 )
 IMAGENET = (

@@ -200,7 +200,7 @@ QUICK = Setting(
     "quick",
     "-a resnet --depth 8",
     "-d synthetic",
-    "--train-batch 10 --gamma 0.5",
+    "--train-batch 10 --gamma 0.5 --lr 0.01",  # small steps of the penalty: each search ends
     images=200,
     width=0.25,
     sparsity=0.04,
