@@ -8,6 +8,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -99,6 +100,26 @@ def epochs(monkeypatch):
 
     monkeypatch.setattr(trainer, "train_epoch", train)
     return seen
+
+
+@pytest.fixture(scope="module")
+def made_once() -> dict[str, Path]:
+    """The folders of ``straight`` by their flags."""
+    return {}
+
+
+@pytest.fixture
+def straight(epochs, made_once, tmp_path_factory):
+    """Gives the folder of the whole run with these flags; it is not to be written to."""
+
+    def folder(flags: str = "") -> Path:
+        if flags not in made_once:
+            made_once[flags] = tmp_path_factory.mktemp("straight")
+            go(made_once[flags], flags)
+            epochs.rows.clear()
+        return made_once[flags]
+
+    return folder
 
 
 @pytest.fixture
@@ -679,13 +700,12 @@ def test_a_search_says_what_its_penalty_does_and_what_helps(epochs, tmp_path, ca
     assert "scales jump over 0 instead of dying: a smaller --nr-sparsity or --lr" in line
 
 
-def test_a_search_that_gave_up_goes_on_with_more_epochs(epochs, tmp_path):
+def test_a_search_that_gave_up_goes_on_with_more_epochs(epochs, straight, tmp_path):
     assert go(tmp_path / "a", "--nr-max-epochs 1") == 3
     assert resume(tmp_path / "a", "--nr-max-epochs 1") == 3
     assert len(epochs.rows) == 1
     assert resume(tmp_path / "a") == 0
-    go(tmp_path / "b")
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_end(tmp_path / "a", straight())
 
 
 def test_a_target_of_1_never_rejuvenates_a_search_that_gave_up(epochs, tmp_path):
@@ -749,7 +769,7 @@ def test_momentum_is_restored_and_the_flags_rule_the_rest(epochs, tmp_path):
 
 
 @pytest.mark.parametrize("after", [1, 3, 4, 5, 7, 12, 15, 25])
-def test_a_run_interrupted_anywhere_ends_the_same(epochs, monkeypatch, tmp_path, after):
+def test_a_run_interrupted_anywhere_ends_the_same(straight, monkeypatch, tmp_path, after):
     """In the first, a middle and the last batch of training and testing, in both phases."""
     with monkeypatch.context() as patch:
         interrupt(patch, after)
@@ -760,12 +780,11 @@ def test_a_run_interrupted_anywhere_ends_the_same(epochs, monkeypatch, tmp_path,
     assert len(saved["partial"]) == min((after - 1) % BATCHES + 1, 3)
     assert saved["run"]["seconds"] > 0
     assert resume(tmp_path / "a") == 0
-    go(tmp_path / "b")
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_end(tmp_path / "a", straight())
     assert checkpoint.read(tmp_path / "a" / LAST)["partial"] is None
 
 
-def test_a_run_interrupted_twice_in_an_epoch_ends_the_same(epochs, monkeypatch, tmp_path):
+def test_a_run_interrupted_twice_in_an_epoch_ends_the_same(straight, monkeypatch, tmp_path):
     for work in (go, resume):
         with monkeypatch.context() as patch:
             interrupt(patch, 1, signal.SIGINT)
@@ -773,8 +792,7 @@ def test_a_run_interrupted_twice_in_an_epoch_ends_the_same(epochs, monkeypatch, 
                 work(tmp_path / "a")
     assert len(checkpoint.read(tmp_path / "a" / LAST)["partial"]) == 2
     resume(tmp_path / "a")
-    go(tmp_path / "b")
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_end(tmp_path / "a", straight())
 
 
 def test_dropout_goes_on_where_it_was(monkeypatch, tmp_path):
@@ -791,10 +809,9 @@ def test_dropout_goes_on_where_it_was(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", [BEFORE, AFTER])
-def test_both_files_of_rejuvenation_lead_to_the_same_end(epochs, tmp_path, name):
-    go(tmp_path / "a")
-    resume(tmp_path / "b", path=str(tmp_path / "a" / name))
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+def test_both_files_of_rejuvenation_lead_to_the_same_end(straight, tmp_path, name):
+    resume(tmp_path / "b", path=str(straight() / name))
+    assert_same_end(straight(), tmp_path / "b")
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path, epochs):
@@ -921,8 +938,9 @@ def test_plain_training_stays_plain(tmp_path):
         ("--nr-target 0.5", "was made with --nr-target 0.6: --nr-target 0.5 contradicts"),
     ],
 )
-def test_a_flag_that_contradicts_what_has_been_done_is_refused(epochs, tmp_path, flags, words):
-    go(tmp_path, "--nr-cross none --nr-bn-target 0.7 --nr-compress-only")
+def test_a_flag_that_contradicts_what_has_been_done_is_refused(straight, tmp_path, flags, words):
+    done = straight("--nr-cross none --nr-bn-target 0.7 --nr-compress-only")
+    shutil.copytree(done, tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path)
     with pytest.raises(InputError) as caught:
         resume(tmp_path, flags)
@@ -1275,7 +1293,9 @@ def test_the_optimizer_of_the_second_search_is_fresh(epochs, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize("after", [26, 28, 33, 35, 36, 42, 50])
-def test_a_run_interrupted_in_its_second_round_ends_the_same(epochs, monkeypatch, tmp_path, after):
+def test_a_run_interrupted_in_its_second_round_ends_the_same(
+    straight, monkeypatch, tmp_path, after
+):
     """In its search from batch 26 on, in its train phase from 36 on."""
     with monkeypatch.context() as patch:
         interrupt(patch, after)
@@ -1284,23 +1304,21 @@ def test_a_run_interrupted_in_its_second_round_ends_the_same(epochs, monkeypatch
     stopped = state_in(tmp_path / "a")
     assert (stopped.round, stopped.searching) == (2, after <= 35)
     assert resume(tmp_path / "a", TWO) == 0
-    go(tmp_path / "b", TWO)
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_end(tmp_path / "a", straight(TWO))
 
 
-def test_every_file_leads_to_the_same_end_of_the_second_round(epochs, tmp_path):
+def test_every_file_leads_to_the_same_end_of_the_second_round(straight, tmp_path):
     """Of a run that was to have one round first: flags may change."""
-    go(tmp_path / "a")
+    shutil.copytree(straight(), tmp_path / "a")
     resume(tmp_path / "a", TWO)
     assert not list((tmp_path / "a").glob("earlier-*"))
-    go(tmp_path / "straight", TWO)
-    assert_same_end(tmp_path / "a", tmp_path / "straight")
+    assert_same_end(tmp_path / "a", straight(TWO))
     for name in (BEFORE, AFTER, BEFORE2, AFTER2):
         resume(tmp_path / name, TWO, path=str(tmp_path / "a" / name))
-        assert_same_end(tmp_path / name, tmp_path / "straight")
+        assert_same_end(tmp_path / name, straight(TWO))
 
 
-def test_a_search_killed_before_its_first_save_is_merged_again(epochs, monkeypatch, tmp_path):
+def test_a_search_killed_before_its_first_save_is_merged_again(straight, monkeypatch, tmp_path):
     """Merging leaves no file, and needs none."""
 
     def killed(run):
@@ -1312,8 +1330,7 @@ def test_a_search_killed_before_its_first_save_is_merged_again(epochs, monkeypat
             go(tmp_path / "a", TWO)
     assert state_in(tmp_path / "a").round == 1
     resume(tmp_path / "a", TWO)
-    go(tmp_path / "b", TWO)
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_end(tmp_path / "a", straight(TWO))
 
 
 def test_the_best_model_is_that_of_all_train_phases(epochs, accuracies, tmp_path, capsys):
@@ -1332,13 +1349,12 @@ def test_a_better_epoch_of_the_second_train_phase_is_the_best(epochs, accuracies
     assert (best["epoch"], best["best_acc"], best["run"]["round"]) == (9, 31, 2)
 
 
-def test_compress_only_ends_after_the_last_rejuvenation(epochs, tmp_path):
+def test_compress_only_ends_after_the_last_rejuvenation(straight, tmp_path):
     assert go(tmp_path / "a", f"{TWO} --nr-compress-only") == 0
     assert column(tmp_path / "a", "Phase") == ["search"] * 2 + ["train"] * 3 + ["search"] * 2
     assert state_in(tmp_path / "a").phase == "train"
     assert resume(tmp_path / "a", TWO) == 0
-    go(tmp_path / "b", TWO)
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_end(tmp_path / "a", straight(TWO))
 
 
 @pytest.mark.parametrize("after", [None, 26, 36, 38])
@@ -1401,8 +1417,8 @@ def test_a_round_that_the_flags_forget_is_refused(epochs, tmp_path):
     assert contents(tmp_path) == before
 
 
-def test_a_checkpoint_from_before_there_were_rounds_goes_on(epochs, tmp_path):
-    go(tmp_path / "a")
+def test_a_checkpoint_from_before_there_were_rounds_goes_on(straight, tmp_path):
+    shutil.copytree(straight(), tmp_path / "a")
     payload = checkpoint.read(tmp_path / "a" / LAST)
     for name in ("round", "round_start", "past", "macs"):
         del payload["run"][name]
@@ -1411,18 +1427,16 @@ def test_a_checkpoint_from_before_there_were_rounds_goes_on(epochs, tmp_path):
     path = str(tmp_path / "a" / LAST)
     assert resume(tmp_path / "elsewhere", TWO, path=path) == 0
     assert resume(tmp_path / "a", TWO) == 0
-    go(tmp_path / "b", TWO)
-    assert_same_end(tmp_path / "a", tmp_path / "b")
-    assert_same_end(tmp_path / "elsewhere", tmp_path / "b")
+    assert_same_end(tmp_path / "a", straight(TWO))
+    assert_same_end(tmp_path / "elsewhere", straight(TWO))
 
 
-def test_the_report_knows_rounds(epochs, tmp_path):
-    go(tmp_path / "one")
-    go(tmp_path / "a", TWO)
-    found = read_run(tmp_path / "a")
+def test_the_report_knows_rounds(straight, tmp_path):
+    shutil.copytree(straight(), tmp_path / "one")
+    found = read_run(straight(TWO))
     assert (found.arm, found.epochs) == ("NR-CR, 2 rounds", (2, 3, 2, 3))
     assert found.setting != read_run(tmp_path / "one").setting
-    networks = [nr.load(tmp_path / "a" / name) for name in (BEFORE, AFTER, BEFORE2, AFTER2)]
+    networks = [nr.load(straight(TWO) / name) for name in (BEFORE, AFTER, BEFORE2, AFTER2)]
     costs = [nr.count_macs(network, 32) for network in networks]
     assert len(set(costs)) == 4
     assert found.training_macs == sum(2 * a + 3 * b for a, b in (costs[:2], costs[2:]))
