@@ -1165,16 +1165,15 @@ def test_rescaling_in_the_run_that_rejuvenates(epochs, rescalings, tmp_path):
 
 @pytest.mark.parametrize("name", [AFTER, LAST])
 def test_rescaling_when_going_on_from_a_checkpoint_that_has_not_had_it(
-    epochs, rescalings, tmp_path, name
+    straight, rescalings, tmp_path, name
 ):
     """The README's two steps, which must end as the one step does."""
-    go(tmp_path / "a", "--nr-compress-only")
+    shutil.copytree(straight("--nr-compress-only"), tmp_path / "a")
     assert rescalings == []
     resume(tmp_path / "a", "--nr-bn-target 0.7", path=str(tmp_path / "a" / name))
     assert rescalings == [0.7]
     assert state_in(tmp_path / "a").rescaled is True
-    go(tmp_path / "b", "--nr-bn-target 0.7")
-    assert_same_end(tmp_path / "a", tmp_path / "b")
+    assert_same_end(tmp_path / "a", straight("--nr-bn-target 0.7"))
 
 
 @pytest.mark.parametrize("name", [AFTER, LAST])
@@ -1185,8 +1184,10 @@ def test_a_checkpoint_that_has_had_it_is_not_rescaled_again(epochs, rescalings, 
 
 
 @pytest.mark.parametrize("after", [1, 4, 5, 7])
-def test_an_interrupted_run_is_not_rescaled_again(epochs, rescalings, monkeypatch, tmp_path, after):
-    go(tmp_path, "--nr-compress-only")
+def test_an_interrupted_run_is_not_rescaled_again(
+    straight, rescalings, monkeypatch, tmp_path, after
+):
+    shutil.copytree(straight("--nr-compress-only"), tmp_path, dirs_exist_ok=True)
     with monkeypatch.context() as patch:
         interrupt(patch, after)
         with pytest.raises(Stopped):
@@ -1464,8 +1465,8 @@ def test_imagenet_starts_every_search_with_the_first_sparsity(epochs, tmp_path):
 
 
 @pytest.mark.parametrize("name", [BEFORE, AFTER, LAST, "auto"])
-def test_evaluation_of_a_checkpoint_changes_no_file(epochs, data, tmp_path, capsys, name):
-    go(tmp_path)
+def test_evaluation_of_a_checkpoint_changes_no_file(straight, data, tmp_path, capsys, name):
+    shutil.copytree(straight(), tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path)
     path = name if name == "auto" else str(tmp_path / name)
     assert resume(tmp_path, "-e", path=path) == 0
