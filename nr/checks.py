@@ -2,7 +2,8 @@
 
 from torch import nn
 
-from nr.layers import Classifier, Network, is_chain
+from nr.graph import Graph
+from nr.layers import Classifier, Head, Network, is_chain
 from nr.norms import Bias, loses_count
 from nr.plain import Size
 from nr.units import FORMS, Conv, ConvBN, pair
@@ -42,7 +43,20 @@ def check_network(model: object) -> None:
     )
     if odd:
         raise ValueError(f"{odd[0]}: an nr.Network has features and a classifier, and nothing else")
-    check_classifier(model.classifier)
+    ends = [name for name, m in model.named_modules() if isinstance(m, Graph) and m.outputs]
+    if ends != ["features"] * (model.classifier is None):
+        raise ValueError(
+            "classifier: an nr.Network has one, or none and an nr.Graph with outputs as features"
+        )
+    if model.classifier is not None:
+        check_classifier(model.classifier, "classifier")
+    elif not model.heads:
+        raise ValueError("features: there is no nr.Classifier in them")
+    for name, head in model.named_modules():
+        if isinstance(head, Classifier):
+            check_classifier(head, name)
+            if len(head.linears) != model.streams:
+                raise ValueError(f"{name}: has {len(head.linears)} streams, not {model.streams}")
 
 
 def refuse_sharded(model: object) -> None:
@@ -127,11 +141,17 @@ def ends_in_unit(module: nn.Module) -> bool:
     return isinstance(module, ConvBN)
 
 
-def check_classifier(classifier: object) -> None:
-    """The classifier is nr's, with one plain linear layer a stream."""
+def check_classifier(classifier: object, name: str) -> None:
+    """The classifier is nr's, with one plain layer a stream."""
     if not isinstance(classifier, Classifier):
-        raise ValueError(f"classifier: {type(classifier).__name__} is no nr.Classifier")
-    check_forward(classifier, "classifier", Classifier)
+        raise ValueError(f"{name}: {type(classifier).__name__} is no nr.Classifier")
+    check_forward(classifier, name, Classifier)
     for linear, width in zip(classifier.linears, classifier.in_channels, strict=True):
-        if type(linear) is not nn.Linear or linear.in_features != width * classifier.taps:
-            raise ValueError(f"classifier: {linear} is no nn.Linear of {width} inputs")
+        if isinstance(classifier, Head):
+            options = classifier.options() | {"kernel_size": classifier.window, "groups": 1}
+            shape = (classifier.num_classes, width, *classifier.window)
+            found = {n: getattr(linear, n, None) for n in options}
+            if type(linear) is not nn.Conv2d or found != options or linear.weight.shape != shape:
+                raise ValueError(f"{name}: {linear} is no nn.Conv2d of {width} inputs")
+        elif type(linear) is not nn.Linear or linear.in_features != width * classifier.taps:
+            raise ValueError(f"{name}: {linear} is no nn.Linear of {width} inputs")

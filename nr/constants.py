@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nr.graph import ADD, CAT, IMAGE, Pick
-from nr.layers import Classifier
+from nr.layers import Classifier, Head
 from nr.life import Life
 from nr.norms import Bias
 from nr.units import Conv, ConvBN, Norm, Unit
@@ -82,7 +82,8 @@ class _Constants:
         if isinstance(step.op, ConvBN):
             return self.unit(step, given[0], live)
         if isinstance(step.op, Classifier):
-            return self.classifier(step, given[0])
+            self.classifier(step, given[0])
+            return self.zero.expand(len(live))
         if step.op == CAT:
             return torch.cat(given)
         if step.op == ADD:
@@ -127,7 +128,9 @@ class _Constants:
         new.norms[0].bias.add_(shift[live])
         return nothing
 
-    def classifier(self, step: Step, given: Tensor) -> Tensor:
+    def classifier(self, step: Step, given: Tensor) -> None:
+        if isinstance(step.op, Head) and any(step.op.padding):
+            return
         (_, block), *_ = step.op.blocks()
         shift = (block.sum(2) * given).sum(1)
         own = self.made[step.name].linears[0]
@@ -135,7 +138,6 @@ class _Constants:
             if own.bias is None:
                 own.bias = nn.Parameter(torch.zeros_like(shift))
             own.bias.add_(shift)
-        return given
 
 
 def _steady(op: object) -> bool:

@@ -6,6 +6,7 @@ moves channels a selection, the last linear layer the classifier. Modules keep t
 
 import copy
 import operator
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor, fx, nn
 from nr import moves
 from nr.checks import image_hw
 from nr.functions import PLAIN, plain_module
-from nr.graph import ADD, CAT, IMAGE, MUL, Graph, Node, Pick
+from nr.graph import ADD, CAT, FLAT, IMAGE, MUL, Graph, Node, Outputs, Pick
 from nr.layers import Classifier, Network
-from nr.making import classifier, norm, scale, unit
+from nr.making import classifier, head, norm, scale, unit
 from nr.plain import KINDS, Affine, FixedSize, Size
 from nr.tracing import (
     BATCH_NORMS,
@@ -28,6 +29,7 @@ from nr.tracing import (
     Traced,
     has_tensor,
     inputs,
+    is_tuple,
     readers,
     shape,
 )
@@ -116,26 +118,77 @@ class _Converter:
 
     def network(self) -> Network:
         """The whole network: features up to the last linear layer, which is the classifier."""
-        image, output = self.traced.nodes[0], self.traced.nodes[-1]
+        image, outputs = self.traced.nodes[0], self.traced.outputs
         self.values[image] = _Value(IMAGE, image)
-        last = output.args[0]
-        if not isinstance(last, fx.Node) or type(self.traced.module(last)) is not nn.Linear:
-            what = self.traced.name(last) if isinstance(last, fx.Node) else type(last).__name__
-            raise ValueError(
-                f"{what}: the network gives this, and has to give the logits of an nn.Linear alone"
-            )
+        last, alone = outputs[0], self.traced.traces.differs is None
+        alone = alone and isinstance(last, fx.Node)
+        alone = alone and type(self.traced.module(last)) is nn.Linear
+        self.heads = {last} if alone else self.found_heads(outputs)
         for node in self.traced.nodes[1:-1]:
-            if has_tensor(node) and node is not last:
+            if has_tensor(node) and not (alone and node is last):
                 self.values[node] = self.convert(node)
-        name, window = self.whole_map(last)
-        self.take(last)
-        made = classifier(self.traced.module(last), window)
-        if not self.nodes:
-            raise ValueError(f"{last.target}: there is no convolution before it")
-        self.end_with(name)
+        made, ends = None, (None, None)
+        if alone:
+            name, window = self.whole_map(last)
+            self.take(last)
+            made = classifier(self.traced.module(last), window)
+            if not self.nodes:
+                raise ValueError(f"{last.target}: there is no convolution before it")
+            self.end_with(name)
+        else:
+            ends = self.ends(outputs)
         if self.traced.bound is not None:
             self.bind(FixedSize(self.traced.size, self.traced.bound))
-        return Network(Graph(self.nodes, self.modules), made, self.traced.size)
+        return Network(Graph(self.nodes, self.modules, *ends), made, self.traced.size)
+
+    def found_heads(self, outputs: object) -> set[fx.Node]:
+        """The layers, without a norm behind them, that give the outputs."""
+        found: set[fx.Node] = set()
+        for end in pytree.tree_leaves(outputs):
+            open_ = [end]
+            while open_:
+                node = open_.pop()
+                module = self.traced.module(node) if isinstance(node, fx.Node) else None
+                if type(module) in (nn.Linear, nn.Conv2d):
+                    found.add(node)
+                elif node is None or self.follows(node, module):
+                    open_ += [] if node is None else inputs(node)
+                else:
+                    named = isinstance(end, fx.Node)
+                    raise ValueError(
+                        f"{self.traced.name(end) if named else type(end).__name__}: the network"
+                        " gives this, and has to give the logits of an nn.Linear alone, the maps of"
+                        " an nn.Conv2d, or several of them"
+                    )
+        return found
+
+    def follows(self, node: object, module: nn.Module | None) -> bool:
+        """Whether what a node gives is still the output of the layer before it."""
+        if not isinstance(node, fx.Node) or node.op in ("placeholder", "get_attr"):
+            return False
+        weighs = module is not None and [*module.parameters()]
+        return not weighs and not isinstance(module, (*BATCH_NORMS, *CONVOLUTIONS))
+
+    def ends(self, outputs: tuple) -> tuple[Outputs, Outputs]:
+        """The outputs of eval and of train mode as names of nodes; None where they are the same."""
+        names: dict[fx.Node, str] = {}
+
+        def name(node: fx.Node) -> str:
+            if node not in names:
+                given = self.map(node, node)
+                flat = len(shape(node)) == 2
+                names[node] = self.join(node, FLAT, [given]).name if flat else given
+            return names[node]
+
+        def named(part: object) -> Outputs:
+            if isinstance(part, Mapping):
+                return {str(key): named(inner) for key, inner in part.items()}
+            if isinstance(part, list | tuple):
+                return [named(inner) for inner in part]
+            return None if part is None else name(part)
+
+        evaluation, training = map(named, outputs)
+        return evaluation, training if training != evaluation else None
 
     def bind(self, fixed: FixedSize) -> None:
         """Have the image pass ``fixed`` first."""
@@ -155,10 +208,12 @@ class _Converter:
     def convert(self, node: fx.Node) -> object:
         """What ``node`` gives, with all that it needs written down."""
         module, target = self.traced.module(node), node.target
-        if node.op == "get_attr":
+        if node.op == "get_attr" or is_tuple(node):
             return None
         if isinstance(module, BATCH_NORMS):
             return self.norm(node, module)
+        if node in self.heads:
+            return self.head(node, module)
         if isinstance(module, (*CONVOLUTIONS, nn.Linear)):
             return None if self.is_normed(node) else self.layer(node)
         if module is not None and not isinstance(module, moves.MODULES):
@@ -219,6 +274,20 @@ class _Converter:
             made = unit(layer, after, window)
         except ValueError as error:
             raise ValueError(f"{node.target}: {error}") from error
+        return self.add(str(node.target), made, name, node)
+
+    def head(self, node: fx.Node, layer: nn.Module) -> _Value:
+        """A layer that gives an output."""
+        if isinstance(layer, nn.Linear):
+            name, window = self.whole_map(node)
+            made = classifier(layer, window)
+        else:
+            name = self.map(node, node.args[0])
+            try:
+                made = head(layer)
+            except ValueError as error:
+                raise ValueError(f"{node.target}: {error}") from error
+        self.take(node)
         return self.add(str(node.target), made, name, node)
 
     def whole_map(self, node: fx.Node) -> tuple[str, Size]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nr.checks import refuse_sharded
 from nr.layers import Network
 from nr.retiring import retire
-from nr.structure import build_on_meta, class_name, freeze, structure
+from nr.structure import ENDS, build_on_meta, class_name, freeze, structure
 
 UNLIKE = ("form", "in_channels", "out_channels", "channels", "image_size", "frozen", "bias")
 SEAL = b"sha256:"
@@ -110,7 +110,8 @@ def alike(a: object, b: object) -> bool:
     if not isinstance(a, dict) or not isinstance(b, dict):
         return a == b
     if a.get("type") == b.get("type") == "Graph":
-        return _alike_graphs(a["nodes"], b["nodes"])
+        ends = all(a.get(name) == b.get(name) for name in ENDS)
+        return ends and _alike_graphs(a["nodes"], b["nodes"])
     a, b = ({n: part for n, part in side.items() if n not in UNLIKE} for side in (a, b))
     return a.keys() == b.keys() and all(
         (name == "branch" and None in (a[name], b[name])) or alike(a[name], b[name]) for name in a

@@ -5,19 +5,22 @@ after it. Chain, Residual and Concat are short ways to write a graph: nr.wiring 
 """
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from functools import reduce
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
-from nr.layers import on_streams
+from nr.layers import Classifier, on_streams
 from nr.units import Streamed, Streams
 
 IMAGE = "image"  # the node that everything comes from
 ADD, CAT, MUL = "add", "cat", "mul"  # operations of several activations, stream by stream
-WORDS = (ADD, CAT, MUL)
+FLAT = "flat"  # of one of a single pixel, which only an output is: [B, C]
+WORDS = (ADD, CAT, MUL, FLAT)
+Outputs = str | list["Outputs"] | dict[str, "Outputs"] | None  # names of nodes
 
 
 class Node(NamedTuple):
@@ -46,12 +49,21 @@ class Pick(Streamed, nn.Module):
 class Graph(Streamed, nn.Module):
     """Nodes in order, each reading only earlier ones, or the image; the last is the output.
 
-    ``modules``: by name of the node that calls it, dots as in a path. Raises ValueError for a node
-    that reads what is not there, and for two of one name.
+    ``modules``: by name of the node that calls it, dots as in a path. ``outputs``: the nodes that
+    are the outputs of a network without a classifier, each with its streams stacked along
+    dimension 1, in dicts and tuples; ``training``: those of train mode, where they are others.
+    Raises ValueError for a node that reads what is not there, and for two of one name.
     """
 
-    def __init__(self, nodes: Iterable[Node], modules: Mapping[str, nn.Module]):
+    def __init__(
+        self,
+        nodes: Iterable[Node],
+        modules: Mapping[str, nn.Module],
+        outputs: Outputs = None,
+        training: Outputs = None,
+    ):
         super().__init__()
+        self.outputs, self.training_outputs = outputs, training
         self.rewrite(nodes, modules)
 
     def rewrite(self, nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> None:
@@ -77,29 +89,48 @@ class Graph(Streamed, nn.Module):
         return self.get_submodule(node.name) if node.op is None else None
 
     def check(self) -> None:
-        known = {IMAGE}
+        known, flat = {IMAGE}, {node.name for node in self.nodes if node.op == FLAT}
         for node in self.nodes:
-            missing = [name for name in node.inputs if name not in known]
+            missing = [name for name in node.inputs if name not in known - flat]
             if missing or not node.inputs or node.name in known:
                 raise ValueError(f"{node.name}: reads {missing}, or is there twice")
             if node.op not in (*WORDS, None):
                 raise ValueError(f"{node.name}: operation {node.op!r} is none of {WORDS}")
             known.add(node.name)
-        self.frees = _last_readers(self.nodes)
+        if missing := self.ends() - known:
+            raise ValueError(f"{sorted(missing)[0]}: is an output, and no node")
+        self.orders = {mode: _order(self.nodes, self.ends(mode)) for mode in (False, True)}
 
-    def forward(self, x: Streams) -> Streams:
+    def given(self, training: bool) -> Outputs:
+        """The outputs of one mode; None: the last node."""
+        return self.training_outputs if training and self.training_outputs else self.outputs
+
+    def ends(self, *modes: bool) -> set[str]:
+        """The names of all outputs, or of those of a mode."""
+        if self.outputs is None:
+            return {self.nodes[-1].name}
+        return {name for m in modes or (False, True) for name in tree_leaves(self.given(m)) if name}
+
+    def forward(self, x: Streams):
         values = {IMAGE: x}
-        for node, free in zip(self.nodes, self.frees, strict=True):
+        for node, free in self.orders[self.training]:
             read = [values[name] for name in node.inputs]
             for name in free:
                 del values[name]
             values[node.name] = self.run(node, read)
-        return values[self.nodes[-1].name]
+        if self.outputs is None:
+            return values[self.nodes[-1].name]
+        return _stacked(self.given(self.training), values)
 
     def run(self, node: Node, read: list[Streams]) -> Streams:
         """What ``node`` makes of the activations that it reads."""
         if node.op is None:
-            return on_streams(self.get_submodule(node.name), *read)
+            module = self.get_submodule(node.name)
+            if isinstance(module, Classifier):
+                return module.maps(*read)
+            return on_streams(module, *read)
+        if node.op == FLAT:
+            return tuple(stream.flatten(1) for stream in read[0])
         if len(read) == 1:  # what follows may change it in place, and others read it
             return tuple(map(torch.clone, read[0]))
         streams = zip(*read, strict=True)
@@ -119,10 +150,33 @@ def _keep(place: nn.Module, paths: set[tuple[str, ...]]) -> None:
             _keep(child, inner)
 
 
-def _last_readers(nodes: list[Node]) -> list[list[str]]:
-    """For each node the activations that nobody reads after it."""
+def read_by(nodes: list[Node], ends: Set[str]) -> list[Node]:
+    """The nodes that ``ends`` are made of, in order."""
+    needed, found = {*ends}, []
+    for node in reversed(nodes):
+        if node.name in needed:
+            needed.update(node.inputs)
+            found.append(node)
+    return found[::-1]
+
+
+def _order(nodes: list[Node], ends: Set[str]) -> list[tuple[Node, list[str]]]:
+    """The nodes that ``ends`` need, each with the activations that nobody reads after it."""
+    nodes = read_by(nodes, ends)
     last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
     frees: list[list[str]] = [[] for _ in nodes]
     for name, place in last.items():
-        frees[place].append(name)
-    return frees
+        if name not in ends:
+            frees[place].append(name)
+    return list(zip(nodes, frees, strict=True))
+
+
+def _stacked(outputs: Outputs, values: Mapping[str, Streams]):
+    """``outputs`` with the streams of each [B, S, ...]."""
+    if outputs is None:
+        return None
+    if isinstance(outputs, str):
+        return torch.stack(values[outputs], dim=1)
+    if isinstance(outputs, Mapping):
+        return {name: _stacked(part, values) for name, part in outputs.items()}
+    return tuple(_stacked(part, values) for part in outputs)

@@ -6,7 +6,7 @@ and input channels, S streams.
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -114,8 +114,7 @@ class Classifier(nn.Module):
         bias = old is None or old[0].bias is not None
         self.in_channels = in_channels
         self.linears = nn.ModuleList(
-            nn.Linear(width * self.taps, self.num_classes, bias=bias and stream == 0)
-            for stream, width in enumerate(in_channels)
+            self.layer(width, bias and stream == 0) for stream, width in enumerate(in_channels)
         )
         if not self.linears[0].weight.is_meta:  # there torch would compute values in Python
             for linear in self.linears:
@@ -125,6 +124,10 @@ class Classifier(nn.Module):
         if old is not None:
             for linear in self.linears.train(old.training):
                 take_after(linear, old[0])
+
+    def layer(self, width: int, bias: bool) -> nn.Module:
+        """A fresh layer of one stream."""
+        return nn.Linear(width * self.taps, self.num_classes, bias=bias)
 
     @property
     def taps(self) -> int:
@@ -148,35 +151,91 @@ class Classifier(nn.Module):
         self.in_channels, self.linears = classifier.in_channels, classifier.linears
 
     def forward(self, x: Streams) -> Tensor:
-        logits = [linear(stream.flatten(1)) for linear, stream in zip(self.linears, x, strict=True)]
+        return torch.stack(self.each([stream.flatten(1) for stream in x]), dim=1)  # [B, S, classes]
+
+    def maps(self, x: Streams) -> Streams:
+        """What each stream gives by itself: [B, classes, 1, 1]."""
+        logits = self.each([stream.flatten(1) for stream in x])
+        return tuple(part[:, :, None, None] for part in logits)
+
+    def each(self, x: Iterable[Tensor]) -> list[Tensor]:
+        """Each stream through its own layer, with the bias that all share."""
+        logits = [linear(stream) for linear, stream in zip(self.linears, x, strict=True)]
         if self.linears[0].bias is not None:
             logits[1:] = [add_bias(part, self.linears[0].bias) for part in logits[1:]]
-        return torch.stack(logits, dim=1)  # [B, S, classes]
+        return logits
+
+
+class Head(Classifier):
+    """A convolution a stream that gives maps of classes [B, classes, H, W], in an nr.Graph.
+
+    ``kernel_size``, ``stride``, ``padding``, ``dilation``: (height, width).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        kernel_size: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        bias: bool = True,
+    ):
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        super().__init__(in_channels, num_classes, bias, kernel_size)
+
+    def layer(self, width: int, bias: bool) -> nn.Module:
+        return nn.Conv2d(width, self.num_classes, self.window, bias=bias, **self.options())
+
+    def options(self) -> dict[str, tuple[int, int]]:
+        """What torch's convolution is given beside channels, window and bias."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of its output, from that of its input."""
+        sides = zip(size, self.window, *self.options().values(), strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+
+    def maps(self, x: Streams) -> Streams:
+        return tuple(self.each(x))
 
 
 @fx.wrap
 def add_bias(logits: Tensor, bias: Tensor | Callable[[], Tensor]) -> Tensor:
-    """Logits [B, classes] with a bias [classes], which a quantized layer gives when called."""
+    """Logits [B, classes, ...] with a bias [classes], which a quantized layer gives when called."""
     bias = bias() if callable(bias) else bias
-    return logits + bias.to(logits.dtype)
+    bias = bias.to(logits.dtype)
+    return logits + (bias if logits.ndim == 2 else bias[:, None, None])
 
 
 class Network(nn.Module):
     """Images [B, C, H, W] to logits [B, S, classes]; S = 1, or 2 after rejuvenation.
 
     ``features`` ends in a global average pooling; ``image_size``: the family's usual H = W, or
-    (H, W). C is what the first unit reads.
+    (H, W). C is what the first unit reads. Without a ``classifier`` the features are an nr.Graph
+    with outputs of its own, which are the network's.
     """
 
     def __init__(
-        self, features: nn.Module, classifier: Classifier, image_size: int | tuple[int, int]
+        self,
+        features: nn.Module,
+        classifier: Classifier | None,
+        image_size: int | tuple[int, int],
     ):
         super().__init__()
         self.features, self.classifier, self.image_size = features, classifier, image_size
 
     @property
-    def streams(self) -> int:
-        return len(self.classifier.linears)
+    def heads(self) -> list[Classifier]:
+        """The classifier, or those in the graph."""
+        return [module for module in self.modules() if isinstance(module, Classifier)]
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(on_streams(self.features, (images,) * self.streams))
+    @property
+    def streams(self) -> int:
+        head = self.heads[0] if self.classifier is None else self.classifier
+        return len(head.linears)
+
+    def forward(self, images: Tensor):
+        x = on_streams(self.features, (images,) * self.streams)
+        return x if self.classifier is None else self.classifier(x)

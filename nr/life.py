@@ -87,7 +87,9 @@ def absolute_gammas(plan: Wiring) -> Tensor:
     flat = flat.cpu()
     if not torch.isfinite(flat).all():
         raise ValueError("a batch-norm scale of this network is not a finite number")
-    return torch.cat([flat.new_ones(plan.image_channels), flat])
+    found = flat.new_ones(len(plan.source))
+    found[torch.cat([numbers for layer in plan.makers for numbers in layer.numbers])] = flat
+    return found
 
 
 def _by_scales(plan: Wiring, gammas: Tensor) -> tuple[Tensor, list[Stream]]:
@@ -155,8 +157,10 @@ def _reaches(plan: Wiring, strong: Tensor, dead: set[Stream], stream: int) -> bo
         if step.op == IMAGE:
             carried[step.numbers[stream]] = True
         elif isinstance(step.op, Classifier):
-            if not carried[place[step.numbers[stream]]].any():
+            reads = plan.steps[step.inputs[0]].numbers[stream]
+            if not carried[place[reads]].any():
                 return False
+            carried[step.numbers[stream]] = True
         elif step.op == MUL:
             _multiply(plan, step, stream, carried)
         elif step.name in plan.by_name and (step.name, stream) not in dead:
@@ -197,7 +201,7 @@ def _forward(plan: Wiring, strong: Tensor, dead: set[Stream]) -> tuple[Tensor, s
     """The live channels that are made of live ones, and the layers that read none."""
     carried, fallen = torch.zeros_like(strong), set()
     for name, step in plan.steps.items():
-        if step.op == IMAGE:
+        if step.op == IMAGE or isinstance(step.op, Classifier):
             carried[torch.cat(step.numbers)] = True
         elif step.op == MUL:
             for stream in range(len(step.numbers)):
@@ -216,7 +220,7 @@ def _backward(plan: Wiring, carried: Tensor, dead: set[Stream]) -> tuple[Tensor,
     place, read, unread = plan.ties.sum, torch.zeros_like(carried), set()
     for name, step in reversed(plan.steps.items()):
         if isinstance(step.op, Classifier):
-            read[place[torch.cat(step.numbers)]] = True
+            read[place[torch.cat(plan.steps[step.inputs[0]].numbers)]] = True
         elif step.op == MUL:
             for side in step.inputs:
                 for factor, product in zip(plan.steps[side].numbers, step.numbers, strict=True):
@@ -233,6 +237,7 @@ def _backward(plan: Wiring, carried: Tensor, dead: set[Stream]) -> tuple[Tensor,
                     read[place[layer.reads[stream]]] |= alive
                 else:
                     read[place[layer.reads[stream]]] = True
-    image = plan.steps[IMAGE].numbers
-    read[torch.cat(image)] = True
+    read[torch.cat(plan.steps[IMAGE].numbers)] = True
+    for step, _ in plan.heads:
+        read[torch.cat(step.numbers)] = True
     return carried & read, unread

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nr.layers import Classifier
+from nr.layers import Classifier, Head
 from nr.norms import norm_like, take_after
 from nr.plain import Size
 from nr.units import Conv, ConvBN, Norm
@@ -79,10 +79,27 @@ def _normed(made: ConvBN | Norm, after: nn.Module) -> None:
 def classifier(linear: nn.Linear, window: Size) -> Classifier:
     """The classifier of a linear layer over a map of ``window`` pixels."""
     channels = linear.in_features // (window[0] * window[1])
-    made = Classifier(channels, linear.out_features, linear.bias is not None, window)
-    take_after(made.linears[0], linear)
-    made.linears[0].weight.copy_(linear.weight)
-    biased(made.linears[0], linear)
+    return _same(Classifier(channels, linear.out_features, linear.bias is not None, window), linear)
+
+
+def head(conv: nn.Conv2d) -> Head:
+    """The head of a convolution. Raises ValueError for one that is not plain."""
+    options = _window(conv, None)
+    if options.pop("groups") != 1:
+        raise ValueError(f"{conv} has groups, and gives maps of the network: units of it do not")
+    padding = options.pop("padding")
+    if not isinstance(padding, tuple):
+        reach = zip(conv.dilation, conv.kernel_size, strict=True)
+        padding = (0, 0) if padding == 0 else tuple(d * (k // 2) for d, k in reach)
+    channels = options.pop("in_channels"), options.pop("out_channels")
+    return _same(Head(*channels, padding=padding, **options, bias=conv.bias is not None), conv)
+
+
+def _same(made: Classifier, layer: nn.Module) -> Classifier:
+    """A classifier with the weights of ``layer``."""
+    take_after(made.linears[0], layer)
+    made.linears[0].weight.copy_(layer.weight)
+    biased(made.linears[0], layer)
     return made
 
 

@@ -5,13 +5,31 @@ rejuvenated ones. A concatenation is read source by source, so its columns are p
 """
 
 import torch
+from torch import nn
 
 from nr.checks import refuse_sharded
+from nr.graph import ADD, CAT, FLAT, MUL
 from nr.layers import Classifier, Network
 from nr.numbers import Lists
+from nr.plain import Affine, FixedSize
 from nr.rebuilding import Layout, check_picks, remade, swap, transplant
 from nr.units import Unit
 from nr.wiring import Wiring, wiring
+
+# Plain modules with f(a) + f(b) = f(a + b), dropout but for its noise.
+LINEAR = (
+    Affine,
+    FixedSize,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Upsample,
+    nn.ZeroPad2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+)
 
 
 @torch.inference_mode(False)
@@ -26,9 +44,9 @@ def merge(model: Network) -> None:
     again. A network of one stream is merged already and stays as it is.
 
     All or nothing: raises ValueError, and leaves the network as it was, for "attention" whose
-    cross weights are not 0, since its gate is no convolution, and where only one stream's part of
-    a parameter is frozen. An optimizer made before holds the
-    old parameters: make a new one.
+    cross weights are not 0, since its gate is no convolution, where only one stream's part of
+    a parameter is frozen, and where what follows a classifier is not linear. An optimizer made
+    before holds the old parameters: make a new one.
     """
     if model.streams == 1:
         return
@@ -36,6 +54,7 @@ def merge(model: Network) -> None:
     plan = wiring(model)
     _refuse_gates(plan)
     _refuse_half_frozen(plan)
+    _refuse_curved_ends(plan)
     layout = Layout(plan, _merged).lay()
     check_picks(model, layout)
     made = remade(layout, "plain")
@@ -62,6 +81,22 @@ def _refuse_gates(plan: Wiring) -> None:
                         " own + 2σ(own)·cross is no convolution: only networks rejuvenated with"
                         ' cross="removed" or "full" merge after training'
                     )
+
+
+def _refuse_curved_ends(plan: Wiring) -> None:
+    """Raise ValueError where f(a) + f(b) = f(a + b) does not hold behind a classifier."""
+    after = {step.name for step, _ in plan.heads}
+    for step in plan.steps.values():
+        if step.name in after or after.isdisjoint(step.inputs):
+            continue
+        after.add(step.name)
+        affine = isinstance(step.op, Affine) and step.op.term != 0
+        if affine or not (step.op in (ADD, CAT, FLAT) or isinstance(step.op, LINEAR)):
+            kind = "a product" if step.op == MUL else type(step.op).__name__
+            raise ValueError(
+                f"{step.name}: {kind} of what a classifier gives is not linear, so the sum of both"
+                " streams is no output of one network: put it behind the network before merging"
+            )
 
 
 def _refuse_half_frozen(plan: Wiring) -> None:

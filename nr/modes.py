@@ -55,8 +55,9 @@ def traced(model: nn.Module, channels: int, size: Size) -> Traces:
             differs = error.path
         else:
             if differs is None or not _is_plain(modules[differs]):
-                _follow_dropouts(evaluation, training)
-                return Traces(evaluation, training, differs)
+                traces = Traces(evaluation, training, differs)
+                _follow_dropouts(traces)
+                return traces
         plain |= {type(modules[differs])}
 
 
@@ -98,8 +99,10 @@ def added(traces: Traces) -> dict[fx.Node, fx.Node]:
 
 
 def _key(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> str:
-    args = fx.node.map_arg((node.args, node.kwargs), lambda n: twins.get(n, n))
-    return repr((node.op, node.target, args))
+    args, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: twins.get(n, n))
+    if node.target in DROPOUTS:
+        keywords = {name: value for name, value in keywords.items() if name != "training"}
+    return repr((node.op, node.target, args, keywords))
 
 
 def varying(trace: Trace, channels: int, size: Size) -> tuple[set[fx.Node], set[fx.Node]]:
@@ -211,12 +214,14 @@ def _parting(log: list[tuple], other: list[tuple]) -> str | None:
     return None if len(log) == len(other) else stack[-1]
 
 
-def _follow_dropouts(evaluation: Trace, training: Trace) -> None:
-    """Mark the functional dropouts that are on in train mode, and off in the other."""
-    pairs = (
-        [node for node in trace.nodes if node.target in DROPOUTS]
-        for trace in (evaluation, training)
-    )
-    for off, on in zip(*pairs, strict=False):
-        follows = (off.kwargs.get("training"), on.kwargs.get("training")) == (False, True)
-        off.meta[FOLLOWS] = on.meta[FOLLOWS] = follows
+def _follow_dropouts(traces: Traces) -> None:
+    """Mark the functional dropouts that are on in train mode, and off or not there in the other."""
+    twins = added(traces)
+    for node in traces.evaluation.nodes:
+        node.meta[FOLLOWS] = False
+    for on in traces.training.nodes:
+        off = twins.get(on)
+        off_too = off is None or off.kwargs.get("training") is False
+        on.meta[FOLLOWS] = on.kwargs.get("training") is True and off_too
+        if off is not None:
+            off.meta[FOLLOWS] = on.meta[FOLLOWS]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from nr.graph import ADD, CAT, IMAGE, MUL, Graph, Node, Pick
+from nr.graph import ADD, CAT, IMAGE, MUL, Graph, Node, Pick, read_by
 from nr.layers import Classifier, Concat, Network, Residual
 from nr.numbers import Lists, count_to, matched, places
 from nr.retiring import retire
@@ -55,6 +55,9 @@ class Layout:
         image = len(self.lists[IMAGE][0])
         if isinstance(step.op, Pick) and (step.numbers[0] < image).all():
             self.lists[step.name] = (step.numbers[0],) * len(last)  # of the image, which stays
+            return
+        if isinstance(step.op, Classifier):  # of classes, which stay too
+            self.lists[step.name] = (self.plan.canonical(step.numbers)[0],) * len(last)
             return
         if step.name in self.plan.by_name or isinstance(step.op, Pick):
             found = self.made(self.plan.canonical(step.numbers))
@@ -303,14 +306,5 @@ def _rewritten(layout: Layout, graph: Graph, prefix: str) -> tuple[list[Node], d
             names[node.name] = inputs[0]
         elif inputs:
             nodes[node.name] = node._replace(inputs=tuple(inputs))
-    return _read(list(nodes.values())), picks
-
-
-def _read(nodes: list[Node]) -> list[Node]:
-    """Without those, but the last, that nobody reads."""
-    needed, found = {nodes[-1].name}, []
-    for node in reversed(nodes):
-        if node.name in needed:
-            needed.update(node.inputs)
-            found.append(node)
-    return found[::-1]
+    ends = {[*nodes][-1]} if graph.outputs is None else graph.ends()
+    return read_by(list(nodes.values()), ends), picks

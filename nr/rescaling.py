@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nr.checks import refuse_sharded
-from nr.layers import Classifier, Network
+from nr.layers import Network
 from nr.units import ConvBN
 from nr.wiring import wiring
 
@@ -44,10 +44,9 @@ def rescale(model: Network, target: float) -> None:
     for layer in plan.layers:
         for i, _, block in layer.unit.blocks():
             block.mul_(layer.unit.spread(factors[layer.reads[i]]))  # [o, i, k, k] x [1 or o, i]
-    for step in plan.steps.values():
-        if isinstance(step.op, Classifier):
-            for stream, block in step.op.blocks():
-                block.mul_(factors[step.numbers[stream], None])  # [classes, i, pixels] x [i, 1]
+    for step, reads in plan.heads:
+        for stream, block in step.op.blocks():
+            block.mul_(factors[reads[stream], None])  # [classes, i, pixels] x [i, 1]
 
 
 def _raise_scale(norm: nn.BatchNorm2d, target: float) -> Tensor:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from nr.checks import image_hw
-from nr.graph import Graph, Node, Pick
-from nr.layers import Chain, Classifier, Concat, Network, Residual, is_chain
+from nr.graph import Graph, Node, Outputs, Pick
+from nr.layers import Chain, Classifier, Concat, Head, Network, Residual, is_chain
 from nr.plain import BY_NAME, KINDS
 from nr.units import FORMS, Conv, ConvBN, Norm, pair
 from nr.wiring import wiring
@@ -35,6 +35,7 @@ OPTIONS = {
     "output_padding": 0,
 }
 NORM = ("gamma", "eps", "momentum")
+ENDS = ("outputs", "training_outputs")  # of a graph
 CUSTOM = "custom"  # a plain module that is in no table: it has to be given to nr.load
 
 Custom = Callable[[str, str], nn.Module]  # (place, class) -> the module
@@ -53,12 +54,7 @@ def structure(model: Network) -> dict:
         "version": VERSION,
         "image_size": size if isinstance(size, int) else list(size),
         "features": _described(model.features),
-        "classifier": {
-            "in_channels": list(model.classifier.in_channels),
-            "num_classes": model.classifier.num_classes,
-            **({"bias": False} if model.classifier.linears[0].bias is None else {}),
-            **({"window": list(model.classifier.window)} if model.classifier.taps > 1 else {}),
-        },
+        "classifier": model.classifier and _described_head(model.classifier),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
     }
 
@@ -74,7 +70,11 @@ def _described(module: nn.Module | None) -> dict | None:
     if isinstance(module, Pick):
         return {"type": "Pick", "places": [list(chosen) for chosen in module.places]}
     if isinstance(module, Graph):
-        return {"type": "Graph", "nodes": [_described_node(module, node) for node in module.nodes]}
+        nodes = [_described_node(module, node) for node in module.nodes]
+        ends = {name: getattr(module, name) for name in ENDS if getattr(module, name) is not None}
+        return {"type": "Graph", "nodes": nodes, **ends}
+    if isinstance(module, Classifier):
+        return {"type": type(module).__name__, **_described_head(module)}
     if is_chain(module):
         modules = {name: _described(child) for name, child in module._modules.items()}
         return {"type": "Chain", "modules": modules}
@@ -89,6 +89,17 @@ def _described(module: nn.Module | None) -> dict | None:
         lists = {n: list(v) if isinstance(v, tuple) else v for n, v in arguments.items()}
         return {"type": type(module).__name__, **lists}
     return {"type": CUSTOM, "class": class_name(module)}
+
+
+def _described_head(head: Classifier) -> dict:
+    maps = isinstance(head, Head)
+    return {
+        "in_channels": list(head.in_channels),
+        "num_classes": head.num_classes,
+        **({"bias": False} if head.linears[0].bias is None else {}),
+        **({"window": list(head.window)} if head.taps > 1 or maps else {}),
+        **({name: list(side) for name, side in head.options().items()} if maps else {}),
+    }
 
 
 def _described_node(graph: Graph, node: Node) -> dict:
@@ -166,14 +177,9 @@ def _built(structure: Mapping, custom: Custom) -> Network:
     if structure["version"] not in READ:
         raise ValueError(f"structure: version {structure['version']!r}, expected one of {READ}")
     size = image_hw(structure["image_size"])
-    classifier = structure["classifier"]
-    _keys("classifier", classifier, ("in_channels", "num_classes"), "bias", "window")
-    in_channels = _widths("classifier", classifier["in_channels"])
+    described = structure["classifier"]
+    head = None if described is None else _head("classifier", described)
     features = _Builder(custom).module("features", structure["features"], DEEPEST)
-    classes = _int("classifier num_classes", classifier["num_classes"], 1)
-    window = pair(_window("classifier window", classifier.get("window", [1, 1]), 1))
-    head = Classifier(1, classes, _flag("classifier", classifier, "bias", True), window)
-    head.build(in_channels)
     size = size[0] if isinstance(structure["image_size"], int) else size
     network = Network(features, head, size)
     if "frozen" in structure:  # older descriptions do not say it
@@ -215,6 +221,9 @@ class _Builder:
                 return self.container(place, node, depth)
             case "Graph":
                 return self.graph(place, node, depth)
+            case "Classifier" | "Head":
+                own = {name: value for name, value in node.items() if name != "type"}
+                return _head(place, own, maps=node["type"] == "Head")
             case "Norm":
                 return _norm(place, node)
             case "Pick":
@@ -247,7 +256,7 @@ class _Builder:
         return Concat(branch)
 
     def graph(self, place: str, node: dict, depth: int) -> Graph:
-        _keys(place, node, ("type", "nodes"))
+        _keys(place, node, ("type", "nodes"), *ENDS)
         nodes, modules = [], {}
         for inner in node["nodes"]:
             _keys(place, inner, ("name", "op", "inputs"))
@@ -257,7 +266,34 @@ class _Builder:
             if not isinstance(op, str):
                 modules[name] = self.module(f"{place}.{name}", op, depth - 1)
             nodes.append(Node(name, op if isinstance(op, str) else None, tuple(inputs)))
-        return Graph(nodes, modules)
+        return Graph(nodes, modules, *(_outputs(place, node.get(name), 2) for name in ENDS))
+
+
+def _outputs(place: str, value: object, depth: int) -> Outputs:
+    """The outputs of a graph: a name, or a list or dict of such."""
+    if isinstance(value, list | dict) and depth and value:
+        if isinstance(value, list):
+            return [_outputs(place, part, depth - 1) for part in value]
+        return {str(name): _outputs(place, part, depth - 1) for name, part in value.items()}
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"structure: {place}: outputs {value!r:.100} are no names of nodes")
+    return value
+
+
+def _head(place: str, node: dict, maps: bool = False) -> Classifier:
+    windows = ("stride", "padding", "dilation") if maps else ()
+    _keys(place, node, ("in_channels", "num_classes", *windows), "bias", "window")
+    in_channels = _widths(place, node["in_channels"])
+    classes = _int(f"{place} num_classes", node["num_classes"], 1)
+    bias = _flag(place, node, "bias", True)
+    window = pair(_window(f"{place} window", node.get("window", [1, 1]), 1))
+    options = {n: pair(_window(f"{place} {n}", node[n], n != "padding")) for n in windows}
+    if maps:
+        head = Head(1, classes, window, **options, bias=bias)
+    else:
+        head = Classifier(1, classes, bias, window)
+    head.build(in_channels)
+    return head
 
 
 def _norm(place: str, node: dict) -> Norm:

@@ -89,7 +89,8 @@ def _held(layers: list, steps: Mapping) -> Iterator[Tensor]:
     bare = {layer.name for layer in layers if isinstance(layer.unit, Conv)}
     if bare:
         read = [a.reads for a in layers if not isinstance(a.unit, Norm)]
-        read += [step.numbers for step in steps.values() if isinstance(step.op, Classifier)]
+        heads = [step for step in steps.values() if isinstance(step.op, Classifier)]
+        read += [steps[head.inputs[0]].numbers for head in heads]
         direct = torch.cat([numbers for lists in read for numbers in lists])
         for layer in layers:
             if layer.name in bare:

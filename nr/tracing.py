@@ -29,9 +29,9 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResp
 class Traced:
     """The traced ``model``: its nodes in order, the modules they call, shapes and origins.
 
-    ``nodes``: of the evaluation mode. ``traces``: both modes, for networks that give more in
-    training (see nr.modes.added). ``bound``: what needs images of just this size, or None; it is
-    known when all constants have been asked for.
+    ``nodes``: of the evaluation mode, or of the training mode where that computes more.
+    ``outputs``: what evaluation and training give, of these nodes. ``bound``: what needs images
+    of just this size, or None; it is known when all constants have been asked for.
     """
 
     def __init__(self, model: nn.Module, size: Size):
@@ -42,14 +42,15 @@ class Traced:
         self.kind, self.size = type(model).__name__, size
         channels = image_channels(model, size)
         self.traces = self._traced(model, channels)
-        evaluation = self.traces.evaluation
-        self.batched, self.sized = varying(evaluation, channels, size)
-        for node in evaluation.told:
+        self.twins = added(self.traces)
+        trace = self.traces.evaluation if self.traces.differs is None else self.traces.training
+        self.batched, self.sized = varying(trace, channels, size)
+        for node in trace.told:
             self.constant(node, node)
-        for trace in self.traces[:2]:
-            rewrite(trace.graph, self.modules)
-        self.nodes = evaluation.nodes
-        for node in (*self.nodes, *self.traces.training.nodes):
+        for each in self.traces[:2]:
+            rewrite(each.graph, self.modules)
+        self.nodes = trace.nodes
+        for node in (*self.traces.evaluation.nodes, *self.traces.training.nodes):
             result = node.meta.get(RESULT)
             if isinstance(result, Tensor):
                 node.meta[SHAPE] = result.shape
@@ -136,19 +137,24 @@ class Traced:
             return "the mode of this functional dropout is fixed: use nn.Dropout"
         return None
 
-    def mode_reason(self) -> str | None:
-        """What training adds, or changes, that the evaluation mode does not have."""
+    @property
+    def outputs(self) -> tuple[object, object]:
+        both = [_unpacked(trace.nodes[-1].args[0]) for trace in self.traces[:2]]
         if self.traces.differs is None:
+            return both[0], both[0]
+        back = {twin: node for node, twin in self.twins.items()}
+        return fx.node.map_arg(both[0], back.__getitem__), both[1]
+
+    def mode_reason(self) -> str | None:
+        """What training changes; what it only adds may be further outputs."""
+        twins, evaluation = self.twins, self.traces.evaluation.nodes
+        if self.traces.differs is None or {*twins.values()} >= {*evaluation[:-1]}:
             return None
-        twins, training = added(self.traces), self.traces.training.nodes
-        extra = [
-            self.name(node) for node in training[:-1] if node not in twins and SHAPE in node.meta
-        ]
-        whole = {*twins.values()} >= {*self.traces.evaluation.nodes[:-1]}
-        what = "adds" if whole else "computes something else, as"
+        training = self.traces.training.nodes[:-1]
+        extra = [self.name(node) for node in training if node not in twins and SHAPE in node.meta]
         return (
             "its forward depends on self.training, and one mode would be lost: in train mode it"
-            f" {what} {', '.join(extra[:3]) or 'other outputs'}"
+            f" computes something else, as {', '.join(extra[:3]) or 'other outputs'}"
         )
 
     def module(self, node: fx.Node) -> nn.Module | None:
@@ -177,6 +183,18 @@ class Traced:
 def has_tensor(node: fx.Node) -> bool:
     """Whether the node gives a tensor, or several."""
     return any(isinstance(leaf, Tensor) for leaf in tree_leaves(node.meta.get(RESULT)))
+
+
+def is_tuple(node: fx.Node) -> bool:
+    """Whether the node makes a named tuple."""
+    return isinstance(node.target, type) and issubclass(node.target, tuple)
+
+
+def _unpacked(output: object) -> object:
+    """A named tuple as a list."""
+    if isinstance(output, fx.Node) and is_tuple(output):
+        return [*output.args, *output.kwargs.values()]
+    return output
 
 
 def inputs(node: fx.Node) -> list[fx.Node]:

@@ -22,8 +22,8 @@ from nr.checks import (
     ends_in_unit,
     image_hw,
 )
-from nr.graph import ADD, CAT, IMAGE, MUL, Graph, Pick
-from nr.layers import Chain, Classifier, Concat, Network, Residual, is_chain
+from nr.graph import ADD, CAT, FLAT, IMAGE, MUL, Graph, Pick
+from nr.layers import Chain, Classifier, Concat, Head, Network, Residual, is_chain
 from nr.numbers import Lists, count_to
 from nr.plain import KINDS, Size, effect
 from nr.ties import Ties, ties
@@ -36,7 +36,8 @@ class Step(NamedTuple):
     """One operation in its place: ``op`` is a module, or one of the words of nr.graph.
 
     ``inputs``: the steps that it reads. ``numbers``: the channels that it gives, one list a stream;
-    after a sum those of its last operand stand for it. ``sources``: the steps that made them.
+    after a sum those of its last operand stand for it; of a classifier the classes, the same of
+    each stream. ``sources``: the steps that made them, of the last classifier what it reads.
     ``size``: its (H, W). ``fork``: of a sum, the step from which its operands part.
     """
 
@@ -117,6 +118,12 @@ class Wiring:
         """Those whose scales are measured and penalised."""
         return [layer for layer in self.makers if layer.scaled and not layer.fixed]
 
+    @cached_property
+    def heads(self) -> list[tuple[Step, Lists]]:
+        """The classifiers, each with the channels that it reads."""
+        found = [step for step in self.steps.values() if isinstance(step.op, Classifier)]
+        return [(step, self.steps[step.inputs[0]].numbers) for step in found]
+
     def holding(self, names: Set[str]) -> "Wiring":
         """With all channels of these layers, and of those tied to them, fixed."""
         held = [self.by_name[name] for name in names if name in self.by_name]
@@ -142,13 +149,14 @@ def wiring(model: Network, image_size: int | Size | None = None) -> Wiring:
     """
     check_network(model)
     size = image_hw(model.image_size if image_size is None else image_size)
-    walk = _Walk(model.streams)
+    walk = _Walk(model)
     try:
         end = walk.module(model.features, "features", walk.start(first_channels(model), size), None)
     except _Copies as found:  # the first unit reads several copies of the image
-        walk = _Walk(model.streams)
+        walk = _Walk(model)
         end = walk.module(model.features, "features", walk.start(found.channels, size), None)
-    walk.head(model.classifier, end)
+    if model.classifier is not None:
+        walk.head(model.classifier, "classifier", end)
     found = ties(walk.makers, walk.steps, walk.count)
     source = count_to(walk.count)
     for layer in walk.makers:
@@ -186,13 +194,15 @@ class _At(NamedTuple):
 class _Walk:
     """What the walk has met so far."""
 
-    def __init__(self, streams: int):
-        self.streams, self.count = streams, 0
+    def __init__(self, model: Network):
+        self.streams, self.count = model.streams, 0
+        self.outputs = model.classifier is None
         self.makers: list[Layer] = []
         self.steps: dict[str, Step] = {}
         self.curved: Pending = {}
         self.lifted: Pending = {}
         self.owners: dict[int, str] = {}  # id of a unit or a parameter -> where it was met
+        self.heads: set[str] = set()  # the classifiers in a graph
 
     def start(self, channels: int, size: Size) -> _At:
         """The image, which all streams read."""
@@ -215,6 +225,8 @@ class _Walk:
             (Residual, self.residual),
             (Concat, self.concat),
             (Graph, self.graph),
+            (Head, self.inner_head),
+            (Classifier, self.inner_head),
         ):
             if isinstance(module, base):
                 check_forward(module, name, base)
@@ -249,6 +261,7 @@ class _Walk:
 
     def maker(self, unit: ConvBN | Norm, name: str, at: _At, size: Size, branch: str | None) -> _At:
         """What makes channels of its own."""
+        self.refuse_classes(name, at)
         self.consume(at)
         numbers = tuple(map(self.new, unit.out_channels))
         size = _fit(size, name, at.size)
@@ -283,6 +296,8 @@ class _Walk:
                     f"{name}: adds to the image, which cannot grow: put a unit before it"
                 )
             self.same(name, at, last)
+        if self.of_classes(name, sides):
+            fork = None  # nothing of the features is added
         self.consume(*sides)
         inputs = tuple(at.step.name for at in sides)
         return self.step(name, ADD, inputs, last.step.numbers, last.step.sources, last.size, fork)
@@ -309,6 +324,7 @@ class _Walk:
                     f"{name}: its branch gives H, W of {end.size}, its input has {at.size}: they"
                     " have to be the same"
                 )
+        self.of_classes(name, sides)
         numbers = tuple(map(torch.cat, zip(*(side.step.numbers for side in sides), strict=True)))
         sources = tuple(source for side in sides for source in side.step.sources)
         inputs = tuple(side.step.name for side in sides)
@@ -320,6 +336,7 @@ class _Walk:
 
     def product(self, name: str, sides: tuple[_At, ...]) -> _At:
         """0 where either side is 0; nothing that is positively homogeneous."""
+        self.of_classes(name, sides)
         at = next((side for side in sides if side.size != (1, 1)), sides[0])
         for side in sides:
             if side.size not in ((1, 1), at.size) or _text(side.step.numbers) != _text(
@@ -336,6 +353,7 @@ class _Walk:
         return found._replace(curved=curved, lifted=lifted)
 
     def pick(self, pick: Pick, name: str, at: _At) -> _At:
+        self.refuse_classes(name, at)
         numbers = tuple(
             given[torch.tensor(chosen, device="cpu")]
             for given, chosen in zip(at.step.numbers, pick.places, strict=True)
@@ -354,10 +372,21 @@ class _Walk:
                 values[node.name] = self.cat(place, tuple(read))
             elif node.op == MUL:
                 values[node.name] = self.product(place, tuple(read))
+            elif node.op == FLAT:
+                values[node.name] = self.flat(place, *read)
             else:
                 (at,) = read
                 values[node.name] = self.module(graph.module(node), place, at, None)
+        for end in graph.ends() if graph.outputs is not None else ():
+            if not {*values[end].step.sources} <= self.heads:
+                raise ValueError(f"{name}: its output {end} is not what an nr.Classifier gives")
         return values[graph.nodes[-1].name]
+
+    def flat(self, name: str, at: _At) -> _At:
+        """An output [B, C]."""
+        if at.size != (1, 1):
+            raise ValueError(f"{name}: flattens maps of {at.size[0]}x{at.size[1]} pixels, not 1x1")
+        return self.step(name, FLAT, (at.step.name,), at.step.numbers, at.step.sources, at.size)
 
     def fork(self, sides: list[_At]) -> str | None:
         """The last step through which all that is read here has come."""
@@ -393,22 +422,48 @@ class _Walk:
             lifted=at.lifted if found.keeps_zero else passed | at.lifted,
         )
 
-    def head(self, classifier: Classifier, at: _At) -> None:
-        """The classifier reads pooled features of the right width."""
+    def head(self, classifier: Classifier, name: str, at: _At) -> _At:
+        """A classifier reads pooled features, or maps, of the right width."""
         if not self.makers:
             raise ValueError("features: there is no nr.ConvBN in them")
-        if at.size != classifier.window:
+        maps = isinstance(classifier, Head)
+        if at.size != classifier.window and not maps:
             height, width = classifier.window
             raise ValueError(
                 f"features: end in maps of {at.size[0]}x{at.size[1]}, the classifier needs"
                 f" {height}x{width}: end them with nn.AdaptiveAvgPool2d(1)"
             )
+        self.refuse_classes(name, at)
         self.consume(at)
-        self.fits("classifier", classifier.in_channels, at)
+        self.fits(name, classifier.in_channels, at)
         for linear in classifier.linears:
-            self.own(linear.weight, "classifier", "weight")
-        numbers, sources = at.step.numbers, at.step.sources
-        self.step("classifier", classifier, (at.step.name,), numbers, sources, at.size)
+            self.own(linear.weight, name, "weight")
+        size = _fit(classifier.out_size(at.size), name, at.size) if maps else (1, 1)
+        numbers, sources = (self.new(classifier.num_classes),) * self.streams, at.step.sources
+        return self.step(name, classifier, (at.step.name,), numbers, sources, size)
+
+    def inner_head(self, head: Classifier, name: str, at: _At, branch: str | None) -> _At:
+        """A classifier in a graph, which others may follow."""
+        if not self.outputs:
+            raise ValueError(f"{name}: a classifier stands only in an nr.Graph with outputs")
+        self.heads.add(name)
+        found = self.head(head, name, at)
+        self.steps[name] = found.step._replace(sources=(name,))
+        return found._replace(step=self.steps[name])
+
+    def of_classes(self, name: str, sides: tuple[_At, ...]) -> bool:
+        """Whether what is joined is of classes; ValueError where only some of it is."""
+        found = {source in self.heads for side in sides for source in side.step.sources}
+        if len(found) > 1:
+            raise ValueError(f"{name}: joins features with what a classifier gives")
+        return found == {True}
+
+    def refuse_classes(self, name: str, at: _At) -> None:
+        if not self.heads.isdisjoint(at.step.sources):
+            raise ValueError(
+                f"{name}: reads what {at.step.sources[0]} gives, a classifier, whose classes do not"
+                " grow: only plain modules, sums and concatenations may follow one"
+            )
 
     def fits(self, name: str, in_channels: tuple[int, ...], at: _At) -> None:
         copies = len(at.step.sources)

@@ -148,12 +148,6 @@ def test_a_module_with_weights_whose_function_depends_on_the_mode_is_named():
     assert refused(net(Scaled().double()), "depends on self.training").startswith("between: ")
 
 
-def test_auxiliary_heads_are_refused_as_what_training_adds():
-    with torch.device("meta"):
-        model = torchvision.models.googlenet(init_weights=False)
-    words = r"^GoogLeNet: its forward depends on self.training.* in train mode it adds aux1\."
-    with pytest.raises(ValueError, match=words):
-        nr.convert(model, 64)
 
 
 def test_random_numbers_in_the_forward_are_refused_and_none_are_drawn():
