@@ -110,23 +110,27 @@ class _Constants:
 
     def unit(self, step: Step, given: Tensor, live: Tensor) -> Tensor:
         """What a convolution makes of constants goes into what follows it."""
-        unit, nothing = step.op, self.zero.expand(len(live))
-        if step.name not in self.made or not given.any() or unit.padding != 0 or unit.transposed:
-            return nothing
-        (_, _, block), *_ = unit.blocks()
-        columns = unit.spread(given)[:, :, 0, 0]  # [1 or o, i]
-        shift = (block.sum(dim=(2, 3)) * columns).sum(1)
-        new = self.made[step.name]
+        unit, new, nothing = step.op, self.made.get(step.name), self.zero.expand(len(live))
+        shift = nothing
+        if given.any() and unit.padding == 0 and not unit.transposed:
+            (_, _, block), *_ = unit.blocks()
+            columns = unit.spread(given)[:, :, 0, 0]  # [1 or o, i]
+            shift = (block.sum(dim=(2, 3)) * columns).sum(1)
         if not isinstance(unit, Conv):
-            new.norms[0].running_mean.sub_(shift[live])
+            if new is not None:
+                new.norms[0].running_mean.sub_(shift[live])
             return nothing
-        if unit.norms[0].bias is None and step.name in self.taken_off:
-            return shift
-        if new.norms[0].bias is None:
-            own = Bias(new.norms[0].width).to(shift.device, shift.dtype)
-            new.norms[0] = own.train(new.norms[0].training)
-        new.norms[0].bias.add_(shift[live])
-        return nothing
+        bias, passed = unit.norms[0].bias, nothing
+        if new is None or (bias is None and step.name in self.taken_off):
+            passed = shift if new is not None else nothing
+        elif shift.any():
+            if bias is None:
+                own = Bias(new.norms[0].width).to(shift.device, shift.dtype)
+                new.norms[0] = own.train(new.norms[0].training)
+            new.norms[0].bias.add_(shift[live])
+        if unit.group is None:
+            return passed
+        return torch.where(live, passed, shift if bias is None else shift + bias)  # made of nothing
 
     def classifier(self, step: Step, given: Tensor) -> None:
         if isinstance(step.op, Head) and any(step.op.padding):

@@ -20,6 +20,7 @@ from nr.graph import ADD, CAT, FLAT, IMAGE, MUL, Graph, Node, Outputs, Pick
 from nr.layers import Classifier, Network
 from nr.making import classifier, head, norm, scale, unit
 from nr.plain import KINDS, Affine, FixedSize, Size
+from nr.scaling import add_scales
 from nr.tracing import (
     BATCH_NORMS,
     CATS,
@@ -41,19 +42,24 @@ CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 PRODUCTS = (operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_")
 DIFFERENCES = (operator.sub, operator.isub, torch.sub, "sub", "sub_")
 QUOTIENTS = (operator.truediv, operator.itruediv, torch.div, "div", "div_")
+# What treats each element by itself.
+ELEMENTWISE = tuple(
+    cls for cls, kind in KINDS.items() if not kind.resizes and cls not in (nn.Dropout2d, nn.PReLU)
+)
 HOLDERS = (Graph, Classifier, nn.ModuleList)  # what has no mode of its own
 
 
 @torch.inference_mode(False)
-def convert(model: nn.Module, image_size: int | Size) -> Network:
+def convert(model: nn.Module, image_size: int | Size, scales: bool = False) -> Network:
     """``model`` as a network of units with the same weights: [B, C, H, W] -> [B, 1, classes].
 
     ``image_size``: H = W of its images, or (H, W); where a linear layer reads a whole map, or the
     forward computes with sizes, only this size will do. The logits are the same up to rounding, in
     eval and in train mode (see nr.ConvBN on strided 1x1 convolutions); ``model`` stays as it is and
-    shares nothing with the result. A bias before a batch norm moves into its running mean. What is
-    taken is in nr/README.md. Raises ValueError naming the module, what is wrong and what helps, for
-    all else.
+    shares nothing with the result. A bias before a batch norm moves into its running mean.
+    ``scales``: where there is no batch norm, a scale γ = 1 behind each activation whose channels
+    are free, which is measured, penalised and rebuilt as any γ. What is taken is in nr/README.md.
+    Raises ValueError naming the module, what is wrong and what helps, for all else.
     """
     if isinstance(model, Network):
         raise ValueError("the network is an nr.Network already: it needs no conversion")
@@ -68,14 +74,19 @@ def convert(model: nn.Module, image_size: int | Size) -> Network:
     traced.check()
     with torch.no_grad(), traced.device:
         network = _Converter(traced).network()
+        if scales:
+            add_scales(network)
     network.image_size = image_size if isinstance(image_size, int) else size
     _keep_modes(network, model.training)
     if any(not parameter.is_contiguous() for parameter in model.parameters()):
         network.to(memory_format=torch.channels_last)
     if not wiring(network).prunable:
+        remedy = "give scales=True, or use a variant with batch norm"
+        if scales:
+            remedy = "sums and products hold all that a scale could stand behind"
         raise ValueError(
             f"{type(model).__name__}: has no batch norm whose channels could go, so nothing can be"
-            " measured: use a variant with batch norm"
+            f" measured: {remedy}"
         )
     return network
 
@@ -318,6 +329,12 @@ class _Converter:
             raise ValueError(
                 f"{node.target}: {type(module).__name__} between linear layers is not known to nr"
             )
+        value = self.values[inputs(node)[0]]
+        if type(module) in ELEMENTWISE and isinstance(value, _Value) and value.moved is not None:
+            found = moves.channels(value.moved, shape(value.source))
+            if found is not None and found.flat:  # the map itself can as well pass it
+                made = self.add(self.traced.name(node), module, value.name, value.source)
+                return made._replace(moved=value.moved)
         before = self.map(node, inputs(node)[0])
         return self.add(self.traced.name(node), module, before, node)
 

@@ -13,6 +13,7 @@ from nr.layers import Classifier, Network
 from nr.numbers import Lists
 from nr.plain import Affine, FixedSize
 from nr.rebuilding import Layout, check_picks, remade, swap, transplant
+from nr.scaling import fold_scales
 from nr.units import Unit
 from nr.wiring import Wiring, wiring
 
@@ -34,7 +35,7 @@ LINEAR = (
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def merge(model: Network) -> None:
+def merge(model: Network, fold: bool = False) -> None:
     """Make of both streams of ``model``, in place, one plain stream with the sum of their logits.
 
     Weights are block-diagonal after "removed" and dense after "full"; γ, β and running statistics
@@ -43,13 +44,24 @@ def merge(model: Network) -> None:
     train mode. The result is an ordinary network: it can be measured, penalised and rejuvenated
     again. A network of one stream is merged already and stays as it is.
 
+    ``fold``: of one stream or of two, scales that stand alone (nr.convert's ``scales``) go into the
+    weights that read them, for a network that is to be used and not searched again; one whose
+    readers cannot take it (a sum, a norm, a negative γ before a maximum) stays.
+
     All or nothing: raises ValueError, and leaves the network as it was, for "attention" whose
     cross weights are not 0, since its gate is no convolution, where only one stream's part of
     a parameter is frozen, and where what follows a classifier is not linear. An optimizer made
     before holds the old parameters: make a new one.
     """
-    if model.streams == 1:
-        return
+    if model.streams > 1:
+        _join(model)
+    if fold:
+        refuse_sharded(model)
+        fold_scales(model)
+
+
+def _join(model: Network) -> None:
+    """Both streams as one."""
     refuse_sharded(model)
     plan = wiring(model)
     _refuse_gates(plan)

@@ -73,9 +73,6 @@ class Scale(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
-    def reset_parameters(self) -> None:
-        nn.init.ones_(self.weight)
-
     def forward(self, x: Tensor) -> Tensor:
         return x * self.weight[:, None, None]
 

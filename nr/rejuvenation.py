@@ -183,7 +183,7 @@ def _inputs(layer: Layer) -> int:
 def _refuse_lifted(plan: Wiring) -> None:
     """A dead channel must not say anything: what it passes is 0 at 0."""
     for layer in plan.layers:
-        if layer.lifted and (layer.branch or not layer.fixed):
+        if layer.lifted and (layer.branch or (layer.scaled and not layer.fixed)):
             raise ValueError(
                 f"{layer.lifted}: is not 0 at 0, so a dead channel of {layer.name} cannot go"
                 " without changing the function: use nn.ReLU() there"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nr.checks import refuse_sharded
 from nr.layers import Network
 from nr.units import ConvBN
-from nr.wiring import wiring
+from nr.wiring import Wiring, wiring
 
 
 @torch.inference_mode(False)
@@ -41,6 +41,11 @@ def rescale(model: Network, target: float) -> None:
     for layer in moved:
         for norm, numbers in zip(layer.unit.norms, layer.numbers, strict=True):
             factors[numbers] = _raise_scale(norm, target)
+    scale_readers(plan, factors)
+
+
+def scale_readers(plan: Wiring, factors: Tensor) -> None:
+    """Multiply every weight by the factor, by number [count], of the channel that it reads."""
     for layer in plan.layers:
         for i, _, block in layer.unit.blocks():
             block.mul_(layer.unit.spread(factors[layer.reads[i]]))  # [o, i, k, k] x [1 or o, i]

@@ -71,9 +71,13 @@ class Unit(Streamed, nn.Module):
 
     @torch.no_grad()
     def reset_norms(self) -> None:
-        """γ as given, that of rejuvenated channels as it is at their birth; β 0."""
+        """γ as given, that of rejuvenated channels as it is at their birth; β 0.
+
+        Biases are born 0. Scales alone are born 1 in both streams: no norm behind them takes a
+        half off again, and a network of many layers would fade.
+        """
         for norm, gamma in zip(self.norms, (self.gamma, REJUVENATED_GAMMA), strict=False):
-            if not isinstance(norm, Bias):  # which is born 0
+            if not isinstance(norm, Bias | Scale):
                 norm.reset_parameters()
                 norm.weight.fill_(gamma)
 

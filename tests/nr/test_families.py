@@ -20,6 +20,8 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 import nr
 from nr.life import life
+from nr.norms import Scale
+from nr.units import Norm
 from nr.wiring import wiring
 from tests.helpers import (
     logits_of,
@@ -107,6 +109,38 @@ class PreActivation(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+def alexnet() -> nn.Module:
+    """Without batch norm: a window over a map, hidden linear layers, dropout, poolings."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 12, 5, 2, 2), nn.ReLU(), nn.MaxPool2d(3, 2)),
+        *(nn.Conv2d(12, 18, 3, padding=1), nn.ReLU(), nn.Conv2d(18, 14, 3, padding=1), nn.ReLU()),
+        *(nn.MaxPool2d(2, 2), nn.AdaptiveAvgPool2d((2, 2)), nn.Flatten(), nn.Dropout(0.0)),
+        *(nn.Linear(56, 24), nn.ReLU(inplace=True), nn.Dropout(0.0), nn.Linear(24, 16), nn.GELU()),
+        nn.Linear(16, CLASSES),
+    )
+
+
+class Fire(nn.Module):
+    """Without batch norm: branches that part and meet, depthwise windows, a sum, a gate."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.squeeze = nn.Conv2d(3, 12, 3, 2, 1), nn.Conv2d(12, 8, 1)
+        self.one, self.three = nn.Conv2d(8, 6, 1), nn.Conv2d(8, 10, 3, padding=1)
+        self.deep = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.point, self.inner = nn.Conv2d(16, 12, 1), nn.Conv2d(12, 9, 1)
+        self.outer, self.gate = nn.Conv2d(9, 12, 1), nn.Conv2d(12, 12, 1)
+        self.fc = nn.Linear(12, CLASSES)
+
+    def forward(self, x):
+        x = F.relu(self.squeeze(F.max_pool2d(F.relu(self.stem(x)), 2)))
+        x = torch.cat([F.relu(self.one(x)), F.sigmoid(self.three(x))], dim=1)
+        x = F.relu(self.point(F.relu(self.deep(x))))
+        x = x + self.outer(F.relu(self.inner(x)))
+        x = x * torch.sigmoid(self.gate(F.adaptive_avg_pool2d(x, 1)))
+        return self.fc(x.mean((2, 3)))
+
+
 FAMILIES = {
     "densenet": lambda: DenseNet(8, (2, 2), 16, num_classes=CLASSES),
     "efficientnet": efficientnet,
@@ -115,7 +149,10 @@ FAMILIES = {
     "shufflenet": lambda: ShuffleNetV2([2, 2, 1], [8, 16, 24, 32, 48], num_classes=CLASSES),
     "inception": Inception,
     "pre-activation": PreActivation,
+    "alexnet": alexnet,
+    "fire": Fire,
 }
+SCALED = ("alexnet", "fire")  # without batch norm
 
 
 def plain(name: str) -> nn.Module:
@@ -136,8 +173,12 @@ def wear(network: nr.Network, share: float = 1 / 3) -> nr.Network:
 
     Its β may be anything where the convolution has no padding, and is below 0 elsewhere.
     """
-    generator = torch.Generator().manual_seed(2)
+    generator, signs = (torch.Generator().manual_seed(seed) for seed in (2, 3))
     plan = wiring(vary(network))
+    for layer in plan.norms:
+        if isinstance(layer.unit.norms[0], Scale):
+            gamma = layer.unit.norms[0].weight.uniform_(-1, 1, generator=signs)
+            gamma.add_(gamma.sign() * 0.3)
     for layer in plan.prunable:
         (norm,) = layer.unit.norms
         part = plan.ties.part[layer.numbers[0]]
@@ -145,12 +186,12 @@ def wear(network: nr.Network, share: float = 1 / 3) -> nr.Network:
         dead = (torch.rand(len(part), generator=generator) < share)[label]
         norm.weight[dead] = 0
         padded = any(padded_reader(plan, step, layer.name) for step in plan.steps.values())
-        if padded and layer.name in {other.name for other in plan.norms}:
+        if padded and isinstance(layer.unit, Norm) and hasattr(norm, "bias"):
             norm.bias[dead] = -norm.bias[dead].abs()
     found = life(plan)
     for layer in plan.layers:
         for norm, live in zip(layer.unit.norms, found.masks(layer), strict=True):
-            for parameter in norm.parameters():
+            for parameter in norm.parameters() if layer.scaled else ():
                 parameter[~live] = 0
     return network
 
@@ -163,7 +204,11 @@ def padded_reader(plan, step, name: str) -> bool:
 
 @cache
 def converted_once(name: str) -> nr.Network:
-    return nr.convert(plain(name), SIZE)
+    return nr.convert(plain(name), SIZE, scales=name in SCALED)
+
+
+def converted(name: str) -> nr.Network:
+    return copy.deepcopy(converted_once(name))
 
 
 @cache

@@ -148,8 +148,6 @@ def test_a_module_with_weights_whose_function_depends_on_the_mode_is_named():
     assert refused(net(Scaled().double()), "depends on self.training").startswith("between: ")
 
 
-
-
 def test_random_numbers_in_the_forward_are_refused_and_none_are_drawn():
     class Random(Scaled):
         def forward(self, x):

@@ -23,8 +23,9 @@ def export(folder: Path, path: Path, merge: bool = False) -> float:
 
     The network maps images [B, C, H, W], B ≥ 1, to logits [B, S, classes]: a program of
     torch.export where ``path`` ends in .pt2, else a file for nr.load. ``merge``: both streams
-    as one, S = 1. Raises InputError where they cannot be merged, and if the logits (with ``merge``
-    their sum) differ from the network's by more than TOLERANCE of the largest.
+    as one, S = 1, and scales that stand alone folded into their readers. Raises InputError where
+    they cannot be merged, and if the logits (with ``merge`` their sum) differ from the network's
+    by more than TOLERANCE of the largest.
     """
     found = [folder / name for name in (BEST, LAST) if (folder / name).exists()]
     if not found:
@@ -36,7 +37,7 @@ def export(folder: Path, path: Path, merge: bool = False) -> float:
     if merge:
         expected = expected.sum(dim=1, keepdim=True)
         try:
-            nr.merge(network)
+            nr.merge(network, fold=True)
         except ValueError as error:
             raise InputError(f"--merge: {found[0]}: {error}") from error
     written = _write_program if path.suffix == PROGRAM else _write_network
