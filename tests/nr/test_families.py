@@ -341,3 +341,13 @@ def test_nothing_changes_in_place_what_others_read(name, dead):
     assert report.utilization.ratio < 1
     assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
     network.train()(images()).sum().backward()
+
+
+@pytest.mark.parametrize("cross", [None, "removed"])
+def test_rescaling_keeps_what_norms_before_convolutions_read(cross):
+    network = worn("densenet")
+    if cross:
+        nr.rejuvenate(network, cross)
+    before = logits_of(network, images())
+    nr.rescale(network, 2.0)
+    assert relative_difference(logits_of(network, images()), before) < EXACT
