@@ -351,3 +351,18 @@ def test_rescaling_keeps_what_norms_before_convolutions_read(cross):
     before = logits_of(network, images())
     nr.rescale(network, 2.0)
     assert relative_difference(logits_of(network, images()), before) < EXACT
+
+
+@pytest.mark.parametrize(
+    ("name", "cross"), [("densenet", "attention"), ("shufflenet", "removed"), ("fire", None)]
+)
+def test_graphs_compile_whole_and_export(name, cross):
+    network = worn(name)
+    if cross:
+        nr.rejuvenate(network, cross)
+    before = logits_of(network, images())
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    program = torch.export.export(network, (images(),)).module()
+    for other in (compiled, program, torch.fx.symbolic_trace(network)):
+        with torch.no_grad():
+            assert relative_difference(other(images()), before) < EXACT
