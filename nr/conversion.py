@@ -10,15 +10,16 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from nr import moves
 from nr.checks import image_hw
-from nr.functions import PLAIN, plain_module
+from nr.functions import PLAIN, parameter, plain_module
 from nr.graph import ADD, CAT, FLAT, IMAGE, MUL, Graph, Node, Outputs, Pick
 from nr.layers import Classifier, Network
-from nr.making import classifier, head, norm, scale, unit
+from nr.making import activations, classifier, fixed_filter, head, norm, scale, unit
 from nr.plain import KINDS, Affine, FixedSize, Size
 from nr.scaling import add_scales
 from nr.tracing import (
@@ -125,6 +126,7 @@ class _Converter:
         self.nodes: list[Node] = []
         self.modules: dict[str, nn.Module] = {}
         self.values: dict[fx.Node, object] = {}  # a _Value, or several
+        self.fixed: dict[fx.Node, Tensor] = {}  # buffers, and what is made of them alone
         self.called: set[str] = set()  # modules with weights that have become part of something
 
     def network(self) -> Network:
@@ -132,11 +134,14 @@ class _Converter:
         image, outputs = self.traced.nodes[0], self.traced.outputs
         self.values[image] = _Value(IMAGE, image)
         last, alone = outputs[0], self.traced.traces.differs is None
+        while alone and isinstance(last, fx.Node) and self.keeps(last):
+            last = last.args[0]
         alone = alone and isinstance(last, fx.Node)
         alone = alone and type(self.traced.module(last)) is nn.Linear
         self.heads = {last} if alone else self.found_heads(outputs)
-        for node in self.traced.nodes[1:-1]:
-            if has_tensor(node) and not (alone and node is last):
+        end = self.traced.nodes.index(last) if alone else -1
+        for node in self.traced.nodes[1:end]:
+            if has_tensor(node):
                 self.values[node] = self.convert(node)
         made, ends = None, (None, None)
         if alone:
@@ -201,6 +206,12 @@ class _Converter:
         evaluation, training = map(named, outputs)
         return evaluation, training if training != evaluation else None
 
+    def keeps(self, node: fx.Node) -> bool:
+        """Whether ``node``, behind the logits, gives just what it reads."""
+        flat = isinstance(self.traced.module(node), nn.Identity | nn.Flatten)
+        flat = flat or node.target in (torch.flatten, "flatten")
+        return flat and len(inputs(node)) == 1 and shape(node) == shape(inputs(node)[0])
+
     def bind(self, fixed: FixedSize) -> None:
         """Have the image pass ``fixed`` first."""
         name = self.free("size")
@@ -219,7 +230,10 @@ class _Converter:
     def convert(self, node: fx.Node) -> object:
         """What ``node`` gives, with all that it needs written down."""
         module, target = self.traced.module(node), node.target
-        if node.op == "get_attr" or is_tuple(node):
+        read = inputs(node)
+        if node.op == "get_attr" or (read and all(n in self.fixed for n in read)):
+            return self.fix(node)
+        if is_tuple(node):
             return None
         if isinstance(module, BATCH_NORMS):
             return self.norm(node, module)
@@ -229,6 +243,8 @@ class _Converter:
             return None if self.is_normed(node) else self.layer(node)
         if module is not None and not isinstance(module, moves.MODULES):
             return self.plain(node, copy.deepcopy(module), [*module.parameters()] != [])
+        if target is F.conv2d:
+            return self.filter(node)
         if target in PLAIN:
             return self.plain(node, self.function(node))
         if module is not None or target in (*moves.FUNCTIONS, *moves.METHODS):
@@ -255,23 +271,26 @@ class _Converter:
 
     def norm(self, node: fx.Node, module: nn.Module) -> _Value:
         """A batch norm: of the unit before it, or one before a convolution."""
-        if type(module) not in BATCH_NORMS:
-            raise ValueError(
-                f"{node.target}: {type(module).__name__} may do more than nn.BatchNorm2d, which"
-                " units have: use that itself"
-            )
         if module.weight is None or module.running_mean is None:
             raise ValueError(
                 f"{node.target}: has no scale or no running statistics: affine=True and"
                 " track_running_stats=True are needed"
             )
+        try:
+            after = [] if type(module) in BATCH_NORMS else activations(module)
+        except ValueError as error:
+            raise ValueError(f"{node.target}: {error}") from error
         before = node.args[0]
         weighs = isinstance(self.traced.module(before), (*CONVOLUTIONS, nn.Linear))
-        if weighs and self.is_normed(before):
-            self.take(node)
-            return self.layer(before, module)._replace(source=node)
         self.take(node)
-        return self.add(str(node.target), norm(module), self.map(node, before), node)
+        if weighs and self.is_normed(before):
+            value = self.layer(before, module)._replace(source=node)
+        else:
+            value = self.add(str(node.target), norm(module), self.map(node, before), node)
+        for child in after:
+            name = f"{node.target}_{type(child).__name__.lower()}"
+            value = self.add(name, copy.deepcopy(child), value.name, node)
+        return value
 
     def layer(self, node: fx.Node, after: nn.Module | None = None) -> _Value:
         """A convolution, or a linear layer over a whole map, with the batch norm after it."""
@@ -357,6 +376,29 @@ class _Converter:
         pool = nn.AdaptiveAvgPool2d(1).train(self.traced.owner(node).training)
         return self.add(self.traced.name(node), pool, self.map(node, node.args[0]), node)
 
+    def fix(self, node: fx.Node) -> None:
+        """A buffer, or what is made of buffers, is known; a parameter is trained."""
+        if node.op != "get_attr":
+            self.fixed[node] = self.called_with(node, self.fixed)
+        elif type(tensor := parameter(node, self.traced.modules)) is Tensor:
+            self.fixed[node] = tensor
+
+    def filter(self, node: fx.Node) -> _Value:
+        """A convolution with weights that are no parameters."""
+        names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+        given = dict(zip(names, node.args, strict=False)) | node.kwargs
+        given = dict(self.traced.constant(node, given))
+        x, weight = given.pop("input"), self.fixed.get(given.pop("weight"))
+        if weight is None or given.pop("bias", None) is not None:
+            raise ValueError(
+                f"{self.traced.name(node)}: computes the weights that it convolves with"
+            )
+        try:
+            made = fixed_filter(weight, given)
+        except ValueError as error:
+            raise ValueError(f"{self.traced.name(node)}: {error}") from error
+        return self.add(self.traced.name(node), made, self.map(node, x), node)
+
     def affine(self, node: fx.Node, factor: float, term: float) -> _Value:
         """factor·x + term, with constants."""
         (before,) = inputs(node)
@@ -400,7 +442,7 @@ class _Converter:
 
     def scaled(self, node: fx.Node, value: fx.Node, factor: fx.Node) -> _Value:
         """A product with a parameter of one number a channel."""
-        weight = self.traced.tensor(factor)
+        weight = parameter(factor, self.traced.modules)
         wide = weight.ndim > 1 and weight.shape[-2:] != (1, 1)
         if weight.numel() != shape(value)[1] or wide or not isinstance(weight, nn.Parameter):
             raise ValueError(
@@ -426,17 +468,18 @@ class _Converter:
         value = self.values[inputs(node)[0]]
         if not isinstance(value, _Value):
             return value[node.args[1]]
-        known = {n: n.meta[RESULT] for n in node.all_input_nodes}
-        known |= {n: value.places for n in known if self.values.get(n) is value}
+        read = {n: value.places for n in inputs(node) if self.values.get(n) is value}
+        moved = self.called_with(node, read)
+        return pytree.tree_map(lambda part: value._replace(moved=part.contiguous()), moved)
+
+    def called_with(self, node: fx.Node, read: dict[fx.Node, Tensor]) -> object:
+        """What ``node`` gives for these tensors, with the sizes that it was traced with."""
+        known = {n: n.meta[RESULT] for n in node.all_input_nodes} | read
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
         module = self.traced.module(node)
-        if module is not None:
-            moved = module(*args, **kwargs)
-        elif node.op == "call_method":
-            moved = getattr(args[0], node.target)(*args[1:], **kwargs)
-        else:
-            moved = node.target(*args, **kwargs)
-        return pytree.tree_map(lambda part: value._replace(moved=part.contiguous()), moved)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        return (node.target if module is None else module)(*args, **kwargs)
 
     def map(self, node: fx.Node, before: fx.Node, spread: bool = False) -> str:
         """The name of the activation [B, C, H, W] that ``node`` reads."""

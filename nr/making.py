@@ -1,10 +1,13 @@
 """nr's units, norms and classifiers with the weights of torch's layers."""
 
+import copy
+
+import torch
 from torch import Tensor, nn
 
 from nr.layers import Classifier, Head
-from nr.norms import norm_like, take_after
-from nr.plain import Size
+from nr.norms import COUNT, norm_like, take_after
+from nr.plain import Filter, Size
 from nr.units import Conv, ConvBN, Norm
 
 
@@ -57,6 +60,54 @@ def norm(after: nn.Module) -> Norm:
     made = Norm(after.num_features, eps=after.eps, momentum=after.momentum)
     _normed(made, after)
     return made
+
+
+def activations(after: nn.Module) -> list[nn.Module]:
+    """The modules that a class derived from nn.BatchNorm2d calls after it, in order.
+
+    Found by comparing it with batch norm and its own children, outputs and statistics, in both
+    modes. Raises ValueError where it does something else.
+    """
+    children = [child for child in after.children() if type(child) is not nn.Identity]
+    x = torch.randn(3, after.num_features, 4, 4, generator=torch.Generator().manual_seed(0))
+    plain = nn.BatchNorm2d(after.num_features, after.eps, after.momentum)
+    for training in (False, True):
+        own = copy.deepcopy(after).cpu().float()
+        plain.load_state_dict({n: own.state_dict()[n] for n in plain.state_dict()})
+        steps = [plain, *copy.deepcopy(children)]
+        found = _run([own], x, training)
+        same = torch.equal(found, _run(steps, x, training))
+        known, others = plain.state_dict(), own.state_dict()
+        if after.momentum is not None:  # then nobody reads the count of batches
+            del known[COUNT]
+        if not same or any(not torch.equal(value, others[n]) for n, value in known.items()):
+            raise ValueError(
+                f"{type(after).__name__} may do more than nn.BatchNorm2d and its own modules after"
+                " it: use these themselves"
+            )
+    return children
+
+
+def _run(steps: list[nn.Module], x: Tensor, training: bool) -> Tensor:
+    """What ``steps`` make of ``x``, with the same random numbers each time."""
+    x = x.clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for step in steps:
+            x = step.cpu().float().train(training)(x)
+    return x
+
+
+def fixed_filter(weight: Tensor, options: dict) -> Filter:
+    """A convolution of each channel with the same fixed window. Raises ValueError for others."""
+    groups, dilation = options.pop("groups", 1), options.pop("dilation", 1)
+    alone = weight.shape[:2] == (groups, 1) and dilation in (1, (1, 1), [1, 1])
+    if not alone or not torch.equal(weight, weight[:1].expand_as(weight)):
+        raise ValueError(
+            "convolves with weights that are no parameter: only one fixed window for all channels"
+            " is known to nr"
+        )
+    return Filter(weight[0, 0], **options)
 
 
 def scale(weight: Tensor) -> Norm:

@@ -76,6 +76,22 @@ class Affine(nn.Module):
         return f"{self.factor}, {self.term}"
 
 
+class Filter(nn.Module):
+    """Every channel convolved with one fixed ``window`` [h, w]; files only name it."""
+
+    def __init__(self, window: Tensor, stride: int | Size = 1, padding: int | Size = 0):
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        self.register_buffer("window", window.clone(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.window.expand(x.shape[1], 1, -1, -1)
+        return nn.functional.conv2d(x, weight, None, self.stride, self.padding, groups=x.shape[1])
+
+    def extra_repr(self) -> str:
+        return f"{tuple(self.window.shape)}, stride={self.stride}, padding={self.padding}"
+
+
 _POOL = ("kernel_size", "stride", "padding")
 _CURVED = {"homogeneous": False}
 KINDS = {

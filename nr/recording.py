@@ -149,7 +149,8 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         if not name:
             return False
-        known = isinstance(module, LEAVES) or type(module) in self.plain
+        known = isinstance(module, LEAVES) and not _own_forward(module)
+        known = known or type(module) in self.plain
         known = known or type(module).__name__ == FROZEN
         leaf = known or super().is_leaf_module(module, name)
         if leaf and "forward" in vars(module):
@@ -216,6 +217,11 @@ class Tracer(fx.Tracer):
         finally:
             torch.autocast.__enter__ = enter
             torch.autograd.Function.apply = apply
+
+
+def _own_forward(module: nn.Module) -> bool:
+    """Whether a class derived from torch's convolution computes in a way of its own."""
+    return isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward
 
 
 def _name(value: object) -> str:

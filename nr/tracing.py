@@ -104,7 +104,7 @@ class Traced:
             if reason := self.reason(node):
                 raise ValueError(f"{self.name(node)}: {reason}")
         for node in self.nodes[:-1]:
-            if SHAPE in node.meta and not list(readers(node)):
+            if node.op != "get_attr" and SHAPE in node.meta and not list(readers(node)):
                 raise ValueError(f"{self.name(node)}: what it gives is not used: leave it out")
             module, called = self.module(node), getattr(node.target, "__name__", str(node.target))
             here = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
@@ -173,11 +173,6 @@ class Traced:
         """The module in whose forward the node is called, or the one that it calls."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         return self.modules[stack[-1][0] if stack else ""]
-
-    def tensor(self, node: fx.Node) -> Tensor:
-        """The parameter or buffer that a node gives."""
-        *path, name = str(node.target).split(".")
-        return getattr(self.modules[".".join(path)], name)
 
 
 def has_tensor(node: fx.Node) -> bool:

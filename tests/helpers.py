@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from models.cifar import densenet, resnet, vgg11_bn
 from nr.layers import Chain, Classifier, Network
-from nr.units import ConvBN
+from nr.life import life
+from nr.norms import Scale
+from nr.units import ConvBN, Norm
 from nr.utilization import live_masks
-from nr.wiring import Layer, wiring
+from nr.wiring import Layer, Step, Wiring, wiring
 
 
 def bottleneck(**options) -> Network:
@@ -148,6 +150,41 @@ def silence(model: Network) -> None:
         for norm, live in zip(layer.unit.norms, masks[layer.name], strict=True):
             for parameter in norm.parameters():
                 parameter[~live] = 0
+
+
+@torch.no_grad()
+def wear(network: Network, share: float = 1 / 3) -> Network:
+    """Silence about this share of all parts and pairs; what a norm before a convolution says stays.
+
+    Its β may be anything where the convolution has no padding, and is below 0 elsewhere.
+    """
+    generator, signs = (torch.Generator().manual_seed(seed) for seed in (2, 3))
+    plan = wiring(vary(network))
+    for layer in plan.norms:
+        if isinstance(layer.unit.norms[0], Scale):
+            gamma = layer.unit.norms[0].weight.uniform_(-1, 1, generator=signs)
+            gamma.add_(gamma.sign() * 0.3)
+    for layer in plan.prunable:
+        (norm,) = layer.unit.norms
+        part = plan.ties.part[layer.numbers[0]]
+        label = part.unique(return_inverse=True)[1]
+        dead = (torch.rand(len(part), generator=generator) < share)[label]
+        norm.weight[dead] = 0
+        padded = any(padded_reader(plan, step, layer.name) for step in plan.steps.values())
+        if padded and isinstance(layer.unit, Norm) and hasattr(norm, "bias"):
+            norm.bias[dead] = -norm.bias[dead].abs()
+    found = life(plan)
+    for layer in plan.layers:
+        for norm, live in zip(layer.unit.norms, found.masks(layer), strict=True):
+            for parameter in norm.parameters() if layer.scaled else ():
+                parameter[~live] = 0
+    return network
+
+
+def padded_reader(plan: Wiring, step: Step, name: str) -> bool:
+    """Whether ``step`` is a convolution with padding that reads what ``name`` makes."""
+    padded = isinstance(step.op, ConvBN) and step.op.padding != 0
+    return padded and name in plan.steps[step.inputs[0]].sources
 
 
 @torch.no_grad()

@@ -19,9 +19,6 @@ from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 import nr
-from nr.life import life
-from nr.norms import Scale
-from nr.units import Norm
 from nr.wiring import wiring
 from tests.helpers import (
     logits_of,
@@ -30,6 +27,7 @@ from tests.helpers import (
     same_tensors,
     silence,
     vary,
+    wear,
 )
 
 SIZE = 32  # pixels
@@ -165,41 +163,6 @@ def plain(name: str) -> nn.Module:
 def images(count: int = 4) -> torch.Tensor:
     generator = torch.Generator().manual_seed(3)
     return torch.randn(count, 3, SIZE, SIZE, generator=generator).double()
-
-
-@torch.no_grad()
-def wear(network: nr.Network, share: float = 1 / 3) -> nr.Network:
-    """Silence about this share of all parts and pairs; what a norm before a convolution says stays.
-
-    Its β may be anything where the convolution has no padding, and is below 0 elsewhere.
-    """
-    generator, signs = (torch.Generator().manual_seed(seed) for seed in (2, 3))
-    plan = wiring(vary(network))
-    for layer in plan.norms:
-        if isinstance(layer.unit.norms[0], Scale):
-            gamma = layer.unit.norms[0].weight.uniform_(-1, 1, generator=signs)
-            gamma.add_(gamma.sign() * 0.3)
-    for layer in plan.prunable:
-        (norm,) = layer.unit.norms
-        part = plan.ties.part[layer.numbers[0]]
-        label = part.unique(return_inverse=True)[1]
-        dead = (torch.rand(len(part), generator=generator) < share)[label]
-        norm.weight[dead] = 0
-        padded = any(padded_reader(plan, step, layer.name) for step in plan.steps.values())
-        if padded and isinstance(layer.unit, Norm) and hasattr(norm, "bias"):
-            norm.bias[dead] = -norm.bias[dead].abs()
-    found = life(plan)
-    for layer in plan.layers:
-        for norm, live in zip(layer.unit.norms, found.masks(layer), strict=True):
-            for parameter in norm.parameters() if layer.scaled else ():
-                parameter[~live] = 0
-    return network
-
-
-def padded_reader(plan, step, name: str) -> bool:
-    """Whether ``step`` is a convolution with padding that reads what ``name`` makes."""
-    padded = isinstance(step.op, nr.ConvBN) and step.op.padding != 0
-    return padded and name in plan.steps[step.inputs[0]].sources
 
 
 @cache
