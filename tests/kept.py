@@ -61,8 +61,31 @@ class Torch(nn.Module):
         return self.fc(torch.relu(self.hidden(x.mean((2, 3)))))
 
 
-def converted() -> nr.Network:
-    return nr.convert(Torch().eval(), (12, 10))
+class TorchGraph(nn.Module):
+    """A norm before a convolution, a gate, halves, a sum of three, other windows."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.grow = nn.Conv2d(4, 4, (3, 1), padding=(2, 0), dilation=2)
+        self.grow_norm, self.pre = nn.BatchNorm2d(4), nn.BatchNorm2d(8)
+        self.join, self.join_norm = nn.Conv2d(8, 8, 1, bias=False), nn.BatchNorm2d(8)
+        self.squeeze, self.excite = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
+        self.up, self.up_norm = nn.ConvTranspose2d(4, 4, 2, stride=2), nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.stem(x)))
+        x = torch.cat([x, torch.relu(self.grow_norm(self.grow(x)))], 1)
+        x = torch.relu(self.join_norm(self.join(torch.relu(self.pre(x)))))
+        left, right = x.chunk(2, 1)
+        gate = torch.sigmoid(self.excite(torch.relu(self.squeeze(left.mean((2, 3), keepdim=True)))))
+        x = left * gate + right + left
+        return self.fc(torch.relu(self.up_norm(self.up(x))).mean((2, 3)))
+
+
+def converted(model: nn.Module) -> nr.Network:
+    return nr.convert(model.eval(), (12, 10))
 
 
 def frozen() -> nr.Network:
@@ -85,10 +108,12 @@ def networks() -> dict[str, nr.Network]:
     """Every network that a file is made of, by name of the file."""
     torch.manual_seed(0)
     found = {f"{form}.pt": rejuvenated(every_module(), form, "features.6") for form in FORMS}
-    found |= {
-        f"converted-{form}.pt": rejuvenated(converted(), form, "features.conv")
-        for form in ("plain", "removed")
-    }
+    for form in ("plain", "removed"):
+        network = rejuvenated(converted(Torch()), form, "features.conv")
+        found |= {f"converted-{form}.pt": network}
+    for form in FORMS:
+        network = rejuvenated(converted(TorchGraph()), form, "features.stem")
+        found |= {f"graph-{form}.pt": network}
     found["frozen.pt"] = vary(frozen())
     found["bfloat16.pt"] = vary(every_module()).bfloat16()
     return found

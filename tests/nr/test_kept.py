@@ -40,7 +40,7 @@ def test_a_file_of_any_version_is_rejuvenated_or_merged(path, expected):
         kill_random(model)
         nr.rejuvenate(model, keep_frozen=True)
         assert model(images(model)).shape[1] == 2
-    elif path.name != "attention.pt":  # whose gates are open
+    elif not path.name.endswith("attention.pt"):  # whose gates are open
         nr.merge(model)
         total = torch.tensor(expected["logits"]).sum(1)
         torch.testing.assert_close(model(images(model)).sum(1), total, rtol=1e-3, atol=1e-3)
