@@ -32,6 +32,22 @@ LONGEST = (
     "data/test_workers.py",
 )
 
+# What -m quick runs: mathematics, on any system. Of each test so many of its cases, spread evenly.
+QUICK_CASES = 2
+QUICK = (
+    "nr",
+    "models",
+    "data/test_batches.py",
+    "data/test_identity.py",
+    "data/test_modes.py",
+    "report/test_comparison.py",
+    "training/test_engine.py",
+    "training/test_penalty.py",
+    "training/test_transitions.py",
+)
+# In these rooms, but what the CPU's library computes, and what pip builds.
+NOT_QUICK = ("nr/test_memory_order.py", "nr/test_package.py")
+
 torch.set_num_threads(1)
 # What was compiled for this machine's CPU crashes where the environment names a lesser one.
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -54,7 +70,26 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def is_quick(path: Path) -> bool:
+    """Whether a file of tests is among those of -m quick."""
+    within = {TESTS / name for name in QUICK} & {path, *path.parents}
+    return bool(within) and path not in {TESTS / name for name in NOT_QUICK}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With -m quick no other file is imported: some want a system that has fork and locks."""
+    others = config.option.markexpr == "quick" and collection_path.match("test_*.py")
+    return True if others and not is_quick(collection_path) else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of ``LONGEST`` come first, as --no-loadscope-reorder leaves them."""
+    """Mark the quick; the files of ``LONGEST`` first, as --no-loadscope-reorder leaves them."""
+    cases: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if is_quick(item.path) and not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for found in cases.values():
+        for item in found[:: -(-len(found) // QUICK_CASES)]:
+            item.add_marker(pytest.mark.quick)
     at = {TESTS / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: at.get(item.path, len(LONGEST)))
