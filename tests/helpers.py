@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cifar import densenet, resnet, vgg11_bn
+from nr.graph import MUL
 from nr.layers import Chain, Classifier, Network
 from nr.life import life
 from nr.norms import Scale
@@ -156,7 +157,8 @@ def silence(model: Network) -> None:
 def wear(network: Network, share: float = 1 / 3) -> Network:
     """Silence about this share of all parts and pairs; what a norm before a convolution says stays.
 
-    Its β may be anything where the convolution has no padding, and is below 0 elsewhere.
+    Its β may be anything where the convolution has no padding, and is below 0 elsewhere; what
+    is multiplied says nothing where it is dead.
     """
     generator, signs = (torch.Generator().manual_seed(seed) for seed in (2, 3))
     plan = wiring(vary(network))
@@ -177,6 +179,18 @@ def wear(network: Network, share: float = 1 / 3) -> Network:
     for layer in plan.layers:
         for norm, live in zip(layer.unit.norms, found.masks(layer), strict=True):
             for parameter in norm.parameters() if layer.scaled else ():
+                parameter[~live] = 0
+    multiplied = {
+        source
+        for step in plan.steps.values()
+        if step.op == MUL
+        for side in step.inputs
+        for source in plan.steps[side].sources
+    }
+    for layer in plan.norms:
+        if layer.name in multiplied:
+            (norm,), (live,) = layer.unit.norms, found.masks(layer)
+            for parameter in norm.parameters():
                 parameter[~live] = 0
     return network
 

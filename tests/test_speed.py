@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import nr
 from models.cifar import densenet, resnet, vgg11_bn
 from tests import benchmark
-from tests.forks import SERVER
 from tests.helpers import (
     CLASSES,
     FAMILIES,
@@ -301,9 +300,8 @@ def test_nothing_old_outlives_rejuvenation(family, mode):
 
 
 @pytest.mark.slow
-def test_half_the_checkpoint_and_less_memory_without_the_cross_connections(monkeypatch):
-    """Of whole processes, forked before they had a network; the momentum is in the checkpoint."""
-    monkeypatch.setattr(benchmark, "get_context", lambda _: SERVER)
+def test_half_the_checkpoint_and_less_memory_without_the_cross_connections():
+    """Of whole processes, which set threads of their own, as no fork may; with the momentum."""
     size = {"width_mult": 0.5}
     search, removed = (
         benchmark.footprint_in_child("vgg19_bn", size, phase, "cpu", 2, 2)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 import nr
 from nr.wiring import wiring
@@ -71,21 +72,22 @@ def images(size: int, model: nn.Module) -> Tensor:
 
 def _measure(row: dict, model: nn.Module) -> None:
     """Fill ``row`` in; ``stage`` is what was being done when something is raised."""
-    network = nr.convert(model, row["size"])
+    normed = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules())
+    network = nr.convert(model, row["size"], scales=not normed)
     drawn = images(row["size"], network)
     for mode in ("eval", "train"):
         row[mode] = _difference(network, model, drawn, mode == "train")
     del model
     row["weights"], row["macs"] = (prunable_share(network, flops) for flops in (False, True))
     row["stage"] = "rejuvenation"
-    before = logits_of(wear(network), drawn)
+    before = outputs_of(wear(network), drawn)
     report = nr.rejuvenate(network, "removed")
-    row["survived"] = relative_difference(logits_of(network, drawn)[:, :1], before)
+    row["survived"] = relative_difference(outputs_of(network, drawn)[:, :1], before)
     row["budget"] = report.budget
     row["stage"] = "merging"
-    before = logits_of(network, drawn).sum(1)
+    before = outputs_of(network, drawn).sum(1)
     nr.merge(network)
-    row["merged"] = relative_difference(logits_of(network, drawn)[:, 0], before)
+    row["merged"] = relative_difference(outputs_of(network, drawn)[:, 0], before)
     del row["stage"]
 
 
@@ -94,8 +96,15 @@ def _difference(network: nr.Network, model: nn.Module, drawn: Tensor, training: 
     outputs = []
     for each in (network, model):
         torch.manual_seed(1)
-        outputs.append(logits_of(each, drawn, training))
+        outputs.append(outputs_of(each, drawn, training))
     return relative_difference(outputs[0][:, 0], outputs[1])
+
+
+def outputs_of(model: nn.Module, drawn: Tensor, training: bool = False) -> Tensor:
+    """All outputs side by side: [B, numbers] of torch's, [B, S, numbers] of a network of nr's."""
+    first = 2 if isinstance(model, nr.Network) else 1
+    leaves = tree_leaves(logits_of(model, drawn, training))
+    return torch.cat([leaf.flatten(first) if leaf.ndim > first else leaf for leaf in leaves], first)
 
 
 def prunable_share(network: nr.Network, flops: bool) -> float:
