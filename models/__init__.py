@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 from models import converted
-from nr.layers import Network
+from nr.network.layers import Network
 
 FAMILIES = ("cifar", "imagenet")
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from nr.units import ConvBN
+from nr.network.units import ConvBN
 
 
 def scale(width: int, width_mult: float) -> int:

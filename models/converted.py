@@ -3,7 +3,7 @@
 import torch
 
 import nr
-from nr.layers import Network
+from nr.network.layers import Network
 
 PREFIX = "torchvision_"  # of the names that runs and files use; -a takes torchvision:<name>
 IMAGE_SIZES = {"cifar": 32, "imagenet": 224}  # usual H = W in pixels, by family

@@ -5,7 +5,7 @@ import math
 from torch import nn
 
 from models.common import conv_bn_relu
-from nr.layers import Chain, Concat
+from nr.network.layers import Chain, Concat
 
 BOTTLENECK = 4  # the 1x1 of a dense layer is this many growth rates wide
 

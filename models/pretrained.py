@@ -10,8 +10,8 @@ from torch import Tensor
 import nr
 from models.converted import PREFIX, original
 from models.imagenet.resnet import PLANS
-from nr.layers import Network
-from nr.plain import Size
+from nr.network.layers import Network
+from nr.network.plain import Size
 
 ARCHS = {f"resnet{depth}_nr": f"resnet{depth}" for depth in PLANS}  # ours: torchvision's
 CLASSIFIER = "classifier.linears.0."

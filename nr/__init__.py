@@ -1,16 +1,16 @@
 """Neural Rejuvenation: measure utilization, penalise scales, rebuild at the same budget."""
 
-from nr.conversion import convert
-from nr.counting import count_macs, count_params
-from nr.files import FileError, load, save
-from nr.layers import Chain, Classifier, Concat, Network, Residual
-from nr.merging import merge
-from nr.rejuvenation import rejuvenate
-from nr.rescaling import rescale
-from nr.sparsity import SGD, grow_sparsity, penalise
-from nr.structure import build, structure
-from nr.units import Conv, ConvBN
-from nr.utilization import utilization
+from nr.conversion.converting import convert
+from nr.files.archive import FileError, load, save
+from nr.files.structure import build, structure
+from nr.method.merging import merge
+from nr.method.rejuvenation import rejuvenate
+from nr.method.rescaling import rescale
+from nr.method.sparsity import SGD, grow_sparsity, penalise
+from nr.method.utilization import utilization
+from nr.network.counting import count_macs, count_params
+from nr.network.layers import Chain, Classifier, Concat, Network, Residual
+from nr.network.units import Conv, ConvBN
 
 __version__ = "0.1.0"
 __all__ = [

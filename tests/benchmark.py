@@ -28,9 +28,9 @@ from torch import nn
 
 import models
 import nr
-from nr.layers import Network
-from nr.units import CROSS
-from nr.wiring import wiring
+from nr.network.layers import Network
+from nr.network.units import CROSS
+from nr.network.wiring import wiring
 from tests import plain, real
 from tests.launches import launches
 from utils.data import photographs

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.cifar import densenet, resnet, vgg11_bn
-from nr.graph import MUL
-from nr.layers import Chain, Classifier, Network
-from nr.life import life
-from nr.norms import Scale
-from nr.units import ConvBN, Norm
-from nr.utilization import live_masks
-from nr.wiring import Layer, Step, Wiring, wiring
+from nr.method.life import life
+from nr.method.utilization import live_masks
+from nr.network.graph import MUL
+from nr.network.layers import Chain, Classifier, Network
+from nr.network.norms import Scale
+from nr.network.units import ConvBN, Norm
+from nr.network.wiring import Layer, Step, Wiring, wiring
 
 
 def bottleneck(**options) -> Network:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import cifar
 import nr
-from nr.structure import VERSION
+from nr.files.structure import VERSION
 from tests.helpers import kill, open_cross_blocks, vary
 from tests.running import dying
 

@@ -9,7 +9,7 @@ import torch
 
 import models
 import nr
-from nr.wiring import wiring
+from nr.network.wiring import wiring
 from tests import benchmark, plain, real
 from tests.launches import launches
 from utils.machine import compiler

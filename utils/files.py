@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import nr
-from nr import files
+from nr.files import archive
 from utils.errors import InputError
 
 
@@ -21,4 +21,4 @@ def telling(kind: type[InputError] = InputError) -> Iterator[None]:
 def write_atomically(path: Path, data: bytes) -> None:
     """Put ``data`` at ``path`` whole or not at all. Raises InputError naming the path."""
     with telling():
-        files.write_atomically(path, data)
+        archive.write_atomically(path, data)

@@ -6,7 +6,7 @@ from torch import nn
 
 from models.common import conv_bn_relu, scale
 from models.dense import dense_block, transition
-from nr.layers import Chain, Classifier, Network
+from nr.network.layers import Chain, Classifier, Network
 
 BLOCKS = 3
 

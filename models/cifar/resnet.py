@@ -6,7 +6,7 @@ from torch import nn
 
 from models.common import conv_bn_relu, scale
 from models.residual import BasicBlock, Bottleneck, stage
-from nr.layers import Chain, Classifier, Network
+from nr.network.layers import Chain, Classifier, Network
 
 BOTTLENECK_FROM = 44  # depths below use basic blocks; "110" is n = 18, which is ResNet-164
 STEM = 16

@@ -7,7 +7,7 @@ from torch import nn
 
 from models.common import conv_bn_relu, scale
 from models.dense import dense_block, transition
-from nr.layers import Chain, Classifier, Network
+from nr.network.layers import Chain, Classifier, Network
 
 PLANS = {121: (6, 12, 24, 16), 169: (6, 12, 32, 32)}  # layers in each dense block
 STEM = 64

@@ -7,7 +7,7 @@ from torch import nn
 
 from models.common import conv_bn_relu, scale
 from models.residual import BasicBlock, Bottleneck, stage
-from nr.layers import Chain, Classifier, Network
+from nr.network.layers import Chain, Classifier, Network
 
 PLANS = {
     18: (BasicBlock, (2, 2, 2, 2)),

@@ -6,7 +6,7 @@ from functools import partial
 from torch import nn
 
 from models.common import conv_bn_relu, scale
-from nr.layers import Chain, Classifier, Network
+from nr.network.layers import Chain, Classifier, Network
 
 GAMMA = 0.5  # initial batch-norm scale of the VGG family
 PLANS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}  # convolutions in each group

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nr.norms import BatchNorm
+from nr.network.norms import BatchNorm
 from tests.helpers import batch, logits_of, relative_difference, worn
 from tests.machine import groups
 from utils.machine import distributed

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import nr
-from nr.layers import Network
+from nr.network.layers import Network
 from tests.helpers import batch, loss_of, relative_difference, tiny, vary
 from tests.training.test_engine import Stop
 from utils.data.batches import Share, train_shares

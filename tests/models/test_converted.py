@@ -6,7 +6,7 @@ import torch
 import cifar
 import imagenet
 import models
-from nr.wiring import wiring
+from nr.network.wiring import wiring
 
 
 @pytest.mark.parametrize(("family", "classes"), [("cifar", 10), ("imagenet", 1000)])

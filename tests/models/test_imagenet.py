@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 import nr
-from nr.wiring import wiring
+from nr.network.wiring import wiring
 from tests.helpers import copy_plain, random_norms
 
 TABLE = {  # parameters, multiply-adds, prunable and all batch norms

@@ -26,7 +26,7 @@ def saved(arch: str, file: Path) -> torch.nn.Module:
 
 
 def take_pixels_first(network: torch.nn.Module) -> None:
-    """Compute the strided 1x1 convolutions as ours do (see nr.layers.ConvBN): equal up to bits."""
+    """Compute the strided 1x1 convolutions as ours do (see nr.ConvBN): equal up to bits."""
     for conv in network.modules():
         if isinstance(conv, torch.nn.Conv2d) and conv.kernel_size == (1, 1):
             step, conv.stride = conv.stride[0], (1, 1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import nr
-from nr.wiring import wiring
+from nr.network.wiring import wiring
 from tests.helpers import logits_of, random_norms, relative_difference, wear
 
 SIZES = (64, 96, 128, 224)  # pixels: the first that the network takes

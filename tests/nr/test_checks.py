@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 import nr
-from nr.layers import Chain, Classifier, Concat, Network, Residual
-from nr.units import ConvBN
-from nr.wiring import image_shape, wiring
+from nr.network.layers import Chain, Classifier, Concat, Network, Residual
+from nr.network.units import ConvBN
+from nr.network.wiring import image_shape, wiring
 from tests.helpers import (
     build,
     kill,

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 
 import nr
-from nr.graph import Graph, Node
-from nr.layers import Classifier, Network
-from nr.units import Conv, ConvBN, Norm
-from nr.wiring import wiring
+from nr.network.graph import Graph, Node
+from nr.network.layers import Classifier, Network
+from nr.network.units import Conv, ConvBN, Norm
+from nr.network.wiring import wiring
 
 
 def line(*modules: nn.Module, width: int) -> Network:

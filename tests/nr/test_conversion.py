@@ -15,9 +15,9 @@ from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import nr
-from nr.units import FORMS
-from nr.utilization import live_masks
-from nr.wiring import wiring
+from nr.method.utilization import live_masks
+from nr.network.units import FORMS
+from nr.network.wiring import wiring
 from tests.helpers import (
     MODES,
     kill,

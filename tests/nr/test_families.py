@@ -19,7 +19,7 @@ from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 import nr
-from nr.wiring import wiring
+from nr.network.wiring import wiring
 from tests.helpers import (
     logits_of,
     random_norms,

@@ -1,4 +1,4 @@
-"""nr.files: any network of nr's units there and back, custom modules, hostile files, no utils."""
+"""nr.archive: any network of nr's units there and back, custom modules, hostile files, no utils."""
 
 import hashlib
 import io
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nr
-from nr.files import Sealing, read_sealed, write_sealed
-from nr.layers import Chain, Classifier, Concat, Network, Residual
-from nr.units import ConvBN
+from nr.files.archive import Sealing, read_sealed, write_sealed
+from nr.network.layers import Chain, Classifier, Concat, Network, Residual
+from nr.network.units import ConvBN
 from tests.helpers import MODES, build, kill, logits_of, same_tensors, vary, worn
 from tests.running import ROOT
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nr
-from nr.structure import VERSION
+from nr.files.structure import VERSION
 from tests.helpers import kill_random
 from tests.kept import CHECKPOINT, EXPECTED, FILES, FORMS, images, networks, says
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from nr import moves
-from nr.numbers import joined, matched, places
+from nr.conversion import moves
+from nr.network.numbers import joined, matched, places
 
 NUMBERS = st.lists(st.integers(0, 5), max_size=8)
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import nr
 from models.cifar import vgg19_bn
-from nr.rejuvenation import LayerChange
-from nr.rounding import new_widths
-from nr.utilization import live_masks
-from nr.wiring import wiring
+from nr.method.rejuvenation import LayerChange
+from nr.method.rounding import new_widths
+from nr.method.utilization import live_masks
+from nr.network.wiring import wiring
 from tests.helpers import (
     CLASSES,
     FAMILIES,
@@ -460,7 +460,7 @@ def test_a_failure_in_the_middle_leaves_the_network_as_it_was(monkeypatch, famil
     """As a full memory or an interrupt would; ``after``: calls that still succeed."""
     model = worn(family)
     before, state = whole(model), copy.deepcopy(model.state_dict())
-    owner = nr.rebuilding if what == "_transplant_unit" else getattr(nr, what.split(".")[0])
+    owner = nr.method.rebuilding if what == "_transplant_unit" else getattr(nr, what.split(".")[0])
     name, calls = what.split(".")[-1], iter(range(after))
     method = getattr(owner, name)
 

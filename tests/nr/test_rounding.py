@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 import nr
 from models.cifar import vgg19_bn
-from nr.growth import Families
-from nr.life import life
-from nr.rejuvenation import LayerChange
-from nr.rounding import new_widths, round_up
-from nr.utilization import live_masks
-from nr.wiring import wiring
+from nr.method.growth import Families
+from nr.method.life import life
+from nr.method.rejuvenation import LayerChange
+from nr.method.rounding import new_widths, round_up
+from nr.method.utilization import live_masks
+from nr.network.wiring import wiring
 from tests.helpers import (
     CLASSES,
     FAMILIES,

@@ -8,8 +8,8 @@ from torch import nn
 
 import nr
 from models.cifar import densenet, vgg19_bn
-from nr.utilization import live_masks, relative_scales
-from nr.wiring import wiring
+from nr.method.utilization import live_masks, relative_scales
+from nr.network.wiring import wiring
 from tests.helpers import (
     FAMILIES,
     MODES,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from models.cifar import densenet, resnet, vgg11_bn
-from nr.graph import ADD
-from nr.units import ConvBN
-from nr.wiring import wiring
+from nr.network.graph import ADD
+from nr.network.units import ConvBN
+from nr.network.wiring import wiring
 from tests.helpers import FAMILIES, branches, build, layers
 
 # name -> (sources, output H = W, branch); "features." left out everywhere, images of 32

@@ -42,7 +42,7 @@ DESCRIBED = runs.described
 
 def structure(form: str = "plain") -> dict:
     """The network of SPEC as built, or rejuvenated with half of each layer live."""
-    from nr.wiring import wiring
+    from nr.network.wiring import wiring
 
     network = models.build("cifar", "resnet", **OPTIONS)
     if form != "plain":

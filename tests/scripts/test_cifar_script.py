@@ -13,8 +13,8 @@ from torchvision.ops import Conv2dNormActivation
 
 import models
 import nr
-from nr.graph import IMAGE
-from nr.wiring import wiring
+from nr.network.graph import IMAGE
+from nr.network.wiring import wiring
 from tests.helpers import form, widths
 from tests.running import (
     ENVIRONMENT,

@@ -9,8 +9,8 @@ from pathlib import Path
 import cifar
 import imagenet
 import nr
-from nr.graph import IMAGE
-from nr.wiring import wiring
+from nr.network.graph import IMAGE
+from nr.network.wiring import wiring
 from tests.study.settings import ARMS, BOTH, COMPUTE, SEARCH, TRAIN, Arm, Setting
 from utils.report.runs import data_name, described
 from utils.shown.log import read_log

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import models
 import nr
-from nr import files
+from nr.files import archive
 from tests.helpers import MODES, batch, described, dropped, logits_of, same_tensors, worn
 from utils.errors import InputError
 from utils.training import checkpoint
@@ -605,7 +605,7 @@ def test_a_disk_that_fills_at_any_write_is_told_in_one_line(monkeypatch, path, a
 
     with monkeypatch.context() as patch, pytest.raises(InputError) as error:
         counted, left = Full(), 10**6
-        torch.save(small(), files.Sealing(counted))
+        torch.save(small(), archive.Sealing(counted))
         writes = 10**6 - left
         left = after if after < 1000 else writes - 1
         patch.setattr("builtins.open", lambda *_: Full())

@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nr.norms import BatchNorm
+from nr.network.norms import BatchNorm
 
 
 class WholeBatchNorm2d(BatchNorm):

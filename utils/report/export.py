@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import nr
-from nr.layers import Network
-from nr.wiring import image_shape
+from nr.network.layers import Network
+from nr.network.wiring import image_shape
 from utils.errors import InputError
 from utils.files import telling, write_atomically
 from utils.training.checkpoint import BEST, LAST, load_network

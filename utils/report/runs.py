@@ -11,9 +11,9 @@ import torch
 import models
 import nr
 from models.converted import PREFIX
-from nr.graph import IMAGE
-from nr.structure import build_on_meta
-from nr.wiring import wiring
+from nr.files.structure import build_on_meta
+from nr.network.graph import IMAGE
+from nr.network.wiring import wiring
 from utils.errors import InputError, one_line
 from utils.shown.log import phases, read_log, rounds
 from utils.training.older import upgraded

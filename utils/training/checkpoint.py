@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nr import files
-from nr.layers import Network
+from nr.files import archive
+from nr.network.layers import Network
 from utils.errors import InputError
 from utils.files import telling
 from utils.machine import distributed
@@ -35,7 +35,7 @@ class CheckpointError(InputError):
 def save(path: Path, payload: dict) -> None:
     """Write a sealed checkpoint atomically."""
     with telling():
-        files.write_sealed(path, payload)
+        archive.write_sealed(path, payload)
 
 
 def save_last(folder: Path, payload: dict, best: bool = False) -> None:
@@ -61,7 +61,7 @@ def keep_as(path: Path, name: Path) -> None:
     Raises InputError naming ``name``, which is then as it was.
     """
     try:
-        with telling(), open(path, "rb") as source, files.whole_file(name) as copy:
+        with telling(), open(path, "rb") as source, archive.whole_file(name) as copy:
             shutil.copyfileobj(source, copy, COPIED)
     except OSError as error:
         raise InputError(f"{name}: could not be written: {error.strerror}") from error
@@ -102,7 +102,7 @@ def _link(path: Path, name: Path) -> None:
 def read(path: str | Path) -> dict:
     """The content of a checkpoint, on the CPU. Raises CheckpointError naming the file."""
     with telling(CheckpointError):
-        payload = files.read_sealed(path)
+        payload = archive.read_sealed(path)
     missing = [k for k in KEYS if not isinstance(payload, dict) or k not in payload]
     if missing:
         raise CheckpointError(f"{path}: not a checkpoint of this program: no {missing[0]!r} in it")
@@ -163,7 +163,7 @@ def network(payload: dict, path: str | Path) -> Network:
         structure = payload["structure"]
         if payload["format"] == OLDER:
             structure = upgraded(payload["network"], structure)
-        return files.restored(structure, payload["state_dict"])
+        return archive.restored(structure, payload["state_dict"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: its network cannot be rebuilt: {reason}") from error

@@ -6,8 +6,8 @@ import torch
 
 import models
 import nr
-from nr.graph import IMAGE
-from nr.wiring import wiring
+from nr.network.graph import IMAGE
+from nr.network.wiring import wiring
 
 
 def upgraded(spec: Mapping, old: Mapping) -> dict:

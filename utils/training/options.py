@@ -9,7 +9,7 @@ import torch
 
 import models
 from models import pretrained
-from nr.units import CROSS, PRUNED, ConvBN
+from nr.network.units import CROSS, PRUNED, ConvBN
 from utils.machine import compiler
 
 LARGEST = 2**64 - 1  # whole number that a flag takes

@@ -2,8 +2,8 @@
 
 import math
 
-from nr.life import DEAD_RATIO
-from nr.wiring import wiring
+from nr.method.life import DEAD_RATIO
+from nr.network.wiring import wiring
 from utils.machine import distributed
 from utils.shown.log import phases
 from utils.training.engine import step_lr

@@ -1,7 +1,7 @@
 """How a run goes from one phase to the next: from search to training, and on to another round."""
 
 import nr
-from nr.rejuvenation import Report
+from nr.method.rejuvenation import Report
 from utils.machine import distributed
 from utils.machine.seeding import REJUVENATION, seed_generators
 from utils.training import transitions

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from nr.life import DEAD_RATIO
+from nr.method.life import DEAD_RATIO
 from utils.shown import plots
 from utils.training.state import ROUND_PICTURES, RunState, round_suffix
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import models
-from nr.layers import Network
+from nr.network.layers import Network
 from utils.errors import DataError, InputError
 from utils.machine import bfloat16, distributed
 from utils.machine.seeding import NETWORK, seed_generators

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 import nr
-from nr.layers import Network
-from nr.utilization import relative_scales
+from nr.method.utilization import relative_scales
+from nr.network.layers import Network
 from utils.errors import DataError, InputError
 from utils.machine import distributed
 from utils.machine.compiler import compile_network

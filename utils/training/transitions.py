@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from nr.rejuvenation import Report
+from nr.method.rejuvenation import Report
 from utils.training.options import NO_REJUVENATION
 from utils.training.state import ROUND_PICTURES, Epoch, RunState
 

@@ -1,0 +1,1 @@
+"""Networks of torch, traced and made of units."""

@@ -1,0 +1,160 @@
+"""nr's units, norms and classifiers with the weights of torch's layers."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from nr.network.layers import Classifier, Head
+from nr.network.norms import COUNT, norm_like, take_after
+from nr.network.plain import Filter, Size
+from nr.network.units import Conv, ConvBN, Norm
+
+
+def unit(layer: nn.Module, after: nn.Module | None, window: Size | None) -> ConvBN:
+    """A convolution, or a linear layer over a map of ``window`` pixels, and its batch norm.
+
+    Raises ValueError for what is no plain layer.
+    """
+    options = {} if after is None else {"eps": after.eps, "momentum": after.momentum}
+    if after is None:
+        options["bias"] = layer.bias is not None
+    made = (Conv if after is None else ConvBN)(**_window(layer, window), **options)
+    take_after(made.convs[0], layer)
+    weight = made.convs[0].weight
+    weight.copy_(layer.weight.view_as(weight))
+    if after is None:
+        take_after(made.norms[0], layer)
+        biased(made.norms[0], layer)
+        return made
+    _normed(made, after)
+    if layer.bias is not None:
+        made.norms[0].running_mean.sub_(layer.bias)  # a constant that the norm takes off again
+    return made
+
+
+def _window(layer: nn.Module, window: Size | None) -> dict:
+    """What a unit has of a convolution or linear layer."""
+    if isinstance(layer, nn.Linear):
+        sides = window[0] * window[1]
+        channels = {"in_channels": layer.in_features // sides, "out_channels": layer.out_features}
+        return channels | {"kernel_size": window, "padding": 0}
+    transposed = type(layer) is nn.ConvTranspose2d
+    if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d) or layer.padding_mode != "zeros":
+        raise ValueError(
+            f"{layer} is no plain nn.Conv2d, padded with zeros, which is the only one that units"
+            " have"
+        )
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
+    found = {name: getattr(layer, name) for name in names}
+    same = layer.padding == "same" and all(side % 2 for side in layer.kernel_size)
+    padding = {"valid": 0, "same": None if same else "same"}.get(layer.padding, layer.padding)
+    found["padding"] = padding
+    if transposed:
+        found |= {"transposed": True, "output_padding": layer.output_padding}
+    return found
+
+
+def norm(after: nn.Module) -> Norm:
+    """A batch norm before a convolution."""
+    made = Norm(after.num_features, eps=after.eps, momentum=after.momentum)
+    _normed(made, after)
+    return made
+
+
+def activations(after: nn.Module) -> list[nn.Module]:
+    """The modules that a class derived from nn.BatchNorm2d calls after it, in order.
+
+    Found by comparing it with batch norm and its own children, outputs and statistics, in both
+    modes. Raises ValueError where it does something else.
+    """
+    children = [child for child in after.children() if type(child) is not nn.Identity]
+    x = torch.randn(3, after.num_features, 4, 4, generator=torch.Generator().manual_seed(0))
+    plain = nn.BatchNorm2d(after.num_features, after.eps, after.momentum)
+    for training in (False, True):
+        own = copy.deepcopy(after).cpu().float()
+        plain.load_state_dict({n: own.state_dict()[n] for n in plain.state_dict()})
+        steps = [plain, *copy.deepcopy(children)]
+        found = _run([own], x, training)
+        same = torch.equal(found, _run(steps, x, training))
+        known, others = plain.state_dict(), own.state_dict()
+        if after.momentum is not None:  # then nobody reads the count of batches
+            del known[COUNT]
+        if not same or any(not torch.equal(value, others[n]) for n, value in known.items()):
+            raise ValueError(
+                f"{type(after).__name__} may do more than nn.BatchNorm2d and its own modules after"
+                " it: use these themselves"
+            )
+    return children
+
+
+def _run(steps: list[nn.Module], x: Tensor, training: bool) -> Tensor:
+    """What ``steps`` make of ``x``, with the same random numbers each time."""
+    x = x.clone()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for step in steps:
+            x = step.cpu().float().train(training)(x)
+    return x
+
+
+def fixed_filter(weight: Tensor, options: dict) -> Filter:
+    """A convolution of each channel with the same fixed window. Raises ValueError for others."""
+    groups, dilation = options.pop("groups", 1), options.pop("dilation", 1)
+    alone = weight.shape[:2] == (groups, 1) and dilation in (1, (1, 1), [1, 1])
+    if not alone or not torch.equal(weight, weight[:1].expand_as(weight)):
+        raise ValueError(
+            "convolves with weights that are no parameter: only one fixed window for all channels"
+            " is known to nr"
+        )
+    return Filter(weight[0, 0], **options)
+
+
+def scale(weight: Tensor) -> Norm:
+    """A product with a parameter of one number a channel."""
+    made = Norm(weight.numel(), eps=None)
+    own = made.norms[0].to(weight.device, weight.dtype)
+    own.weight.copy_(weight.flatten())
+    own.weight.requires_grad_(weight.requires_grad)
+    return made
+
+
+def _normed(made: ConvBN | Norm, after: nn.Module) -> None:
+    """Give a unit the batch norm ``after``."""
+    if isinstance(after, nn.SyncBatchNorm):
+        made.norms[0] = norm_like(after, after.num_features)
+    take_after(made.norms[0], after)
+    made.norms[0].load_state_dict(after.state_dict())
+
+
+def classifier(linear: nn.Linear, window: Size) -> Classifier:
+    """The classifier of a linear layer over a map of ``window`` pixels."""
+    channels = linear.in_features // (window[0] * window[1])
+    return _same(Classifier(channels, linear.out_features, linear.bias is not None, window), linear)
+
+
+def head(conv: nn.Conv2d) -> Head:
+    """The head of a convolution. Raises ValueError for one that is not plain."""
+    options = _window(conv, None)
+    if options.pop("groups") != 1:
+        raise ValueError(f"{conv} has groups, and gives maps of the network: units of it do not")
+    padding = options.pop("padding")
+    if not isinstance(padding, tuple):
+        reach = zip(conv.dilation, conv.kernel_size, strict=True)
+        padding = (0, 0) if padding == 0 else tuple(d * (k // 2) for d, k in reach)
+    channels = options.pop("in_channels"), options.pop("out_channels")
+    return _same(Head(*channels, padding=padding, **options, bias=conv.bias is not None), conv)
+
+
+def _same(made: Classifier, layer: nn.Module) -> Classifier:
+    """A classifier with the weights of ``layer``."""
+    take_after(made.linears[0], layer)
+    made.linears[0].weight.copy_(layer.weight)
+    biased(made.linears[0], layer)
+    return made
+
+
+def biased(made: nn.Module, layer: nn.Module) -> None:
+    """The bias of ``layer``, if it has one."""
+    if layer.bias is not None:
+        made.bias.copy_(layer.bias).requires_grad_(layer.bias.requires_grad)

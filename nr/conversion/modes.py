@@ -1,0 +1,227 @@
+"""What tracing fixes without a word: the mode, the size of the images, their number.
+
+A network is traced in both modes, and its graph computed again for other images. Where the two
+modes differ in a small module without weights (stochastic depth, noise), that is kept as it is.
+"""
+
+import copy
+import operator
+from typing import NamedTuple
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from nr.conversion.recording import BATCH, CONSTANT, DROPOUTS, Drawn, Refusal, Tracer
+from nr.conversion.values import RESULT, compute, on_meta
+from nr.network.plain import Size
+
+LARGER, LARGER_BY = 2, 256  # times, and pixels on top: more than the strides of a network
+FOLLOWS = "nr_follows"  # of a functional dropout: whether it is on in train mode only
+
+
+class Trace(NamedTuple):
+    """One traced mode, and what Python asked for in it."""
+
+    graph: fx.Graph
+    model: nn.Module  # what it was made of, without memory, with constants that it needs
+    told: list[fx.Node]
+    log: list[tuple]
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return list(self.graph.nodes)
+
+
+class Traces(NamedTuple):
+    """Both modes; ``differs``: the module whose forward does something else in them, or None."""
+
+    evaluation: Trace
+    training: Trace
+    differs: str | None
+
+
+def traced(model: nn.Module, channels: int, size: Size) -> Traces:
+    """``model`` in both modes. Raises Refusal, Unfit, and whatever its forward raises."""
+    plain: frozenset[type] = frozenset()
+    modules = dict(model.named_modules())
+    while True:
+        try:
+            evaluation, training = (_trace(model, channels, size, m, plain) for m in (False, True))
+            differs = _parting(evaluation.log, training.log)
+        except Drawn as error:
+            if not _is_plain(modules[error.path]):
+                raise
+            differs = error.path
+        else:
+            if differs is None or not _is_plain(modules[differs]):
+                traces = Traces(evaluation, training, differs)
+                _follow_dropouts(traces)
+                return traces
+        plain |= {type(modules[differs])}
+
+
+def image_channels(model: nn.Module, size: Size) -> int:
+    """How many channels the images have: three where the first convolution takes them."""
+
+    def first(conv: nn.Conv2d, inputs: tuple) -> None:
+        fits = inputs[0].shape[1] == conv.in_channels
+        raise _First(3 if fits else conv.in_channels)
+
+    copied = on_meta(model).eval()
+    convs = [m for m in copied.modules() if isinstance(m, nn.Conv2d)]
+    if not convs:
+        raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
+    for conv in convs:
+        conv.register_forward_pre_hook(first)
+    dtype = next(model.parameters()).dtype
+    try:
+        copied(torch.empty(BATCH, 3, *size, dtype=dtype, device="meta"))
+    except _First as found:
+        return found.args[0]
+    except Exception:  # whatever it is, tracing will say it
+        pass
+    return convs[0].in_channels
+
+
+class _First(Exception):
+    """The number of channels that the first convolution wants."""
+
+
+def added(traces: Traces) -> dict[fx.Node, fx.Node]:
+    """Node of the training graph -> the same one of the evaluation graph, where there is one."""
+    found = {_key(node, {}): node for node in traces.evaluation.nodes}
+    twins: dict[fx.Node, fx.Node] = {}
+    for node in traces.training.nodes:
+        if (twin := found.get(_key(node, twins))) is not None:
+            twins[node] = twin
+    return twins
+
+
+def _key(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> str:
+    args, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: twins.get(n, n))
+    if node.target in DROPOUTS:
+        keywords = {name: value for name, value in keywords.items() if name != "training"}
+    return repr((node.op, node.target, args, keywords))
+
+
+def varying(trace: Trace, channels: int, size: Size) -> tuple[set[fx.Node], set[fx.Node]]:
+    """The numbers that depend on how many images there are, and on how large they are.
+
+    Found by computing the graph for others. The larger size changes every map that strides and
+    windows make; where the graph cannot take it, all that is read of shapes counts.
+    """
+    dtype = next(trace.model.parameters()).dtype
+    more = torch.empty(BATCH + 1, channels, *size, dtype=dtype, device="meta")
+    larger = torch.empty(
+        BATCH, channels, *(LARGER * side + LARGER_BY for side in size), dtype=dtype, device="meta"
+    )
+    values = [_values(trace, images) for images in (more, larger)]
+    if values[0] is None:
+        raise ValueError(f"the forward takes only {BATCH} images at a time")
+    return tuple(_varying(trace.nodes, other) for other in values)
+
+
+def _values(trace: Trace, images: Tensor) -> dict[fx.Node, object] | None:
+    """What every node gives for ``images``; None where the graph does not take them."""
+    model = copy.deepcopy(trace.model).eval()
+    values: dict[fx.Node, object] = {}
+    try:
+        for node in trace.nodes[:-1]:
+            first = node.op == "placeholder"
+            values[node] = images if first else compute(node, values.__getitem__, model)
+    except Exception:  # whatever an operation may raise
+        return None
+    return values
+
+
+def _varying(nodes: list[fx.Node], other: dict[fx.Node, object] | None) -> set[fx.Node]:
+    """The numbers that are others in ``other``, or are made of such."""
+    found: set[fx.Node] = set()
+    for node in nodes[:-1]:
+        value, sources = node.meta[RESULT], node.all_input_nodes
+        if _has_tensor(value) or not sources:
+            continue
+        read = all(_has_tensor(n.meta[RESULT]) for n in sources)
+        if read or (
+            node.target is operator.getitem and isinstance(sources[0].meta[RESULT], torch.Size)
+        ):
+            varies = other is None or other[node] != value
+        else:
+            varies = any(n in found for n in sources)
+        if varies:
+            found.add(node)
+    return found
+
+
+def _has_tensor(value: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether ``module`` may stay as it is: nothing in it is trained, counted or called."""
+    return not [*module.parameters(), *module.buffers(), *module.children()]
+
+
+def _trace(
+    model: nn.Module, channels: int, size: Size, training: bool, plain: frozenset[type]
+) -> Trace:
+    like = next(model.parameters())
+    copied = on_meta(model).train(training)
+    for name, module in copied.named_modules():
+        if module.training != training:
+            raise Refusal(
+                name or type(model).__name__,
+                f"train({training}) leaves it in the other mode (by a train method of its own),"
+                " and a converted network would not: use nn.Module's, and eval() where needed",
+            )
+    images = torch.empty(BATCH, channels, *size, dtype=like.dtype, device="meta")
+    tracer = Tracer(copied, like, plain)
+    graph = tracer.run(images)
+    if tracer.changed is not None:
+        _call_again(tracer, images)
+    return Trace(graph, copied, [node for node, _ in tracer.told], tracer.log)
+
+
+def _call_again(tracer: Tracer, images: Tensor) -> None:
+    """Refuse a forward that sets an attribute and does something else for it the next time."""
+    model = copy.deepcopy(tracer.model)
+    for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
+        delattr(model, name)
+    again = Tracer(model, tracer.like, tracer.plain)
+    try:
+        again.run(images)
+    except Exception:  # whatever a forward may raise that has been called
+        again.log = []
+    if again.log != tracer.log:
+        path, attribute = tracer.changed
+        raise Refusal(
+            path or type(model).__name__,
+            f"sets {attribute} in its forward, and computes something else the next time",
+        )
+
+
+def _parting(log: list[tuple], other: list[tuple]) -> str | None:
+    """The module in which two logs of calls first differ."""
+    stack = [""]
+    for event, found in zip(log, other, strict=False):
+        if event != found:
+            return stack[-1]
+        if event[0] == "enter":
+            stack.append(event[1])
+        elif event[0] == "exit":
+            stack.pop()
+    return None if len(log) == len(other) else stack[-1]
+
+
+def _follow_dropouts(traces: Traces) -> None:
+    """Mark the functional dropouts that are on in train mode, and off or not there in the other."""
+    twins = added(traces)
+    for node in traces.evaluation.nodes:
+        node.meta[FOLLOWS] = False
+    for on in traces.training.nodes:
+        off = twins.get(on)
+        off_too = off is None or off.kwargs.get("training") is False
+        on.meta[FOLLOWS] = on.kwargs.get("training") is True and off_too
+        if off is not None:
+            off.meta[FOLLOWS] = on.meta[FOLLOWS]

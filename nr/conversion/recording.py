@@ -1,0 +1,232 @@
+"""Tracing by torch.fx in which every value is known: tensors on the meta device, sizes as numbers.
+
+The forward of a copy without memory runs once. What it does to tensors becomes a graph; what
+Python asks of sizes it is told, and the graph keeps which sizes those were. What a graph cannot
+hold (gradients switched off, autocast, checkpointing, random numbers) is refused by name.
+"""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from nr.conversion.hidden import CHANGED, drawn_from, same_random, surroundings
+from nr.conversion.values import RESULT, TensorValue, Value, compute
+
+BATCH = 2  # images that are followed; with one, a forward could squeeze it away
+CONSTANT = "_tensor_constant"  # what torch.fx calls the tensors that a forward makes
+VALUES = (
+    "asks for the values of an activation, so that torch.fx cannot trace it: only networks whose"
+    " forward does not depend on values can be converted"
+)
+LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
+DROPOUTS = (F.dropout, F.dropout2d)
+FROZEN = "FrozenBatchNorm2d"  # as in torchvision and detectron2
+
+
+class Refusal(ValueError):
+    """What cannot be traced; ``path``: the module whose forward does it, "" for the whole."""
+
+    def __init__(self, path: str, reason: str):
+        super().__init__(f"{path}: {reason}" if path else reason)
+        self.path = path
+
+
+class Drawn(Refusal):
+    """A forward that draws random numbers."""
+
+
+class Unfit(ValueError):
+    """An operation that does not take what it is given."""
+
+
+class Tracer(fx.Tracer):
+    """Traces ``model``, which ``on_meta`` made, in the mode it is in.
+
+    ``like``: a parameter of the network itself. ``plain``: classes that are not looked into.
+    Afterwards ``log`` holds what was called, entered and left, in order, ``told`` the nodes whose
+    values Python asked for, and where, ``changed`` a module and an attribute that the forward set.
+    """
+
+    def __init__(self, model: nn.Module, like: Tensor, plain: frozenset[type] = frozenset()):
+        super().__init__(autowrap_functions=())
+        self.proxy_buffer_attributes = True
+        self.model, self.like, self.plain = model, like, plain
+        self.shapes = copy.deepcopy(model).eval()  # in train mode a norm may ask for values
+        self.names = {module: name for name, module in model.named_modules()}
+        self.computing = False
+        self.log: list[tuple] = []
+        self.changed: tuple[str, str] | None = None
+        self.told: list[tuple[fx.Node, tuple]] = []
+
+    def run(self, images: Tensor) -> fx.Graph:
+        """The graph for ``images``. Raises Refusal, Unfit, and whatever the forward raises."""
+        self.images = images
+        before = [(t, t._version) for t in _tensors(self.model).values()]
+        held = {name: dict(vars(module)) for name, module in self.model.named_modules()}
+        with torch.enable_grad(), self._watched(), same_random():
+            self.around, self.drawn = surroundings(), drawn_from(self.like)
+            graph = self.trace(lambda images: self.model(images))
+        for name, module in self.model.named_modules():
+            for key, value in vars(module).items():
+                made = key.startswith(CONSTANT) or isinstance(value, fx.Proxy)
+                if not made and held[name].get(key, self) is not value:
+                    self.changed = (name, key)
+        after = _tensors(self.model)
+        for (name, tensor), (old, version) in zip(after.items(), before, strict=True):
+            if tensor is not old or tensor._version != version:
+                raise Refusal(name, "is changed by the forward itself, which would be lost")
+        return graph
+
+    def create_args_for_root(self, fn, is_module, concrete_args=None):
+        """Names are those in ``model``, though torch.fx is given a function that calls it.
+
+        So defaults of its arguments count, and a forward that was put on the instance.
+        """
+        self.root, self.submodule_paths = self.model, self.names
+        for name, module in self.model.named_modules():
+            for key, value in vars(module).items():
+                if isinstance(value, Tensor):
+                    self.tensor_attrs[value] = f"{name}.{key}" if name else key
+        return super().create_args_for_root(fn, is_module, concrete_args)
+
+    def proxy(self, node: fx.Node) -> Value:
+        value = node.meta.get(RESULT)
+        if not isinstance(value, Tensor):
+            return Value(node, self)
+        proxy = Tensor._make_subclass(TensorValue, value.detach())
+        proxy.node, proxy.tracer = node, self
+        return proxy
+
+    def create_arg(self, a: object):
+        if isinstance(a, fx.Proxy):
+            return a.node
+        if (
+            isinstance(a, Tensor)
+            and a.is_meta
+            and id(a) not in map(id, _tensors(self.model).values())
+        ):
+            raise Refusal(self.path, "computes with what was made of its parameters elsewhere")
+        return super().create_arg(a)
+
+    def create_node(self, kind, target, args, kwargs, name=None, type_expr=None) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+        if kind == "output":
+            return node
+        self._check_surroundings()
+        node.meta[RESULT] = self.images if kind == "placeholder" else self.result(node)
+        if target is torch._assert and isinstance(node.args[0], fx.Node):
+            self.tell(node.args[0], ())
+        if target in DROPOUTS:
+            kwargs = {key: value for key, value in kwargs.items() if key != "training"}
+        made = vars(self.model).get(target) if kind == "get_attr" else None  # in the forward
+        content = made.tolist() if isinstance(made, Tensor) else None
+        self.log.append(("node", kind, target, repr((args, kwargs, content))))
+        return node
+
+    def result(self, node: fx.Node) -> object:
+        """What ``node`` gives. Raises Unfit, or Refusal where that is not known without values."""
+        model = self.model if node.op == "get_attr" else self.shapes
+        self.computing = True
+        try:
+            return compute(node, lambda n: n.meta[RESULT], model)
+        except Exception as error:  # whatever an operation may raise
+            if isinstance(error, NotImplementedError) or "meta tensor" in str(error).lower():
+                raise Refusal(self.path, VALUES) from error
+            raise Unfit(f"{self.path or node.name}: {error}") from error
+        finally:
+            self.computing = False
+
+    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
+        if self.computing:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        if not name:
+            return False
+        known = isinstance(module, LEAVES) and not _own_forward(module)
+        known = known or type(module) in self.plain
+        known = known or type(module).__name__ == FROZEN
+        leaf = known or super().is_leaf_module(module, name)
+        if leaf and "forward" in vars(module):
+            raise Refusal(name, "has a forward put on the instance, which would be lost")
+        return leaf
+
+    def call_module(self, module, forward, args, kwargs):
+        """Log what is entered and left, and see whether random numbers were drawn in it."""
+        if self.computing:
+            return forward(*args, **kwargs)
+        path = self.names.get(module)
+        if path is None:
+            raise Refusal(
+                self.path,
+                f"calls a {type(module).__name__} that is no part of it, or is one of the network"
+                " that a forward put on the instance holds: make it an attribute, or use self",
+            )
+        self.log.append(("enter", path))
+        result = super().call_module(module, forward, args, kwargs)
+        if drawn_from(self.like) != self.drawn:
+            raise Drawn(path, "draws random numbers in its forward, and tracing would fix them")
+        self._check_surroundings()
+        self.log.append(("exit", path, repr(pytree.tree_map(_name, result))))
+        return result
+
+    @property
+    def path(self) -> str:
+        """The module in whose forward the tracer is."""
+        return next(reversed(self.module_stack.values()), ("",))[0]
+
+    def tell(self, node: fx.Node, place: tuple[int, int]) -> object:
+        """The value of ``node`` for Python's own use at ``place``."""
+        value = node.meta[RESULT]
+        if isinstance(value, Tensor):
+            raise Refusal(self.path, VALUES)
+        self.told.append((node, place))
+        return value
+
+    def _check_surroundings(self) -> None:
+        for was, found, what in zip(self.around, surroundings(), CHANGED, strict=True):
+            if found != was:
+                raise Refusal(self.path, f"computes under {what}, which would be lost")
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Refuse torch.autocast, on or off, and autograd functions where the forward uses them."""
+        enter, apply = torch.autocast.__enter__, vars(torch.autograd.Function)["apply"]
+
+        def refuse(_):
+            raise Refusal(self.path, "computes under torch.autocast, which would be lost")
+
+        def refuse_function(cls, *args, **kwargs):
+            if self.computing:
+                return apply.__func__(cls, *args, **kwargs)
+            what = f"calls {cls.__name__}, an autograd function, whose gradient would be lost"
+            if cls.__name__ == "CheckpointFunction":
+                what = "computes under activation checkpointing, which would be lost"
+            raise Refusal(self.path, what)
+
+        torch.autocast.__enter__ = refuse
+        torch.autograd.Function.apply = classmethod(refuse_function)
+        try:
+            yield
+        finally:
+            torch.autocast.__enter__ = enter
+            torch.autograd.Function.apply = apply
+
+
+def _own_forward(module: nn.Module) -> bool:
+    """Whether a class derived from torch's convolution computes in a way of its own."""
+    return isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward
+
+
+def _name(value: object) -> str:
+    return str(value.node) if isinstance(value, fx.Proxy) else type(value).__name__
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict([*model.named_parameters(), *model.named_buffers()])

@@ -1,0 +1,1 @@
+"""The method: utilization, the penalty, rejuvenation, rescaling, merging."""

@@ -1,0 +1,105 @@
+"""The expansion r that keeps a budget: the published formula, or solved (spec section 5)."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nr.method.growth import Families, Family
+from nr.method.life import Life
+from nr.method.rounding import new_widths, parts_in, rounded
+from nr.network.graph import MUL, Pick
+from nr.network.wiring import Layer, Wiring
+
+STEPS = 50  # halvings of an interval of r, far below what a width can tell apart
+
+
+class Growth(NamedTuple):
+    """``expansion``: r. ``copies``: how many fresh parts follow each part, by label [count]."""
+
+    expansion: float
+    copies: Tensor
+
+
+class Budget:
+    """What a network costs with all connections between its streams, for any growth.
+
+    Σ in·out·k² over its units, times H·W with ``flops``; the image counts once.
+    """
+
+    def __init__(self, families: Families, alive: Life, flops: bool):
+        self.families, self.alive = families, alive
+        plan = families.plan
+        layers = [layer for layer in plan.layers if alive.masks(layer)[0].any()]
+        self.survivors = [(family, families.survivors(alive, family)) for family in families.all]
+        self.weights = torch.tensor([_weight(layer, flops) for layer in layers], device="cpu")
+        grouped = [layer.unit.group[0] if layer.unit.group else 0 for layer in layers]
+        self.grouped = torch.tensor(grouped, device="cpu")
+        self.reads = [self.labels(layer.reads[0]) for layer in layers]
+        self.makes = [self.labels(layer.numbers[0]) for layer in layers]
+        self.image = set(range(plan.image_channels))
+
+    def labels(self, numbers: Tensor) -> Tensor:
+        """The parts of the live channels among these."""
+        return self.families.part[numbers[self.alive.of(numbers)]]
+
+    def cost(self, copies: Tensor) -> int:
+        """Of the network with so many fresh parts behind each part."""
+        grown = copies + 1
+        ins = torch.stack([grown[labels].sum() for labels in self.reads])
+        outs = torch.stack([grown[labels].sum() for labels in self.makes])
+        return int((self.weights * torch.where(self.grouped > 0, self.grouped, ins) * outs).sum())
+
+    def published(self, live: int, total: int, multiple: int) -> Growth:
+        """r = √(total / live), int(live·r) channels a layer."""
+
+        def fresh(count: int, family: Family) -> int:
+            return new_widths(count, live, total, parts_in(family, multiple))[1]
+
+        return Growth(math.sqrt(total / live), self.copies(fresh))
+
+    def solved(self, total: int, multiple: int) -> Growth:
+        """The largest r whose cost is not above ``total``, or the least growth that there is."""
+        low, high = 1.0, 2.0
+        while self.cost(self.expanded(high, multiple)) <= total:
+            low, high = high, 2 * high
+        for _ in range(STEPS):
+            middle = (low + high) / 2
+            if self.cost(self.expanded(middle, multiple)) <= total:
+                low = middle
+            else:
+                high = middle
+        return Growth(low, self.expanded(low, multiple))
+
+    def expanded(self, r: float, multiple: int) -> Tensor:
+        def fresh(count: int, family: Family) -> int:
+            return rounded(count, r, parts_in(family, multiple)) - count
+
+        return self.copies(fresh)
+
+    def copies(self, fresh) -> Tensor:
+        """How many fresh parts follow each part; something of whatever a layer reads."""
+        copies = torch.zeros_like(self.families.part)
+        for family, survivors in self.survivors:
+            if len(survivors):
+                copies[survivors] = self.families.followers(
+                    len(survivors), fresh(len(survivors), family)
+                )
+        if copies.any():
+            for labels in self.reads:
+                if not copies[labels].any() and int(labels[0]) not in self.image:
+                    copies[labels[0]] = 1
+        return copies
+
+
+def _weight(layer: Layer, flops: bool) -> int:
+    return layer.unit.taps * (layer.pixels if flops else 1)
+
+
+def grows_squared(plan: Wiring) -> bool:
+    """Whether the cost of a network grows as r², as of the paper's, but for its stem."""
+    ops = [step.op for step in plan.steps.values()]
+    grouped = any(layer.unit.group for layer in plan.layers)
+    moved = any(op == MUL or isinstance(op, Pick) for op in ops)
+    return not (grouped or moved or plan.norms)

@@ -1,0 +1,161 @@
+"""What dead scales still say, a constant, goes into what reads it.
+
+A norm before a convolution whose γ is 0 gives β at every pixel. Through a convolution without
+padding that stays one constant, which a batch norm takes off again: it moves into the running
+mean of the next norm, or into a bias. Exact in eval and in train mode; a reader with padding adds
+it in the middle of its maps only, so there it is left out.
+"""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from nr.method.life import Life
+from nr.network.graph import ADD, CAT, IMAGE, Pick
+from nr.network.layers import Classifier, Head
+from nr.network.norms import Bias
+from nr.network.units import Conv, ConvBN, Norm, Unit
+from nr.network.wiring import Step, Wiring
+
+# Plain modules that give a constant map as it is, whatever is linear about them.
+STEADY = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.MaxPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool2d,
+    nn.Upsample,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+)
+
+
+@torch.no_grad()
+def absorb(plan: Wiring, alive: Life, made: dict[str, Unit | Classifier]) -> None:
+    """Put into the first stream of what was ``made`` what the dead scales of norms still said."""
+    if plan.norms:
+        _Constants(plan, alive, made).follow()
+
+
+class _Constants:
+    """By step, what the old activation has that the new one has not: a constant a channel [C].
+
+    Of a dead channel all that it says, of a live one what its maker no longer adds to it.
+    """
+
+    def __init__(self, plan: Wiring, alive: Life, made: dict[str, Unit | Classifier]):
+        self.plan, self.alive, self.made = plan, alive, made
+        weight = plan.layers[0].unit.convs[0].weight
+        self.zero = weight.new_zeros(())
+        self.lost: dict[str, Tensor] = {}
+        self.taken_off = self.norms_alone()
+
+    def norms_alone(self) -> set[str]:
+        """The steps that only norms read, at least behind what keeps a constant."""
+        readers: dict[str, list[Step]] = {name: [] for name in self.plan.steps}
+        for step in self.plan.steps.values():
+            for name in step.inputs:
+                readers[name].append(step)
+        found: set[str] = set()
+        for name in reversed(self.plan.steps):
+            if all(isinstance(s.op, Norm) or s.name in found for s in readers[name]):
+                op = self.plan.steps[name].op
+                if op in (ADD, CAT) or isinstance(op, Pick | Unit) or _steady(op):
+                    found.add(name)
+        return found
+
+    def follow(self) -> None:
+        for name, step in self.plan.steps.items():
+            if step.op == IMAGE:
+                self.lost[name] = self.zero.expand(len(step.numbers[0]))
+                continue
+            given = [self.lost[source] for source in step.inputs]
+            self.lost[name] = self.through(step, given)
+
+    def through(self, step: Step, given: list[Tensor]) -> Tensor:
+        """What one step gives of what is lost in its inputs."""
+        live = self.alive.of(step.numbers[0]).to(self.zero.device)
+        if isinstance(step.op, Norm):
+            return self.norm(step, given[0], live)
+        if isinstance(step.op, ConvBN):
+            return self.unit(step, given[0], live)
+        if isinstance(step.op, Classifier):
+            self.classifier(step, given[0])
+            return self.zero.expand(len(live))
+        if step.op == CAT:
+            return torch.cat(given)
+        if step.op == ADD:
+            return sum(given)
+        if isinstance(step.op, Pick):
+            return given[0][torch.tensor(step.op.places[0], device=self.zero.device)]
+        if isinstance(step.op, nn.Module) and given[0].any():
+            return _said(step.op, given[0])
+        return self.zero.expand(len(live))
+
+    def norm(self, step: Step, given: Tensor, live: Tensor) -> Tensor:
+        """A dead scale says β, and of a channel that is dead what it makes of its constant."""
+        norm = step.op.norms[0]
+        if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+            source = self.plan.steps[step.inputs[0]].numbers[0]
+            gone = ~self.alive.of(source).to(self.zero.device)
+            scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+            said = norm.bias + torch.where(gone, scale * (given - norm.running_mean), 0)
+            if step.name in self.made:
+                self.made[step.name].norms[0].running_mean.sub_(given[live])
+        else:
+            said = norm.weight * given
+        return torch.where(live, self.zero, said)
+
+    def unit(self, step: Step, given: Tensor, live: Tensor) -> Tensor:
+        """What a convolution makes of constants goes into what follows it."""
+        unit, new, nothing = step.op, self.made.get(step.name), self.zero.expand(len(live))
+        shift = nothing
+        if given.any() and unit.padding == 0 and not unit.transposed:
+            (_, _, block), *_ = unit.blocks()
+            columns = unit.spread(given)[:, :, 0, 0]  # [1 or o, i]
+            shift = (block.sum(dim=(2, 3)) * columns).sum(1)
+        if not isinstance(unit, Conv):
+            if new is not None:
+                new.norms[0].running_mean.sub_(shift[live])
+            return nothing
+        bias, passed = unit.norms[0].bias, nothing
+        if new is None or (bias is None and step.name in self.taken_off):
+            passed = shift if new is not None else nothing
+        elif shift.any():
+            if bias is None:
+                own = Bias(new.norms[0].width).to(shift.device, shift.dtype)
+                new.norms[0] = own.train(new.norms[0].training)
+            new.norms[0].bias.add_(shift[live])
+        if unit.group is None:
+            return passed
+        return torch.where(live, passed, shift if bias is None else shift + bias)  # made of nothing
+
+    def classifier(self, step: Step, given: Tensor) -> None:
+        if isinstance(step.op, Head) and any(step.op.padding):
+            return
+        (_, block), *_ = step.op.blocks()
+        shift = (block.sum(2) * given).sum(1)
+        own = self.made[step.name].linears[0]
+        if shift.any():
+            if own.bias is None:
+                own.bias = nn.Parameter(torch.zeros_like(shift))
+            own.bias.add_(shift)
+
+
+def _steady(op: object) -> bool:
+    """Whether a plain module gives a constant map as it is."""
+    average = isinstance(op, nn.AvgPool2d) and op.divisor_override is None
+    padded = average and op.padding not in (0, (0, 0)) and op.count_include_pad
+    return isinstance(op, STEADY) or (average and not padded)
+
+
+def _said(module: nn.Module, constant: Tensor) -> Tensor:
+    """What a plain module makes of a constant map a channel; 0 where it is none any more."""
+    if _steady(module):
+        return constant
+    own = copy.deepcopy(module).eval()
+    made = own(constant[None, :, None, None].expand(-1, -1, 3, 3).contiguous())
+    same = made.shape[2:] == (3, 3) and bool((made == made[:, :, :1, :1]).all())
+    return made[0, :, 0, 0] if same else torch.zeros_like(constant)

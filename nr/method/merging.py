@@ -1,0 +1,129 @@
+"""Two streams -> one plain network with the same sum of logits, exactly (spec section 9).
+
+The channels of both streams stand side by side: for each layer the survived ones, then the
+rejuvenated ones. A concatenation is read source by source, so its columns are permuted.
+"""
+
+import torch
+from torch import nn
+
+from nr.method.rebuilding import Layout, check_picks, remade, swap, transplant
+from nr.method.scaling import fold_scales
+from nr.network.checks import refuse_sharded
+from nr.network.graph import ADD, CAT, FLAT, MUL
+from nr.network.layers import Classifier, Network
+from nr.network.numbers import Lists
+from nr.network.plain import Affine, FixedSize
+from nr.network.units import Unit
+from nr.network.wiring import Wiring, wiring
+
+# Plain modules with f(a) + f(b) = f(a + b), dropout but for its noise.
+LINEAR = (
+    Affine,
+    FixedSize,
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.Upsample,
+    nn.ZeroPad2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def merge(model: Network, fold: bool = False) -> None:
+    """Make of both streams of ``model``, in place, one plain stream with the sum of their logits.
+
+    Weights are block-diagonal after "removed" and dense after "full"; γ, β and running statistics
+    stand side by side; the stem's rows are stacked, as both streams read the same image; the
+    classifier is [W_S W_R] and counts the shared bias twice. Equal up to rounding in eval and in
+    train mode. The result is an ordinary network: it can be measured, penalised and rejuvenated
+    again. A network of one stream is merged already and stays as it is.
+
+    ``fold``: of one stream or of two, scales that stand alone (nr.convert's ``scales``) go into the
+    weights that read them, for a network that is to be used and not searched again; one whose
+    readers cannot take it (a sum, a norm, a negative γ before a maximum) stays.
+
+    All or nothing: raises ValueError, and leaves the network as it was, for "attention" whose
+    cross weights are not 0, since its gate is no convolution, where only one stream's part of
+    a parameter is frozen, and where what follows a classifier is not linear. An optimizer made
+    before holds the old parameters: make a new one.
+    """
+    if model.streams > 1:
+        _join(model)
+    if fold:
+        refuse_sharded(model)
+        fold_scales(model)
+
+
+def _join(model: Network) -> None:
+    """Both streams as one."""
+    refuse_sharded(model)
+    plan = wiring(model)
+    _refuse_gates(plan)
+    _refuse_half_frozen(plan)
+    _refuse_curved_ends(plan)
+    layout = Layout(plan, _merged).lay()
+    check_picks(model, layout)
+    made = remade(layout, "plain")
+    for unit in made.values():
+        for _, _, block in unit.blocks() if isinstance(unit, Unit) else ():
+            block.zero_()
+    transplant(layout, made)
+    swap(model, layout, made)
+
+
+def _merged(lists: Lists) -> Lists:
+    """The channels of both streams, side by side."""
+    return (torch.cat(lists).sort().values,)
+
+
+def _refuse_gates(plan: Wiring) -> None:
+    """Raise ValueError where cross-attention is at work."""
+    for layer in plan.layers:
+        if layer.unit.form == "attention":
+            for i, o, block in layer.unit.blocks():
+                if i != o and block.any():
+                    raise ValueError(
+                        f"{layer.name}: cross weights of the attention mode are not 0, and"
+                        " own + 2σ(own)·cross is no convolution: only networks rejuvenated with"
+                        ' cross="removed" or "full" merge after training'
+                    )
+
+
+def _refuse_curved_ends(plan: Wiring) -> None:
+    """Raise ValueError where f(a) + f(b) = f(a + b) does not hold behind a classifier."""
+    after = {step.name for step, _ in plan.heads}
+    for step in plan.steps.values():
+        if step.name in after or after.isdisjoint(step.inputs):
+            continue
+        after.add(step.name)
+        affine = isinstance(step.op, Affine) and step.op.term != 0
+        if affine or not (step.op in (ADD, CAT, FLAT) or isinstance(step.op, LINEAR)):
+            kind = "a product" if step.op == MUL else type(step.op).__name__
+            raise ValueError(
+                f"{step.name}: {kind} of what a classifier gives is not linear, so the sum of both"
+                " streams is no output of one network: put it behind the network before merging"
+            )
+
+
+def _refuse_half_frozen(plan: Wiring) -> None:
+    """Raise ValueError where a parameter would have to be frozen in part."""
+    lists = {
+        f"{step.name}.{child}": layers
+        for step in plan.steps.values()
+        if isinstance(step.op, Unit | Classifier)
+        for child, layers in step.op.named_children()
+    }
+    for name, (first, *others) in lists.items():
+        flags = {n: parameter.requires_grad for n, parameter in first.named_parameters()}
+        for n, parameter in (pair for module in others for pair in module.named_parameters()):
+            if parameter.requires_grad != flags[n]:
+                raise ValueError(
+                    f"{name}: {n} is frozen in one stream and not in the other, which one parameter"
+                    " for both cannot be: give both the same requires_grad"
+                )

@@ -1,0 +1,123 @@
+"""Scales γ where there is no batch norm: born 1, and folded into what reads them at the end."""
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+from nr.method.rescaling import scale_readers
+from nr.network.graph import MUL, Graph, Node
+from nr.network.layers import Classifier, Network
+from nr.network.norms import Scale
+from nr.network.retiring import retire
+from nr.network.units import Conv, Norm, Streamed
+from nr.network.wiring import Layer, Wiring, wiring
+
+# Plain modules through which a factor of either sign passes: the others take positive ones only.
+LINEAR = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.AvgPool2d,
+    nn.AdaptiveAvgPool2d,
+    nn.ZeroPad2d,
+)
+
+
+@torch.no_grad()
+def add_scales(network: Network) -> None:
+    """Put γ = 1 behind the activations of a converted network's layers without batch norm.
+
+    Each stands behind the poolings and dropouts that follow an activation, where it is read, so
+    that it folds into its readers whatever its sign; there are none where a sum or a product holds
+    the channels. It trains if its layer does.
+    """
+    plan, graph = wiring(network), network.features
+    wanted, before = _ends(plan, graph), list(graph.nodes)
+    while True:  # all; then those that are not held, whose absence may hold others
+        _rewrite(graph, before, wanted)
+        held = {layer.name for layer in wiring(network).norms if layer.fixed}
+        free = {n: c for n, c in wanted.items() if f"features.{_name(before, n)}" not in held}
+        if len(free) == len(wanted):
+            return
+        wanted = free
+
+
+def _ends(plan: Wiring, graph: Graph) -> dict[str, Conv]:
+    """Node -> the convolution without batch norm whose output has passed all plain modules here."""
+    made: dict[str, Conv] = {}  # of what no sum, product or unit has touched since
+    ends: dict[str, Conv] = {}
+    calls = {node.name: graph.module(node) for node in graph.nodes}
+    uses = Counter(name for node in graph.nodes for name in node.inputs)
+    for node in graph.nodes:
+        module = calls[node.name]
+        layer = plan.by_name.get(f"features.{node.name}")
+        if layer is not None and isinstance(module, Conv) and layer.fixed:
+            made[node.name] = ends[node.name] = module
+        elif node.inputs[0] in made and module is not None and not isinstance(module, Streamed):
+            made[node.name] = ends[node.name] = made[node.inputs[0]]
+            if uses[node.inputs[0]] == 1:
+                ends.pop(node.inputs[0], None)
+            else:  # the scale stands before they part
+                ends.pop(node.name)
+                made.pop(node.name)
+        for name in node.inputs if node.op == MUL else ():
+            ends.pop(name, None)
+    return ends
+
+
+def _name(nodes: list[Node], end: str) -> str:
+    """The name of the scale behind ``end``."""
+    name = f"{end}_scale"
+    while any(f"{node.name}.".startswith(f"{name}.") for node in nodes):
+        name += "_"
+    return name
+
+
+def _rewrite(graph: Graph, nodes: list[Node], wanted: dict[str, Conv]) -> None:
+    """Take ``nodes``, with a scale behind each that is ``wanted``."""
+    found, modules = [], {}
+    names = {end: _name(nodes, end) for end in wanted}
+    for node in nodes:
+        found.append(node._replace(inputs=tuple(names.get(n, n) for n in node.inputs)))
+        if node.name in wanted:
+            conv = wanted[node.name]
+            weight, (width,) = conv.convs[0].weight, conv.out_channels
+            scale = Norm(width, eps=None).to(weight.device, weight.dtype)
+            modules[names[node.name]] = scale.requires_grad_(weight.requires_grad)
+            found.append(Node(names[node.name], None, (node.name,)))
+    graph.rewrite(found, modules)
+
+
+@torch.no_grad()
+def fold_scales(model: Network) -> None:
+    """Move every γ that stands alone into the weights that read it, where that is exact."""
+    plan = wiring(model)
+    layers = [layer for layer in plan.norms if _folds(plan, layer)]
+    weight, old = plan.layers[0].unit.convs[0].weight, list(model.parameters())
+    factors = torch.ones(len(plan.source), dtype=weight.dtype, device=weight.device)
+    for layer in layers:
+        for norm, numbers in zip(layer.unit.norms, layer.numbers, strict=True):
+            factors[numbers] = norm.weight
+    scale_readers(plan, factors)
+    for layer in layers:
+        *path, last = layer.name.split(".")
+        model.get_submodule(".".join(path))._modules[last] = nn.Identity()
+    if layers:
+        retire(model, old)
+
+
+def _folds(plan: Wiring, layer: Layer) -> bool:
+    """Whether the readers of a scale can take it over."""
+    own = torch.cat(layer.numbers)
+    readers = [other.reads for other in plan.norms]
+    if not isinstance(layer.unit.norms[0], Scale) or layer.curved or layer.fixed:
+        return False
+    if any(torch.isin(torch.cat(reads), own).any() for reads in readers):
+        return False
+    negative = any((norm.weight < 0).any() for norm in layer.unit.norms)
+    return not negative or all(
+        isinstance(step.op, (*LINEAR, Streamed, Classifier)) or not isinstance(step.op, nn.Module)
+        for step in plan.steps.values()
+        if torch.isin(torch.cat(step.numbers), own).any()
+    )

@@ -1,0 +1,99 @@
+"""The L1 penalty on prunable batch-norm scales (spec section 4), and how its weight λ grows."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from nr.network.layers import Network
+from nr.network.units import Unit
+from nr.network.wiring import wiring
+
+
+@torch.no_grad()
+def penalise(model: Network, sparsity: float, maximize: bool = False) -> None:
+    """Add λ·sign(γ) to the gradient of every prunable γ that has one (spec section 4).
+
+    For any optimizer: between backward and step, once the gradients are reduced, unscaled and
+    clipped. ``sparsity``: λ. ``maximize``: the optimizer's, which then climbs: subtract it. The
+    network is walked anew each time, so a rebuilt one is met as it is now. Raises ValueError for a
+    λ that is negative or not finite.
+
+    How to choose λ: where the loss does not hold it, γ falls by about lr·λ/(1 - momentum) a step
+    of SGD. With lr 0.1, momentum 0.9 and λ 1.5e-4 that is 1.5e-4, so a γ of 0.5 is dead after
+    3,300 steps, four epochs of 50,000 images in batches of 64. Adam divides by the size of its
+    gradients: there a γ that only the penalty moves falls by about lr a step for any λ, and λ
+    says how strong a gradient of the loss has to be to hold it.
+    """
+    _penalise(_prunable(model), sparsity, -1 if maximize else 1)
+
+
+def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
+    """Add scale·λ·sign(γ) to the gradients that the scales of ``units`` have."""
+    if not (math.isfinite(sparsity) and sparsity >= 0):
+        raise ValueError(f"sparsity: {sparsity} is not a finite number from 0")
+    if sparsity == 0:
+        return
+    gammas = [norm.weight for unit in units for norm in unit.norms]
+    gammas = [gamma for gamma in gammas if gamma.grad is not None]
+    if gammas:
+        gradients, signs = [gamma.grad for gamma in gammas], torch._foreach_sign(gammas)
+        if isinstance(scale, Tensor):  # on its device, for which the host does not wait
+            amount = scale * sparsity
+            torch._foreach_add_(gradients, [sign * amount.to(sign.device) for sign in signs])
+        else:
+            torch._foreach_add_(gradients, signs, alpha=scale * sparsity)
+
+
+def _prunable(model: Network) -> list[Unit]:
+    """The units that no residual sum holds to their width."""
+    return [layer.unit for layer in wiring(model).prunable]
+
+
+class SGD(torch.optim.SGD):
+    """torch's SGD on all parameters of ``model``, with :func:`penalise` before each step.
+
+    The penalty falls on prunable batch norms only, after the gradients are complete and before
+    weight decay and momentum. ``sparsity``: λ, 0 in the train phase. After the network was rebuilt
+    it needs a new optimizer; a step of the old one is a RuntimeError, as of any other class. A copy
+    of it, or what is read of its pickle, steps on a network of its own, ``model``.
+    """
+
+    def __init__(
+        self,
+        model: Network,
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        sparsity: float = 0.0,
+        **options,
+    ):
+        units = _prunable(model)
+        super().__init__(
+            model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, **options
+        )
+        self.model, self.sparsity, self.units = model, sparsity, units
+
+    def __getstate__(self) -> dict:
+        own = {name: getattr(self, name) for name in ("model", "sparsity", "units")}
+        return super().__getstate__() | own
+
+    def step(self, closure=None):
+        """One step; a closure is not supported, since the penalty follows its gradients."""
+        if closure is not None:
+            raise ValueError("nr.SGD: step takes no closure")
+        # A GradScaler leaves it to a fused step to divide the gradients by its scale.
+        scale = getattr(self, "grad_scale", None)
+        sign = -1 if self.param_groups[0]["maximize"] else 1
+        _penalise(self.units, self.sparsity, sign if scale is None else sign * scale)
+        return super().step()
+
+
+def grow_sparsity(
+    sparsity: float, previous: float, ratio: float, threshold: float, step: float
+) -> float:
+    """λ for the next search epoch: one ``step`` more where utilization fell by < ``threshold``.
+
+    ``previous``, ``ratio``: utilization before and after the epoch, the first ``previous`` is 1.
+    """
+    return sparsity + step if previous - ratio < threshold else sparsity

@@ -1,0 +1,1 @@
+"""What a network is: units, layers, graphs, and the one walk over them."""

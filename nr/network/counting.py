@@ -1,0 +1,49 @@
+"""Parameters and multiply-adds."""
+
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from nr.network.graph import read_by
+from nr.network.layers import Network
+from nr.network.plain import Size
+from nr.network.wiring import wiring
+
+
+def count_params(model: nn.Module) -> int:
+    """Number of parameters: convolutions, batch norms and classifier."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: Network, image_size: int | Size | None = None) -> int:
+    """Multiply-adds of one image through convolutions and classifier, as torch counts them.
+
+    In eval mode, where auxiliary heads compute nothing.
+    ``image_size``: H = W of the image, or (H, W) (None: the family's usual size). Raises ValueError
+    for a network that nr cannot follow.
+    """
+    plan = wiring(model, image_size)
+    used = _used(model)
+    convolutions = sum(
+        conv.weight.numel() * layer.pixels
+        for layer in plan.layers
+        if used(layer.name)
+        for conv in layer.unit.convs
+    )
+    return convolutions + sum(
+        linear.weight.numel() * math.prod(step.size)
+        for step, _ in plan.heads
+        if used(step.name)
+        for linear in step.op.linears
+    )
+
+
+def _used(model: Network) -> Callable[[str], bool]:
+    """Whether the step of a name is computed in eval mode."""
+    if model.classifier is not None:
+        return lambda name: True
+    graph = model.features
+    needed = {node.name for node in read_by(graph.nodes, graph.ends(False))}
+    left = {f"features.{node.name}." for node in graph.nodes if node.name not in needed}
+    return lambda name: not f"{name}.".startswith(tuple(left))

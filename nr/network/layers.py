@@ -1,0 +1,241 @@
+"""What holds the units of a network together, and its classifier.
+
+An activation is a tuple of streams: ``(all,)`` before rejuvenation, ``(survived, rejuvenated)``
+after it. Shape letters: B images, C channels, H and W spatial size, k kernel size, o and i output
+and input channels, S streams.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from nr.network.norms import take_after
+from nr.network.units import Streamed, Streams
+
+ACTIVATIONS = ("relu", None)  # of a sum
+
+
+class Chain(Streamed, nn.Sequential):
+    """Modules in sequence; a plain torch module is applied to every stream by itself.
+
+    An nn.Sequential in it is a Chain too.
+    """
+
+    def forward(self, x: Streams) -> Streams:
+        for module in self:
+            x = on_streams(module, x)
+        return x
+
+
+class Residual(Streamed, nn.Module):
+    """relu(branch(x) + shortcut(x)), stream by stream; a dead branch (None) adds nothing.
+
+    ``branch`` ends in a ConvBN; ``shortcut`` is a ConvBN or a Chain, or None for the identity. All
+    that it reads and adds counts as live: wiring infers it. ``activation``: None leaves the sum
+    as it is, for linear bottlenecks. Raises ValueError for another one than "relu" or None.
+    """
+
+    def __init__(
+        self,
+        branch: nn.Module | None,
+        shortcut: nn.Module | None = None,
+        activation: str | None = "relu",
+    ):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"Residual: activation {activation!r} is neither 'relu' nor None")
+        self.branch, self.shortcut, self.activation = branch, shortcut, activation
+
+    def forward(self, x: Streams) -> Streams:
+        shortcut = x if self.shortcut is None else on_streams(self.shortcut, x)
+        if self.branch is None:
+            return shortcut if self.activation is None else tuple(map(F.relu, shortcut))
+        branch = on_streams(self.branch, x)
+        sums = (b.add_(s) for b, s in zip(branch, shortcut, strict=True))
+        return tuple(sums if self.activation is None else map(F.relu_, sums))
+
+
+class Concat(Streamed, nn.Module):
+    """Each stream of x followed by the same stream of branch(x); a dead branch adds nothing."""
+
+    def __init__(self, branch: nn.Module | None):
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, x: Streams) -> Streams:
+        if self.branch is None:
+            return x
+        branch = on_streams(self.branch, x)
+        return tuple(torch.cat(pair, dim=1) for pair in zip(x, branch, strict=True))
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether ``module`` runs its children one after the other, and nothing else."""
+    return type(module).forward in (Chain.forward, nn.Sequential.forward)
+
+
+def on_streams(module: nn.Module, x: Streams) -> Streams:
+    """Apply any module of a chain: a plain one to every stream by itself."""
+    if isinstance(module, Streamed):
+        return module(x)
+    if is_chain(module):
+        return Chain.forward(module, x)
+    return tuple(map(module, x))
+
+
+class Classifier(nn.Module):
+    """One linear classifier a stream over [B, C, 1, 1] features; all streams share one bias.
+
+    ``bias``: False for none. ``window``: (H, W) of the features where it reads a whole map. Raises
+    ValueError for numbers of channels or classes that are no int from 1 on.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        bias: bool = True,
+        window: tuple[int, int] = (1, 1),
+    ):
+        super().__init__()
+        if not all(type(number) is int and number > 0 for number in (in_channels, num_classes)):
+            raise ValueError(f"Classifier: {in_channels!r} -> {num_classes!r}: ints from 1 on")
+        self.num_classes, self.window = num_classes, tuple(window)
+        self.build((in_channels,))
+        if not bias:
+            self.linears[0].bias = None
+
+    def build(self, in_channels: tuple[int, ...]) -> None:
+        """Replace the weights by fresh ones N(0, 0.01) of these widths, the bias by 0."""
+        old = self._modules.get("linears")
+        bias = old is None or old[0].bias is not None
+        self.in_channels = in_channels
+        self.linears = nn.ModuleList(
+            self.layer(width, bias and stream == 0) for stream, width in enumerate(in_channels)
+        )
+        if not self.linears[0].weight.is_meta:  # there torch would compute values in Python
+            for linear in self.linears:
+                nn.init.normal_(linear.weight, 0, 0.01)
+            if bias:
+                nn.init.zeros_(self.linears[0].bias)
+        if old is not None:
+            for linear in self.linears.train(old.training):
+                take_after(linear, old[0])
+
+    def layer(self, width: int, bias: bool) -> nn.Module:
+        """A fresh layer of one stream."""
+        return nn.Linear(width * self.taps, self.num_classes, bias=bias)
+
+    @property
+    def taps(self) -> int:
+        """Weights of a class for one channel."""
+        return self.window[0] * self.window[1]
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Yield (stream, weight [classes, i, pixels]) of each stream, without gradient."""
+        for stream, linear in enumerate(self.linears):
+            yield stream, linear.weight.detach().view(self.num_classes, -1, self.taps)
+
+    def remade(self, in_channels: tuple[int, ...]) -> "Classifier":
+        """A fresh classifier like this one with other widths; this one stays."""
+        classifier = copy.copy(self)
+        classifier._modules = self._modules.copy()
+        classifier.build(in_channels)
+        return classifier
+
+    def adopt(self, classifier: "Classifier") -> None:
+        """Become what ``remade`` gave."""
+        self.in_channels, self.linears = classifier.in_channels, classifier.linears
+
+    def forward(self, x: Streams) -> Tensor:
+        return torch.stack(self.each([stream.flatten(1) for stream in x]), dim=1)  # [B, S, classes]
+
+    def maps(self, x: Streams) -> Streams:
+        """What each stream gives by itself: [B, classes, 1, 1]."""
+        logits = self.each([stream.flatten(1) for stream in x])
+        return tuple(part[:, :, None, None] for part in logits)
+
+    def each(self, x: Iterable[Tensor]) -> list[Tensor]:
+        """Each stream through its own layer, with the bias that all share."""
+        logits = [linear(stream) for linear, stream in zip(self.linears, x, strict=True)]
+        if self.linears[0].bias is not None:
+            logits[1:] = [add_bias(part, self.linears[0].bias) for part in logits[1:]]
+        return logits
+
+
+class Head(Classifier):
+    """A convolution a stream that gives maps of classes [B, classes, H, W], in an nr.Graph.
+
+    ``kernel_size``, ``stride``, ``padding``, ``dilation``: (height, width).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        kernel_size: tuple[int, int] = (1, 1),
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        bias: bool = True,
+    ):
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        super().__init__(in_channels, num_classes, bias, kernel_size)
+
+    def layer(self, width: int, bias: bool) -> nn.Module:
+        return nn.Conv2d(width, self.num_classes, self.window, bias=bias, **self.options())
+
+    def options(self) -> dict[str, tuple[int, int]]:
+        """What torch's convolution is given beside channels, window and bias."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+
+    def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) of its output, from that of its input."""
+        sides = zip(size, self.window, *self.options().values(), strict=True)
+        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+
+    def maps(self, x: Streams) -> Streams:
+        return tuple(self.each(x))
+
+
+@fx.wrap
+def add_bias(logits: Tensor, bias: Tensor | Callable[[], Tensor]) -> Tensor:
+    """Logits [B, classes, ...] with a bias [classes], which a quantized layer gives when called."""
+    bias = bias() if callable(bias) else bias
+    bias = bias.to(logits.dtype)
+    return logits + (bias if logits.ndim == 2 else bias[:, None, None])
+
+
+class Network(nn.Module):
+    """Images [B, C, H, W] to logits [B, S, classes]; S = 1, or 2 after rejuvenation.
+
+    ``features`` ends in a global average pooling; ``image_size``: the family's usual H = W, or
+    (H, W). C is what the first unit reads. Without a ``classifier`` the features are an nr.Graph
+    with outputs of its own, which are the network's.
+    """
+
+    def __init__(
+        self,
+        features: nn.Module,
+        classifier: Classifier | None,
+        image_size: int | tuple[int, int],
+    ):
+        super().__init__()
+        self.features, self.classifier, self.image_size = features, classifier, image_size
+
+    @property
+    def heads(self) -> list[Classifier]:
+        """The classifier, or those in the graph."""
+        return [module for module in self.modules() if isinstance(module, Classifier)]
+
+    @property
+    def streams(self) -> int:
+        head = self.heads[0] if self.classifier is None else self.classifier
+        return len(head.linears)
+
+    def forward(self, images: Tensor):
+        x = on_streams(self.features, (images,) * self.streams)
+        return x if self.classifier is None else self.classifier(x)

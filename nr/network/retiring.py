@@ -1,0 +1,55 @@
+"""What was made for a network before a rebuild: optimizers and wrappers that hold what is gone."""
+
+import gc
+from functools import cache
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from nr.network.layers import Network
+
+GONE = "nr_gone"  # attribute of a parameter that a rebuild took out of its network
+
+
+def retire(model: Network, old: list[nn.Parameter]) -> None:
+    """Have those of the parameters ``old`` noticed that ``model`` no longer has.
+
+    The next step of an optimizer that holds one, and the next pass through a DDP wrapper of the
+    network, which synchronises them, is a RuntimeError.
+    """
+    kept = set(map(id, model.parameters()))
+    for parameter in old:
+        if id(parameter) not in kept:
+            setattr(parameter, GONE, True)
+    _watch_optimizers()
+    if dist.is_available() and dist.is_initialized():
+        for thing in gc.get_objects():  # a network does not know what wraps it
+            wraps = DistributedDataParallel in type(thing).__mro__
+            if wraps and any(module is model for module in thing.modules()):
+                thing.register_forward_pre_hook(_refuse_old_wrapper)
+
+
+@cache
+def _watch_optimizers() -> None:
+    """Look at the parameters of every optimizer before its steps, from the first rebuild on."""
+    register_optimizer_step_pre_hook(_refuse_gone)
+
+
+@torch.compiler.disable  # a step may be compiled, around it
+def _refuse_gone(optimizer: Optimizer, *_) -> None:
+    if any(GONE in vars(p) for group in optimizer.param_groups for p in group["params"]):
+        raise RuntimeError(
+            f"{type(optimizer).__name__}: the network was rebuilt after this optimizer was made,"
+            " which steps on parameters that are no longer its own: make a new one"
+        )
+
+
+def _refuse_old_wrapper(wrapper: nn.Module, *_) -> None:
+    raise RuntimeError(
+        f"{type(wrapper).__name__}: its network was rebuilt after it was wrapped, and the new"
+        " parameters would not be synchronised: wrap it anew, in every process"
+    )
