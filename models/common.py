@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from nr.network.units import ConvBN
+from nr.network.convolutions import ConvBN
 
 
 def scale(width: int, width_mult: float) -> int:

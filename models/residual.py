@@ -1,8 +1,8 @@
 """Residual blocks and stages, for both image sizes (stride in the 3x3, as in torchvision)."""
 
 from models.common import conv_bn_relu
+from nr.network.convolutions import ConvBN
 from nr.network.layers import Chain, Residual
-from nr.network.units import ConvBN
 
 
 class BasicBlock:

@@ -2,15 +2,16 @@
 
 from nr.conversion.converting import convert
 from nr.files.archive import FileError, load, save
-from nr.files.structure import build, structure
+from nr.files.building import build
+from nr.files.structure import structure
 from nr.method.merging import merge
 from nr.method.rejuvenation import rejuvenate
 from nr.method.rescaling import rescale
 from nr.method.sparsity import SGD, grow_sparsity, penalise
 from nr.method.utilization import utilization
+from nr.network.convolutions import Conv, ConvBN
 from nr.network.counting import count_macs, count_params
 from nr.network.layers import Chain, Classifier, Concat, Network, Residual
-from nr.network.units import Conv, ConvBN
 
 __version__ = "0.1.0"
 __all__ = [

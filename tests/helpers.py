@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from models.cifar import densenet, resnet, vgg11_bn
 from nr.method.life import life
 from nr.method.utilization import live_masks
+from nr.network.convolutions import ConvBN
 from nr.network.graph import MUL
 from nr.network.layers import Chain, Classifier, Network
 from nr.network.norms import Scale
-from nr.network.units import ConvBN, Norm
-from nr.network.wiring import Layer, Step, Wiring, wiring
+from nr.network.steps import Layer, Step, Wiring
+from nr.network.units import Norm
+from nr.network.wiring import wiring
 
 
 def bottleneck(**options) -> Network:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import nr
-from nr.network.units import FORMS, ConvBN
+from nr.network.convolutions import ConvBN
+from nr.network.units import FORMS
 from tests.helpers import FAMILIES, MODES, batch, build, loss_of, open_cross_blocks, vary, worn
 
 TOLERANCE = 5e-3  # relative to the largest value, which may be what is left of sums of 1e3 terms

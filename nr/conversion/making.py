@@ -5,10 +5,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from nr.network.convolutions import Conv, ConvBN
 from nr.network.layers import Classifier, Head
 from nr.network.norms import COUNT, norm_like, take_after
 from nr.network.plain import Filter, Size
-from nr.network.units import Conv, ConvBN, Norm
+from nr.network.units import Norm
 
 
 def unit(layer: nn.Module, after: nn.Module | None, window: Size | None) -> ConvBN:

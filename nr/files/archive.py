@@ -17,7 +17,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from nr.files.structure import ENDS, build_on_meta, class_name, freeze, structure
+from nr.files.building import build_on_meta, freeze
+from nr.files.structure import ENDS, class_name, structure
 from nr.network.checks import refuse_sharded
 from nr.network.layers import Network
 from nr.network.retiring import retire

@@ -10,7 +10,7 @@ from nr.method.growth import Families, Family
 from nr.method.life import Life
 from nr.method.rounding import new_widths, parts_in, rounded
 from nr.network.graph import MUL, Pick
-from nr.network.wiring import Layer, Wiring
+from nr.network.steps import Layer, Wiring
 
 STEPS = 50  # halvings of an interval of r, far below what a width can tell apart
 

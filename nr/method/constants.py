@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from nr.method.life import Life
+from nr.network.convolutions import Conv, ConvBN
 from nr.network.graph import ADD, CAT, IMAGE, Pick
 from nr.network.layers import Classifier, Head
 from nr.network.norms import Bias
-from nr.network.units import Conv, ConvBN, Norm, Unit
-from nr.network.wiring import Step, Wiring
+from nr.network.steps import Step, Wiring
+from nr.network.units import Norm, Unit
 
 # Plain modules that give a constant map as it is, whatever is linear about them.
 STEADY = (

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nr.method.life import Life
 from nr.network.numbers import count_to, joined
-from nr.network.wiring import Wiring
+from nr.network.steps import Wiring
 
 
 class Family(NamedTuple):

@@ -14,8 +14,8 @@ from torch import Tensor
 from nr.network.graph import IMAGE, MUL
 from nr.network.layers import Classifier
 from nr.network.norms import Bias
+from nr.network.steps import Layer, Step, Wiring
 from nr.network.units import Norm
-from nr.network.wiring import Layer, Step, Wiring
 
 DEAD_RATIO = 1e-2  # a channel is dead below this fraction of its layer's max |γ| (spec section 3)
 DEAD_GAMMA = 1e-3  # a prunable layer is dead as a whole below this max |γ| (spec section 3)

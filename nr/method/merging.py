@@ -14,8 +14,9 @@ from nr.network.graph import ADD, CAT, FLAT, MUL
 from nr.network.layers import Classifier, Network
 from nr.network.numbers import Lists
 from nr.network.plain import Affine, FixedSize
+from nr.network.steps import Wiring
 from nr.network.units import Unit
-from nr.network.wiring import Wiring, wiring
+from nr.network.wiring import wiring
 
 # Plain modules with f(a) + f(b) = f(a + b), dropout but for its noise.
 LINEAR = (

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from nr.network.convolutions import ConvBN
 from nr.network.graph import ADD, CAT, IMAGE, MUL, Graph, Node, Pick, read_by
 from nr.network.layers import Classifier, Concat, Network, Residual
 from nr.network.numbers import Lists, count_to, matched, places
 from nr.network.retiring import retire
-from nr.network.units import ConvBN, Norm, Unit
-from nr.network.wiring import Layer, Step, Wiring
+from nr.network.steps import Layer, Step, Wiring
+from nr.network.units import Norm, Unit
 
 Made = Callable[[Lists], Lists]  # old lists of one layer or selection -> one list a new stream
 

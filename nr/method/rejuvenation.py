@@ -16,13 +16,15 @@ from nr.method.rebuilding import Layout, check_picks, dropped, remade, swap, tra
 from nr.method.rounding import round_up
 from nr.method.utilization import LayerUsage, Utilization, measure
 from nr.network.checks import refuse_sharded
+from nr.network.convolutions import ConvBN
 from nr.network.counting import count_params
 from nr.network.graph import IMAGE
 from nr.network.layers import Classifier, Network
 from nr.network.numbers import Lists
 from nr.network.plain import Size
-from nr.network.units import CROSS, PRUNED, ConvBN
-from nr.network.wiring import Layer, Wiring, wiring
+from nr.network.steps import Layer, Wiring
+from nr.network.units import CROSS, PRUNED
+from nr.network.wiring import wiring
 
 
 @dataclass(frozen=True)

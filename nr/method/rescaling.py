@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from nr.network.checks import refuse_sharded
+from nr.network.convolutions import ConvBN
 from nr.network.layers import Network
-from nr.network.units import ConvBN
-from nr.network.wiring import Wiring, wiring
+from nr.network.steps import Wiring
+from nr.network.wiring import wiring
 
 
 @torch.inference_mode(False)

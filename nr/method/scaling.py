@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from nr.method.rescaling import scale_readers
+from nr.network.convolutions import Conv
 from nr.network.graph import MUL, Graph, Node
 from nr.network.layers import Classifier, Network
 from nr.network.norms import Scale
 from nr.network.retiring import retire
-from nr.network.units import Conv, Norm, Streamed
-from nr.network.wiring import Layer, Wiring, wiring
+from nr.network.steps import Layer, Wiring
+from nr.network.units import Norm, Streamed
+from nr.network.wiring import wiring
 
 # Plain modules through which a factor of either sign passes: the others take positive ones only.
 LINEAR = (

@@ -11,8 +11,9 @@ from torch import Tensor
 from nr.method.life import Life, absolute_gammas, life
 from nr.network.layers import Network
 from nr.network.plain import Size
+from nr.network.steps import Layer, Wiring
 from nr.network.units import FORMS
-from nr.network.wiring import Layer, Wiring, wiring
+from nr.network.wiring import wiring
 
 Masks = dict[str, tuple[Tensor, ...]]  # layer name -> one bool [C] a stream, on the CPU
 

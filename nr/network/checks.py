@@ -2,11 +2,12 @@
 
 from torch import nn
 
+from nr.network.convolutions import Conv, ConvBN, pair
 from nr.network.graph import Graph
 from nr.network.layers import Classifier, Head, Network, is_chain
 from nr.network.norms import Bias, loses_count
 from nr.network.plain import Size
-from nr.network.units import FORMS, Conv, ConvBN, pair
+from nr.network.units import FORMS
 
 LARGEST_SIDE = 2**16  # pixels; a larger map is a mistake
 
@@ -79,29 +80,10 @@ def check_forward(module: nn.Module, name: str, base: type) -> None:
 
 def check_unit(unit: ConvBN, name: str, streams: int) -> None:
     """The layers of a unit are as nr made them: nothing replaced, wrapped or reparametrized."""
-    convs, norms, options = unit.convs, unit.norms, unit.options()
-    form, ins, outs = FORMS[unit.form], unit.in_channels, unit.out_channels
-    if len(norms) != streams or len(outs) != streams or len(convs) != len(form):
+    norms, outs = unit.norms, unit.out_channels
+    if len(norms) != streams or len(outs) != streams or len(unit.convs) != len(FORMS[unit.form]):
         raise ValueError(f"{name}: has {len(norms)} streams, the classifier {streams}")
-    cls = nn.ConvTranspose2d if unit.transposed else nn.Conv2d
-    window = {name: pair(value) for name, value in options.items() if name != "bias"}
-    for conv, (reads, writes) in zip(convs, form, strict=True):
-        weight = conv._parameters.get("weight")
-        if type(conv) is not cls or weight is None:
-            raise ValueError(
-                f"{name}: its convolution is a {type(conv).__name__} whose weight is made of"
-                " others: remove the wrapper or parametrization first"
-            )
-        read, written = sum(ins[i] for i in reads), sum(outs[o] for o in writes)
-        shape = (written, read // unit.groups(read))
-        shape = shape[::-1] if unit.transposed and not unit.group else shape
-        shape += pair(unit.kernel_size)
-        found = {name: getattr(conv, name) for name in window}
-        odd = found != window or conv._parameters["bias"] is not None
-        if odd or weight.shape != shape or conv.groups != unit.groups(read):
-            raise ValueError(
-                f"{name}: its convolution was replaced by {conv}: make a new nr.ConvBN"
-            )
+    _check_convs(unit, name)
     for norm, width in zip(norms, outs, strict=True):
         if isinstance(unit, Conv):
             if type(norm) is not Bias or norm.width != width:
@@ -119,6 +101,29 @@ def check_unit(unit: ConvBN, name: str, streams: int) -> None:
             raise ValueError(
                 f"{name}: its batch norm got momentum=None after it was made, and files would lack"
                 " its count of batches: make the unit with nr.ConvBN(..., momentum=None)"
+            )
+
+
+def _check_convs(unit: ConvBN, name: str) -> None:
+    ins, outs = unit.in_channels, unit.out_channels
+    cls = nn.ConvTranspose2d if unit.transposed else nn.Conv2d
+    window = {name: pair(value) for name, value in unit.options().items() if name != "bias"}
+    for conv, (reads, writes) in zip(unit.convs, FORMS[unit.form], strict=True):
+        weight = conv._parameters.get("weight")
+        if type(conv) is not cls or weight is None:
+            raise ValueError(
+                f"{name}: its convolution is a {type(conv).__name__} whose weight is made of"
+                " others: remove the wrapper or parametrization first"
+            )
+        read, written = sum(ins[i] for i in reads), sum(outs[o] for o in writes)
+        shape = (written, read // unit.groups(read))
+        shape = shape[::-1] if unit.transposed and not unit.group else shape
+        shape += pair(unit.kernel_size)
+        found = {name: getattr(conv, name) for name in window}
+        odd = found != window or conv._parameters["bias"] is not None
+        if odd or weight.shape != shape or conv.groups != unit.groups(read):
+            raise ValueError(
+                f"{name}: its convolution was replaced by {conv}: make a new nr.ConvBN"
             )
 
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nr.network.convolutions import Conv, ConvBN
 from nr.network.graph import ADD, MUL
 from nr.network.layers import Classifier
 from nr.network.numbers import joined
-from nr.network.units import Conv, ConvBN, Norm
+from nr.network.units import Norm
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import models
 import nr
+from nr.network.convolutions import ConvBN
 from nr.network.layers import Chain, Classifier, Concat, Network, Residual
-from nr.network.units import ConvBN
 from nr.network.wiring import image_shape, wiring
 from tests.helpers import (
     build,

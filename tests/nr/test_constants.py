@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 import nr
+from nr.network.convolutions import Conv, ConvBN
 from nr.network.graph import Graph, Node
 from nr.network.layers import Classifier, Network
-from nr.network.units import Conv, ConvBN, Norm
+from nr.network.units import Norm
 from nr.network.wiring import wiring
 
 

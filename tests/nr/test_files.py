@@ -14,8 +14,8 @@ from torch import nn
 
 import nr
 from nr.files.archive import Sealing, read_sealed, write_sealed
+from nr.network.convolutions import ConvBN
 from nr.network.layers import Chain, Classifier, Concat, Network, Residual
-from nr.network.units import ConvBN
 from tests.helpers import MODES, build, kill, logits_of, same_tensors, vary, worn
 from tests.running import ROOT
 

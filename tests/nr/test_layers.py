@@ -12,9 +12,9 @@ from torch.optim.swa_utils import update_bn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nr
+from nr.network.convolutions import Conv, ConvBN, gate
 from nr.network.layers import Chain, Classifier, Concat, Network, Residual
 from nr.network.norms import BatchNorm
-from nr.network.units import Conv, ConvBN, gate
 from tests.helpers import (
     CLASSES,
     FAMILIES,

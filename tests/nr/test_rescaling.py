@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import nr
+from nr.network.convolutions import ConvBN
 from nr.network.layers import Chain, Classifier, Network
-from nr.network.units import ConvBN
 from tests.helpers import (
     FAMILIES,
     MODES,

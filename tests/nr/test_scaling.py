@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import nr
+from nr.network.convolutions import Conv
 from nr.network.graph import Graph, Node
 from nr.network.layers import Classifier, Network
 from nr.network.norms import Scale
-from nr.network.units import Conv, Norm
+from nr.network.units import Norm
 from nr.network.wiring import wiring
 from tests.helpers import logits_of, relative_difference
 from tests.nr.test_families import EXACT, SCALED, converted, images, plain, worn

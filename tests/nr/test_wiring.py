@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from models.cifar import densenet, resnet, vgg11_bn
+from nr.network.convolutions import ConvBN
 from nr.network.graph import ADD
-from nr.network.units import ConvBN
 from nr.network.wiring import wiring
 from tests.helpers import FAMILIES, branches, build, layers
 

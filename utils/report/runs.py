@@ -11,7 +11,7 @@ import torch
 import models
 import nr
 from models.converted import PREFIX
-from nr.files.structure import build_on_meta
+from nr.files.building import build_on_meta
 from nr.network.graph import IMAGE
 from nr.network.wiring import wiring
 from utils.errors import InputError, one_line

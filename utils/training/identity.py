@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 from itertools import zip_longest
 
+from nr.network.convolutions import ConvBN
 from nr.network.layers import Network
-from nr.network.units import ConvBN
 from utils.training.given import Flags
 from utils.training.options import NO_REJUVENATION
 

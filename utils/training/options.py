@@ -9,7 +9,8 @@ import torch
 
 import models
 from models import pretrained
-from nr.network.units import CROSS, PRUNED, ConvBN
+from nr.network.convolutions import ConvBN
+from nr.network.units import CROSS, PRUNED
 from utils.machine import compiler
 
 LARGEST = 2**64 - 1  # whole number that a flag takes

@@ -1,0 +1,126 @@
+"""What the one walk finds: each operation in place, and the channels that it reads and makes."""
+
+from collections.abc import Set
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from nr.network.convolutions import Conv, ConvBN
+from nr.network.graph import IMAGE
+from nr.network.layers import Classifier
+from nr.network.numbers import Lists
+from nr.network.plain import Size
+from nr.network.ties import Ties
+from nr.network.units import Norm
+
+
+class Step(NamedTuple):
+    """One operation in its place: ``op`` is a module, or one of the words of nr.network.graph.
+
+    ``inputs``: the steps that it reads. ``numbers``: the channels that it gives, one list a stream;
+    after a sum those of its last operand stand for it; of a classifier the classes, the same of
+    each stream. ``sources``: the steps that made them, of the last classifier what it reads.
+    ``size``: its (H, W). ``fork``: of a sum, the step from which its operands part.
+    """
+
+    name: str
+    op: nn.Module | str
+    inputs: tuple[str, ...]
+    numbers: Lists
+    sources: tuple[str, ...]
+    size: Size
+    fork: str | None = None
+
+
+class Layer(NamedTuple):
+    """One unit, or one norm before a convolution, in its place.
+
+    ``sources``: the steps that made what it reads, in this order. ``reads`` and ``numbers``: the
+    channels that it reads and makes, one list a stream. ``size``: its output (H, W); ``windows``:
+    how many windows (H, W) it computes, those of its input where it is transposed. ``branch``:
+    the residual or dense container that can be dropped with it, in a tree of containers.
+    ``fixed``: a sum adds it or parts from it, or it has no scale, so all its outputs count as
+    live. ``curved`` and ``lifted``: the module, if any, that its output passes and that is not
+    positively homogeneous, or that is not 0 at 0. ``part``: channels of it that live, die and grow
+    together.
+    """
+
+    name: str
+    unit: ConvBN | Norm
+    sources: tuple[str, ...]
+    reads: Lists
+    numbers: Lists
+    size: Size
+    windows: Size
+    branch: str | None
+    fixed: bool = False
+    curved: str | None = None
+    lifted: str | None = None
+    part: int = 1
+
+    @property
+    def pixels(self) -> int:
+        return self.windows[0] * self.windows[1]
+
+    @property
+    def scaled(self) -> bool:
+        """Whether its channels have scales, γ, of their own."""
+        return not isinstance(self.unit, Conv)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """The whole network: every step, and of these those that make channels, in order.
+
+    ``ties``: what sums, groups and products join. ``source``: for each number the one that it
+    scales, which is itself but for those of norms before convolutions.
+    """
+
+    steps: dict[str, Step]
+    makers: list[Layer]
+    ties: Ties
+    source: Tensor
+
+    @cached_property
+    def by_name(self) -> dict[str, Layer]:
+        return {layer.name: layer for layer in self.makers}
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """The units, which have weights."""
+        return [layer for layer in self.makers if isinstance(layer.unit, ConvBN)]
+
+    @cached_property
+    def norms(self) -> list[Layer]:
+        """The norms before convolutions."""
+        return [layer for layer in self.makers if isinstance(layer.unit, Norm)]
+
+    @cached_property
+    def prunable(self) -> list[Layer]:
+        """Those whose scales are measured and penalised."""
+        return [layer for layer in self.makers if layer.scaled and not layer.fixed]
+
+    @cached_property
+    def heads(self) -> list[tuple[Step, Lists]]:
+        """The classifiers, each with the channels that it reads."""
+        found = [step for step in self.steps.values() if isinstance(step.op, Classifier)]
+        return [(step, self.steps[step.inputs[0]].numbers) for step in found]
+
+    def holding(self, names: Set[str]) -> "Wiring":
+        """With all channels of these layers, and of those tied to them, fixed."""
+        held = [self.by_name[name] for name in names if name in self.by_name]
+        ties = self.ties.holding(
+            [numbers for layer in held for numbers in layer.numbers], self.makers
+        )
+        makers = [layer._replace(fixed=layer.name in ties.fixed) for layer in self.makers]
+        return replace(self, makers=makers, ties=ties)
+
+    @property
+    def image_channels(self) -> int:
+        return len(self.steps[IMAGE].numbers[0])
+
+    def canonical(self, numbers: Lists) -> Lists:
+        """With one number for all that sums add to each other."""
+        return tuple(self.ties.sum[stream] for stream in numbers)
