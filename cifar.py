@@ -5,7 +5,6 @@ The method in order: train with a penalty on batch-norm scales until utilization
 with --nr-rounds merge its two streams into one network, and again.
 """
 
-import argparse
 import sys
 
 import nr
@@ -14,7 +13,7 @@ from utils.data.identity import folder_name, known_by
 from utils.data.sets import load_cifar
 from utils.machine import distributed
 from utils.training import options, phases, script
-from utils.training.given import parsed
+from utils.training.given import Flags, parsed
 from utils.training.penalty import Penalty
 from utils.training.run import Run
 from utils.training.writer import finished
@@ -23,7 +22,7 @@ IMAGE_SIZE = 32  # pixels, H = W
 DATASETS = ("cifar10", "cifar100", "folder", "synthetic")
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
+def parse(argv: list[str] | None) -> tuple[Flags, dict]:
     """The flags, checked, and the builder options that they mean."""
     parser = options.shared_parser(
         "cifar",
@@ -81,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def rejuvenation(
-    run: Run, args: argparse.Namespace, train_batches: TrainBatches, test_batches: TestBatches
+    run: Run, args: Flags, train_batches: TrainBatches, test_batches: TestBatches
 ) -> int:
     """The method, from where ``run`` stands to the end of its last round: the exit status."""
     penalty = Penalty(run, train_batches)

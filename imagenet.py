@@ -4,7 +4,6 @@ As in cifar.py: search phase, rejuvenation, train phase, in rounds. Here λ grow
 each search epoch in which utilization hardly fell it is raised by --nr-increase-step.
 """
 
-import argparse
 import sys
 
 import nr
@@ -19,7 +18,7 @@ from utils.data.photographs import (
 )
 from utils.machine import distributed
 from utils.training import options, phases, script
-from utils.training.given import parsed
+from utils.training.given import Flags, parsed
 from utils.training.penalty import Penalty
 from utils.training.run import Run
 from utils.training.writer import finished
@@ -28,7 +27,7 @@ LEAST_BATCH = 2  # images: VGG's hidden layers have batch norm over 1x1 maps
 LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times
 
 
-def parse(argv: list[str] | None) -> tuple[argparse.Namespace, dict]:
+def parse(argv: list[str] | None) -> tuple[Flags, dict]:
     """The flags, checked, and the builder options that they mean."""
     parser = options.shared_parser(
         "imagenet",
@@ -87,10 +86,11 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.test_batch is None:
         args.test_batch = usual_test_batch(args.train_batch, devices[0])
-    if args.synthetic:
-        train_set, val_set = make_synthetic(args.image_size, args.subset)
-    else:
-        train_set, val_set = load_imagenet(args.data, args.image_size, args.subset)
+    train_set, val_set = (
+        make_synthetic(args.image_size, args.subset)
+        if args.synthetic
+        else load_imagenet(args.data, args.image_size, args.subset)
+    )
     name = "synthetic" if args.synthetic else folder_name(args.data)
     data = known_by(name, train_set, val_set, digested=not args.evaluate)
     keywords["num_classes"] = len(train_set.classes)
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def rejuvenation(
-    run: Run, args: argparse.Namespace, train_batches: TrainBatches, val_batches: TestBatches
+    run: Run, args: Flags, train_batches: TrainBatches, val_batches: TestBatches
 ) -> int:
     """The method, from where ``run`` stands to the end of its last round: the exit status."""
     penalty = Penalty(run, train_batches)

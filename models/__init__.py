@@ -11,7 +11,7 @@ from nr.network.layers import Network
 FAMILIES = ("cifar", "imagenet")
 
 
-def archs(family: str) -> Mapping:
+def archs(family: str) -> Mapping[str, Callable[..., Network]]:
     """The builders of ``models.<family>`` by name."""
     return importlib.import_module(f"models.{family}").ARCHS
 
@@ -36,7 +36,7 @@ def options(family: str, arch: str) -> set[str]:
     return set(inspect.signature(builder(family, arch)).parameters)
 
 
-def build(family: str, arch: str, **keywords) -> Network:
+def build(family: str, arch: str, **keywords: object) -> Network:
     """Build ``models.<family>.<arch>``. Raises ValueError for an unknown name or value."""
     unknown = sorted(keywords.keys() - options(family, arch))
     if unknown:

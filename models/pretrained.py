@@ -62,8 +62,8 @@ def load(network: Network, weights: Mapping[str, Tensor], arch: str | None = Non
     """
     own = {k: v for k, v in network.state_dict().items() if not k.endswith(COUNTER)}
     if arch is not None and arch.startswith(PREFIX):
-        name, size = torchvision_name(arch), network.image_size
-        given = {k: (k, v) for k, v in converted(name, weights, size).items()}
+        weights = converted(arch.removeprefix(PREFIX), weights, network.image_size)
+        given = {name: (name, weight) for name, weight in weights.items()}
     else:
         given = {renamed(k): (k, v) for k, v in weights.items() if not k.endswith(COUNTER)}
     for name, (theirs, _) in given.items():
@@ -102,7 +102,7 @@ def converted(name: str, weights: Mapping[str, Tensor], size: int | Size) -> dic
 def renamed(name: str) -> str:
     """Our name of a weight of torchvision's ResNets; another name as it is."""
 
-    def branch(match: re.Match) -> str:
+    def branch(match: re.Match[str]) -> str:
         layer = 2 * (int(match["number"]) - 1)  # a ReLU stands between two units
         return f"branch.{layer}.{'convs' if match['kind'] == 'conv' else 'norms'}.0."
 

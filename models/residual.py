@@ -32,9 +32,10 @@ class Bottleneck:
         )
 
 
-def stage(
-    block: type[BasicBlock | Bottleneck], in_channels: int, width: int, count: int, stride: int
-) -> tuple[Chain, int]:
+Block = type[BasicBlock] | type[Bottleneck]
+
+
+def stage(block: Block, in_channels: int, width: int, count: int, stride: int) -> tuple[Chain, int]:
     """``count`` blocks, the first with ``stride``; returns them and their output width."""
     out_channels = width * block.expansion
     blocks = []

@@ -1,5 +1,7 @@
 """The one kind of error that a user can cause, and other errors in one line."""
 
+from torch import Tensor
+
 
 class InputError(Exception):
     """Bad input: the scripts print it as one line and exit 1."""
@@ -12,7 +14,8 @@ class DataError(InputError):
     ``saved``: whether the run was saved since.
     """
 
-    sums, saved = None, False
+    sums: Tensor | None = None
+    saved = False
 
 
 def one_line(error: Exception) -> str:

@@ -6,10 +6,10 @@ from functools import partial
 from torch import nn
 
 from models.common import conv_bn_relu, scale
-from models.residual import BasicBlock, Bottleneck, stage
+from models.residual import BasicBlock, Block, Bottleneck, stage
 from nr.network.layers import Chain, Classifier, Network
 
-PLANS = {
+PLANS: dict[int, tuple[Block, tuple[int, ...]]] = {
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),

@@ -1,7 +1,7 @@
 """Batches of a CIFAR-size set, augmented and normalised on the device that holds it."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -148,6 +148,24 @@ class Normaliser:
     def __call__(self, pixels: Tensor) -> Tensor:
         copied = pixels.to(torch.float32, memory_format=torch.contiguous_format)
         return copied.div_(255).sub_(self.mean).div_(self.std)
+
+
+class Training(Protocol):
+    """Batches to train on, of an epoch from ``first_batch``: float32 [B, 3, H, W], int64 [B]."""
+
+    shares: list[Share]
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+
+class Testing(Protocol):
+    """Batches to evaluate on: float32 [B, 3, H, W] and int64 [B]."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class TrainBatches:

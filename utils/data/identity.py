@@ -16,10 +16,13 @@ DIGEST_BYTES = 16
 class Split(Protocol):
     """The training or test images of a set, with all that tells them from others."""
 
-    labels: Tensor
-    classes: tuple[str, ...]
+    @property
+    def labels(self) -> Tensor: ...
 
-    def listing(self) -> Iterator[bytes]: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    def listing(self) -> Iterator[bytes | memoryview]: ...
 
 
 def folder_name(folder: str) -> str:
@@ -46,7 +49,7 @@ def digest(train: Split, test: Split) -> str:
     """A digest of class names, labels and what the splits list of their images."""
     total = hashlib.blake2b(repr(train.classes).encode(), digest_size=DIGEST_BYTES)
     for split in (train, test):
-        total.update(split.labels.cpu().numpy())
+        total.update(split.labels.cpu().numpy().data)
         for part in split.listing():
             total.update(part)
     return total.hexdigest()

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,9 +33,9 @@ class ImageSet:
         """The set on ``device``."""
         return replace(self, images=self.images.to(device), labels=self.labels.to(device))
 
-    def listing(self) -> Iterator[bytes | np.ndarray]:
+    def listing(self) -> Iterator[bytes | memoryview]:
         """What tells the images from others, for the digest of the data set."""
-        yield self.source or self.images.flatten().cpu().numpy()
+        yield self.source or self.images.flatten().cpu().numpy().data
 
 
 def seeded(seed: int) -> torch.Generator:

@@ -12,14 +12,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from multiprocessing.queues import Queue
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.data.batches import Normaliser
@@ -82,7 +83,8 @@ def handler_kept() -> Iterator[None]:
         signal.signal(chld, signal.SIG_DFL if before is None else before)
 
 
-class Request(NamedTuple):
+@dataclass(frozen=True)
+class Request:
     """What a worker is told: the images of a batch, int64 [B], and the epoch they are for."""
 
     epoch: int
@@ -95,13 +97,16 @@ class Images(Protocol):
     ``image_size``: that of a batch's, in pixels.
     """
 
-    labels: Tensor
-    image_size: int
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def image_size(self) -> int: ...
 
     def image(self, index: int) -> Image.Image: ...
 
 
-class Decoder:
+class Decoder(Dataset[Tensor | str]):
     """Makes the batches that are asked for, wherever it runs: in this process or a worker."""
 
     def __init__(self, images: Images, transform: Callable[[Image.Image], Tensor], seed: int):
@@ -140,7 +145,8 @@ def start_worker(number: int) -> None:
     sent to all processes of a run must not take the workers from under its last batch.
     """
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
-    Queue._on_queue_feeder_error = send_refusal  # Python's hook, as concurrent.futures uses it
+    # Python's hook, as concurrent.futures uses it; typeshed does not have it.
+    Queue._on_queue_feeder_error = send_refusal  # type: ignore[attr-defined]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # on Linux, not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
@@ -190,7 +196,7 @@ def end_half_started(error: Exception) -> None:
 
 def send_refusal(results: Queue, error: Exception, result: tuple[int, object]) -> None:
     """Send why a result cannot be sent in its place, or the main process would wait for ever."""
-    workers = get_worker_info().num_workers
+    workers = getattr(get_worker_info(), "num_workers", 0)
     results.put((result[0], refusal(workers, error) or f"--workers {workers}: {one_line(error)}"))
 
 
@@ -205,7 +211,7 @@ class Pipeline:
         self.requests: list[Request] = []
         # torch's advice on the number of workers, which is the user's choice.
         warnings.filterwarnings("ignore", "This DataLoader will create")
-        self.loader = DataLoader(
+        self.loader: DataLoader[Tensor | str] = DataLoader(
             decoder,
             batch_size=None,  # a request is a whole batch
             sampler=self.requests,

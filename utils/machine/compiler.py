@@ -14,7 +14,7 @@ MODES = (DEFAULT, "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs
 @functools.cache
 def can_compile(device_type: str) -> bool:
     """Whether torch.compile works here, found out by compiling one addition."""
-    if device_type == "cpu" and torch.__version__ < RIGHT_ON_CPUS:
+    if device_type == "cpu" and tuple(map(int, torch.__version__.split(".")[:2])) < RIGHT_ON_CPUS:
         version = ".".join(map(str, RIGHT_ON_CPUS))
         print(f"--compile: on CPUs torch before {version} may compute wrongly: running without it")
         return False

@@ -10,6 +10,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,8 @@ from utils.errors import InputError, one_line
 from utils.machine.failure import Failure
 from utils.machine.replicas import Replicas
 from utils.machine.syncbn import synchronise_batch_norm
+
+T = TypeVar("T")
 
 # What torchrun tells a process; job schedulers set some of these for ordinary ones, too.
 TORCHRUN = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -172,7 +175,7 @@ def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
     return network
 
 
-def exchange(model: nn.Module, due: bool) -> AbstractContextManager:
+def exchange(model: nn.Module, due: bool) -> AbstractContextManager[None]:
     """For a pass of ``model``: where not ``due``, each process keeps its gradients to itself.
 
     They add up until a pass where it is, which sends their sums; so a step of several batches
@@ -212,7 +215,7 @@ class Question:
     time.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked: tuple[dist.Work, Tensor] | None = None
 
     def ask(self, number: int) -> int:
@@ -238,11 +241,11 @@ class Question:
         return int(agreed)
 
 
-def gathered(value: object) -> list:
+def gathered(value: T) -> list[T]:
     """A plain value of every process, in the order of their ranks."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * world()
+    values = [value] * world()
     dist.all_gather_object(values, value)
     return values
 

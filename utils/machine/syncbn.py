@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 
 from nr.network.norms import BatchNorm
 
@@ -38,6 +39,13 @@ class WholeBatchNorm2d(BatchNorm):
         return 1 / self.num_batches_tracked.to(self.running_mean.dtype)
 
 
+class Context(FunctionCtx):
+    """What the backward pass of Normalise has of the forward pass."""
+
+    saved_tensors: tuple[Tensor, ...]
+    eps: float
+
+
 class Normalise(torch.autograd.Function):
     """x [b, C, H, W] normalised over all processes' images, then scaled by γ and shifted by β.
 
@@ -47,7 +55,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, gamma: Tensor, beta: Tensor, eps: float
+        ctx: Context, x: Tensor, gamma: Tensor, beta: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Given statistics to update, the kernel computes in their type, whatever that of x is.
         own_mean, own_variance = torch.zeros_like(gamma), torch.zeros_like(gamma)
@@ -61,7 +69,7 @@ class Normalise(torch.autograd.Function):
         return y, mean, variance, count
 
     @staticmethod
-    def backward(ctx, gradient: Tensor, *_) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Context, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None]:
         """∂x = γ/σ·(∂y − Σ∂y/N − x̂·Σ(∂y·x̂)/N); γ and β get this process's sums, as in DDP."""
         x, gamma, mean, variance, count = ctx.saved_tensors
         inverse = (variance + ctx.eps).rsqrt()

@@ -16,8 +16,10 @@ from utils.report.tables import epochs_text, exact, markdown, spread
 
 FOLDER = re.compile(r"(?P<setting>[^-]+)-(?P<arm>.+)-seed\d+")
 # 97.5 % quantiles of Student's t for 1, 2, … degrees of freedom.
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
-T975 += (2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086)
+T975 = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
 BILLION = 1e9
 CONVERGED = 95.0  # %, of the training images: below this a network could have learnt on
 COLUMNS = "arm|n|parameters|epochs (search + train)|training, 10⁹ multiply-adds an image"

@@ -86,8 +86,8 @@ def measured(group: list[Run], published: str) -> list[str]:
         spread(run.last for run in group),
         spread(run.best for run in group),
     ]
-    if first.family == "imagenet":
-        cells.append(spread(run.last5 for run in group))
+    if top5 := [run.last5 for run in group if run.last5 is not None]:
+        cells.append(spread(top5))
     minutes = statistics.mean(run.minutes for run in group)
     return [*cells, str(len(group)), f"{minutes:.0f}", published]
 

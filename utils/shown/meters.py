@@ -56,14 +56,13 @@ class Display:
         self.label, self.batches, self.first = label, batches, first
         self.start = self.shown = time.perf_counter()
         self.data_seconds = 0.0
-        self.terminal = sys.stdout.isatty()
-        self.bar = (
-            Bar("Processing", max=batches, index=first, file=sys.stdout) if self.terminal else None
-        )
+        self.bar = None
+        if sys.stdout.isatty():
+            self.bar = Bar("Processing", max=batches, index=first, file=sys.stdout)
 
     def due(self, batch: int) -> bool:
         """Whether it is time to show ``batch`` (the last one always is)."""
-        wait = REFRESH if self.terminal else PLAIN_REFRESH
+        wait = PLAIN_REFRESH if self.bar is None else REFRESH
         return batch == self.batches or time.perf_counter() - self.shown >= wait
 
     def show(self, batch: int, sums: Tensor) -> None:
@@ -73,21 +72,21 @@ class Display:
         if self.bar is None:
             print(f"{self.label} {self._text(batch, parts)}", flush=True)
         else:
-            self._fit(batch, parts)
+            self._fit(self.bar, batch, parts)
             self.bar.goto(batch)
             if batch == self.batches:
                 self.bar.finish()
 
-    def _fit(self, batch: int, parts: dict[str, str]) -> None:
+    def _fit(self, bar: Bar, batch: int, parts: dict[str, str]) -> None:
         """Shorten the bar, then the figures beside it, to one line of the terminal."""
-        around = len(self.bar.message + self.bar.bar_prefix + self.bar.bar_suffix)
-        room = columns(self.bar.file) - around - 1  # in the last column the cursor may wrap
-        self.bar.width = BAR if BAR + len(self._text(batch, parts)) <= room else SHORT_BAR
-        room = max(0, room - self.bar.width)
+        around = len(bar.message + bar.bar_prefix + bar.bar_suffix)
+        room = columns(bar.file) - around - 1  # in the last column the cursor may wrap
+        bar.width = BAR if BAR + len(self._text(batch, parts)) <= room else SHORT_BAR
+        room = max(0, room - bar.width)
         for name in DISPENSABLE:
             if len(self._text(batch, parts)) > room:
                 del parts[name]
-        self.bar.suffix = self._text(batch, parts)[:room]
+        bar.suffix = self._text(batch, parts)[:room]
 
     def _text(self, batch: int, parts: dict[str, str]) -> str:
         return f"({batch}/{self.batches}) " + " | ".join(parts.values())

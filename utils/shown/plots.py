@@ -6,6 +6,7 @@ equal input gives equal bytes.
 
 import io
 import math
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -28,18 +29,20 @@ MAX_LABELS = 36  # layer names on an axis, the others stay unnamed
 LEVELS = 20  # colours of the heat map, 5 percentage points each: steps can be told, files are small
 LEAST_DECADE, SCALE_BINS = -4, 40  # of the histograms of log10 |γ| / largest of the layer
 FEW_EPOCHS = 10  # a phase this short gets a dot an epoch
-STYLE = {
-    "axes.axisbelow": True,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 11,
-    "figure.dpi": DPI,
-    "font.size": 10,
-    "grid.color": "#dfe4e8",
-    "grid.linewidth": 0.6,
-    "legend.frameon": False,
-}
+STYLE = matplotlib.RcParams(
+    {
+        "axes.axisbelow": True,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 11,
+        "figure.dpi": DPI,
+        "font.size": 10,
+        "grid.color": "#dfe4e8",
+        "grid.linewidth": 0.6,
+        "legend.frameon": False,
+    }
+)
 
 
 def curves(rows: list[dict], path: Path) -> None:
@@ -61,12 +64,12 @@ def curves(rows: list[dict], path: Path) -> None:
         for label, key, colour, line in errors:
             if key in rows[0]:
                 values = [100 - row[key] for row in rows]
-                _line(right, values, spans, label=label, color=colour, linestyle=line)
+                _line(right, values, spans, colour, label, line)
         for key, colour in (("Train Loss", TRAIN), ("Valid Loss", VALID)):
-            _line(left, [row[key] for row in rows], spans, color=colour)
+            _line(left, [row[key] for row in rows], spans, colour)
         usage = right.twinx()
         values = [row["Utilization"] for row in rows]
-        _line(usage, values, spans, label="utilization", color=USAGE, linewidth=1)
+        _line(usage, values, spans, USAGE, "utilization", width=1)
         usage.set(ylim=(0, 1.03))
         usage.set_ylabel("utilization", color=USAGE)
         usage.tick_params(axis="y", colors=USAGE)
@@ -148,7 +151,7 @@ def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
     search lies before it. Runs with equal labels share a colour.
     """
     labels = list(dict.fromkeys(label for label, _ in runs))
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = matplotlib.color_sequences["tab10"]
     with style():
         figure = Figure((WIDTH, 5), layout="constrained")
         axes = figure.subplots()
@@ -216,19 +219,30 @@ def style() -> AbstractContextManager[None]:
 
     The backend stays as it is: to set it, even to its default, would load pyplot.
     """
-    defaults = {k: v for k, v in matplotlib.rcParamsDefault.items() if k != "backend"}
-    return matplotlib.rc_context(defaults | STYLE)
+    wanted = (*matplotlib.rcParamsDefault.items(), *STYLE.items())
+    return matplotlib.rc_context({k: v for k, v in wanted if k != "backend"})
 
 
-def _line(axes: Axes, values: list[float], spans: list[Phase], **style) -> None:
+def _line(
+    axes: Axes,
+    values: list[float],
+    spans: list[Phase],
+    colour: str,
+    label: str | None = None,
+    line: str = "-",
+    width: float = 1.5,
+) -> None:
     """Plot one value an epoch, broken between two phases; a short phase gets dots as well."""
-    epochs, broken, dots = [], [], []
+    epochs: list[float] = []
+    broken: list[float] = []
+    dots: list[int] = []
     for span in spans:
         if span.epochs <= FEW_EPOCHS:
             dots += range(len(epochs), len(epochs) + span.epochs)
         epochs += [*range(span.start + 1, span.stop + 1), span.stop + 0.5]
         broken += [*values[span.start : span.stop], float("nan")]
-    axes.plot(epochs, broken, marker=".", markersize=7, markevery=dots, **style)
+    (drawn,) = axes.plot(epochs, broken, line, color=colour, label=label, linewidth=width)
+    drawn.set(marker=".", markersize=7, markevery=dots)
 
 
 def _epochs(axes: Axes, spans: list[Phase], label: str | None = None) -> None:
@@ -267,7 +281,7 @@ def _height(layers: int) -> float:
     return min(max(1.8 + 0.2 * layers, 3.5), 9)
 
 
-def _name_layers(axes: Axes, names: list[str]) -> None:
+def _name_layers(axes: Axes, names: Sequence[str]) -> None:
     """The y axis of layers, the first on top, every n-th one named."""
     rows = range(0, len(names), -(-len(names) // MAX_LABELS))
     axes.set_yticks(rows, [names[row].removeprefix("features.") for row in rows], fontsize=9)

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import TextIO
 
 GONE = (OSError, ValueError)  # of a pipe without a reader, a full disk, a closed file
@@ -37,7 +38,7 @@ class Screen:
             return self.stream.isatty()
         return False
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> object:
         return getattr(self.stream, name)
 
 
@@ -47,8 +48,9 @@ def unbreakable() -> Iterator[None]:
     _open_standard_files()
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (Screen(_nowhere() if stream is None else stream) for stream in before)
-    with suppress(AttributeError, *GONE):  # the stream of a notebook has no such thing
-        sys.stdout.reconfigure(line_buffering=True)  # a log file is up to date line by line
+    with suppress(*GONE):
+        if isinstance(before[0], TextIOWrapper):  # the stream of a notebook is none
+            before[0].reconfigure(line_buffering=True)  # a log file is up to date line by line
     try:
         yield
     finally:
@@ -78,9 +80,10 @@ def _nowhere() -> TextIO:
 
 def _let_go(stream: TextIO | None) -> None:
     """Flush a stream; let one that cannot be flushed write to nowhere, or Python would exit 120."""
+    if stream is None:
+        return
     try:
-        if stream is not None:
-            stream.flush()
+        stream.flush()
     except GONE:
         with suppress(*GONE), _nowhere() as nowhere:
             os.dup2(nowhere.fileno(), stream.fileno())

@@ -102,8 +102,9 @@ def _link(path: Path, name: Path) -> None:
 def read(path: str | Path) -> dict:
     """The content of a checkpoint, on the CPU. Raises CheckpointError naming the file."""
     with telling(CheckpointError):
-        payload = archive.read_sealed(path)
-    missing = [k for k in KEYS if not isinstance(payload, dict) or k not in payload]
+        content = archive.read_sealed(path)
+    payload = content if isinstance(content, dict) else {}
+    missing = [key for key in KEYS if key not in payload]
     if missing:
         raise CheckpointError(f"{path}: not a checkpoint of this program: no {missing[0]!r} in it")
     if payload["format"] not in (FORMAT, OLDER):
@@ -199,10 +200,12 @@ def refuse_non_finite(weights: Mapping[str, Tensor], source: object) -> None:
 
 def rng_state() -> dict:
     """The random generators of Python, numpy and torch (CPU and every GPU) as plain data."""
-    kind, keys, *rest = np.random.get_state()
+    numpy = np.random.get_state(legacy=False)
+    keys = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
+    rest = numpy["state"]["pos"], numpy["has_gauss"], numpy["gauss"]
     return {
         "python": random.getstate(),
-        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), *rest),
+        "numpy": (numpy["bit_generator"], keys, *rest),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

@@ -84,7 +84,7 @@ def claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
 
 def _claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
     last, own = folder / LAST, own_files(folder)
-    if resumed is None:
+    if resumed is None or payload is None:
         put_aside(folder, own)
         return
     here = resumed.parent.samefile(folder)

@@ -3,17 +3,21 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from functools import reduce
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nr import SGD
-from utils.data.batches import Share
+from utils.data.batches import Share, Testing, Training
 from utils.errors import DataError, InputError
 from utils.machine import distributed
 from utils.shown.meters import COLUMNS, Display, Figures, batch_sums
 from utils.training.signals import Stopped, StopRequest
+
+T = TypeVar("T")
 
 
 def step_lr(base: float, epoch: int, milestones: Sequence[int], gamma: float) -> float:
@@ -25,12 +29,13 @@ def stream_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over the S streams of the mean cross-entropy: logits [B, S, classes], labels [B]."""
     if len(labels) == 0:  # of one of several processes
         return logits.float().sum()
-    return sum(F.cross_entropy(stream.float(), labels) for stream in logits.unbind(1))
+    losses = (F.cross_entropy(stream.float(), labels) for stream in logits.unbind(1))
+    return reduce(torch.add, losses)
 
 
 def train_epoch(
     model: nn.Module,
-    batches,
+    batches: Training,
     epoch: int,
     optimizer: SGD,
     amp: bool,
@@ -97,7 +102,7 @@ def _gradients(
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, batches, amp: bool, stop: StopRequest) -> Figures:
+def evaluate(model: nn.Module, batches: Testing, amp: bool, stop: StopRequest) -> Figures:
     """Loss and accuracies over all of ``batches``, in eval mode.
 
     Raises Stopped after a signal, and InputError for a loss that is not finite.
@@ -130,7 +135,7 @@ def _allocate(model: nn.Module, batches: int, done: Tensor | None = None) -> Ten
     return sums
 
 
-def _timed(batches: Iterable, display: Display) -> Iterator:
+def _timed(batches: Iterable[T], display: Display) -> Iterator[T]:
     """Pass the batches on, adding the seconds spent on making them to the display."""
     iterator = iter(batches)
     while True:

@@ -7,6 +7,7 @@ class Flags(argparse.Namespace):
     """The flags of a run; ``given``: the names of those on its command line, no part of vars()."""
 
     __slots__ = ("given",)
+    given: frozenset[str]
 
 
 def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Flags:

@@ -16,7 +16,7 @@ from utils.machine import distributed
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 NAME = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)  # what the system answers where another process holds it

@@ -3,6 +3,7 @@
 import argparse
 import math
 import os
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -41,7 +42,7 @@ def whole(text: str) -> int:
     return int(text)
 
 
-def real(low: float, high: float = math.inf, *, open_low: bool = False):
+def real(low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], float]:
     """A parser for finite numbers in low..high, without ``low`` itself when ``open_low``."""
 
     def number(text: str) -> float:
@@ -84,7 +85,7 @@ def arch(family: str, text: str) -> str:
     return name
 
 
-def shared_parser(family: str, description: str, **defaults) -> argparse.ArgumentParser:
+def shared_parser(family: str, description: str, **defaults: object) -> argparse.ArgumentParser:
     """The flags of both scripts; ``defaults`` are the script's own."""
     parser = argparse.ArgumentParser(
         prog=f"{family}.py",

@@ -4,6 +4,7 @@ import math
 
 from nr.method.life import DEAD_RATIO
 from nr.network.wiring import wiring
+from utils.data.batches import Training
 from utils.machine import distributed
 from utils.shown.log import phases
 from utils.training.engine import step_lr
@@ -18,7 +19,7 @@ class Penalty:
     A scale that the loss does not hold falls by lr·λ / (1 - momentum) a step of SGD.
     """
 
-    def __init__(self, run: Run, train_batches):
+    def __init__(self, run: Run, train_batches: Training):
         self.run, self.steps = run, sum(share.steps for share in train_batches.shares)
         self.told = 0  # round whose search has been told of
         self.largest = math.inf  # scale at the start of it, or where it goes on

@@ -2,7 +2,6 @@
 
 import random
 import time
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,12 +10,14 @@ import torch
 
 import models
 from nr.network.layers import Network
+from utils.data.batches import Testing, Training
 from utils.errors import DataError, InputError
 from utils.machine import bfloat16, distributed
 from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
 from utils.training.engine import step_lr
 from utils.training.folder import RunFolder
+from utils.training.given import Flags
 from utils.training.identity import done, unfit, unmergeable
 from utils.training.signals import Stopped, StopRequest
 from utils.training.state import NO_ACCURACY, Epoch, RunState
@@ -34,7 +35,7 @@ class Run:
 
     def __init__(
         self,
-        args: Namespace,
+        args: Flags,
         spec: dict,
         devices: list[torch.device],
         folder: RunFolder,
@@ -95,7 +96,7 @@ class Run:
         with checkpoint.restoring(path):
             self.trainer.restore(payload, self.state)
 
-    def epoch(self, train_batches, test_batches) -> None:
+    def epoch(self, train_batches: Training, test_batches: Testing) -> None:
         """Train, evaluate, measure and log one epoch.
 
         After a signal save, and raise Stopped; likewise DataError where a batch cannot be had.

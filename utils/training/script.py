@@ -3,11 +3,11 @@
 import signal
 import sys
 import traceback
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
 from models import pretrained
+from utils.data.batches import Testing, Training
 from utils.errors import InputError, one_line
 from utils.machine import distributed
 from utils.machine.allocator import keep_freed_memory
@@ -15,6 +15,7 @@ from utils.machine.failure import Failure
 from utils.shown import screen
 from utils.training import checkpoint, lock, signals
 from utils.training.folder import RunFolder
+from utils.training.given import Flags
 from utils.training.phases import rescale_once
 from utils.training.run import Run
 from utils.training.signals import Stopped
@@ -68,7 +69,7 @@ def explained(error: Exception) -> str | None:
     return None
 
 
-def open_folder(args: Namespace) -> RunFolder:
+def open_folder(args: Flags) -> RunFolder:
     """The folder of the run, this process's alone: what is wrong with it is found before any work.
 
     An evaluation only reads, and of several processes only the main one writes.
@@ -101,7 +102,7 @@ def begin_pretrained(run: Run) -> None:
         print("==> --pretrained: its classes are not as many, so the classifier begins afresh")
 
 
-def evaluate(run: Run, test_batches) -> int:
+def evaluate(run: Run, test_batches: Testing) -> int:
     """Evaluate and print; returns the exit status."""
     figures = run.trainer.evaluate(test_batches, run.stop)
     print(
@@ -124,7 +125,7 @@ def give_up(run: Run, remedy: str) -> int:
     return GAVE_UP
 
 
-def train(run: Run, train_batches, test_batches) -> None:
+def train(run: Run, train_batches: Training, test_batches: Testing) -> None:
     """The train phase, to its end, on a schedule that starts again."""
     rescale_once(run)
     while run.state.phase_epoch < run.args.epochs:

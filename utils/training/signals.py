@@ -32,7 +32,7 @@ class StopRequest:
     thread can be asked; Python lets no other have signals.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.signum = 0
         self.question = distributed.Question()
         self.awaited = [s for s in SIGNALS if s != HANGUP or not _is_ignored(s)]

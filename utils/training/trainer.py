@@ -6,6 +6,7 @@ from torch import Tensor
 import nr
 from nr.method.utilization import relative_scales
 from nr.network.layers import Network
+from utils.data.batches import Testing, Training
 from utils.errors import DataError, InputError
 from utils.machine import distributed
 from utils.machine.compiler import compile_network
@@ -45,14 +46,19 @@ class Trainer:
         # Convolutions of a CPU, and those of a GPU in bfloat16, are faster in this order.
         channels_last = self.amp or self.devices[0].type == "cpu"
         order = torch.channels_last if channels_last else torch.contiguous_format
-        self.network = network.to(self.devices[0], memory_format=order)
+        self.network = network.to(self.devices[0]).to(memory_format=order)
         if self.compiled:
             compile_network(self.network, self.devices, self.compiled)
         self.model = distributed.parallel(self.network, self.devices)
         self.optimizer = nr.SGD(self.network, **self.sgd, fused=True)
 
     def epoch(
-        self, state: RunState, lr: float, train_batches, test_batches, stop: StopRequest
+        self,
+        state: RunState,
+        lr: float,
+        train_batches: Training,
+        test_batches: Testing,
+        stop: StopRequest,
     ) -> tuple[Figures, Figures]:
         """Train on every batch of the next epoch once and evaluate: the figures of both.
 
@@ -68,7 +74,7 @@ class Trainer:
         if self.partial is None:
             seed_generators(state.seed, EPOCH, state.epoch, distributed.rank())
         try:
-            self.partial = train_epoch(
+            self.partial = trained = train_epoch(
                 self.model,
                 train_batches,
                 state.epoch,
@@ -77,10 +83,10 @@ class Trainer:
                 stop,
                 self.partial,
             )
-            train = Figures.of(distributed.total(self.partial.sum(dim=0)))
+            train = Figures.of(distributed.total(trained.sum(dim=0)))
             test = self.evaluate(test_batches, stop)
         except (Stopped, DataError) as end:
-            sums = self.partial if end.sums is None else end.sums
+            sums = trained if end.sums is None else end.sums
             # Processes do not have this error together.
             if isinstance(end, DataError) and (len(sums) == before or distributed.world() > 1):
                 raise InputError(str(end)) from end
@@ -98,7 +104,7 @@ class Trainer:
                 " epoch was saved"
             )
 
-    def evaluate(self, batches, stop: StopRequest) -> Figures:
+    def evaluate(self, batches: Testing, stop: StopRequest) -> Figures:
         """Loss and accuracies over all of ``batches``."""
         return evaluate(self.model, batches, self.amp, stop)
 
@@ -146,7 +152,7 @@ class Trainer:
             seed_generators(state.seed, EPOCH, state.epoch, rank, len(self.partial))
 
 
-def refuse_empty(batches) -> None:
+def refuse_empty(batches: Training) -> None:
     """InputError for a share without an image, whose code would send less than others wait for."""
     if any(share.positions.start == share.positions.stop for share in batches.shares):
         raise InputError(

@@ -21,16 +21,17 @@ def improves(state: RunState, top1: float) -> bool:
 
 def after_epoch(state: RunState, epoch: Epoch, top5: bool) -> RunState:
     """One epoch on; ``top5``: log that accuracy as well."""
+    usage, searching = epoch.usage, state.searching
     return replace(
         state,
         epoch=state.epoch + 1,
-        utilization=epoch.usage.ratio,
+        utilization=usage.ratio,
         acc=epoch.test.top1,
         best_acc=epoch.test.top1 if improves(state, epoch.test.top1) else state.best_acc,
         seconds=0.0,
         rows=[*state.rows, row(state, epoch, top5)],
-        live=[*state.live, epoch.usage.live] if state.searching else state.live,
-        scales=[*state.scales, epoch.usage.scales] if state.searching else state.scales,
+        live=[*state.live, usage.live] if searching and usage.live else state.live,
+        scales=[*state.scales, usage.scales] if searching and usage.scales else state.scales,
     )
 
 

@@ -14,7 +14,7 @@ class Writer:
     What a write raises is raised in that thread: at its next write, or when it waits.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.thread: threading.Thread | None = None
         self.error: BaseException | None = None
         if _mine.stack is not None:
@@ -71,7 +71,7 @@ def finished() -> Iterator[None]:
 
 def copied(payload: dict) -> dict:
     """A copy of plain values and tensors, these in the memory of the host, waited for once."""
-    copy = _copied(payload)
+    copy = {key: _copied(value) for key, value in payload.items()}
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return copy
