@@ -4,6 +4,7 @@ from nr.conversion.converting import convert
 from nr.files.archive import FileError, load, save
 from nr.files.building import build
 from nr.files.structure import structure
+from nr.given.outputs import Joined, loss, predict
 from nr.method.merging import merge
 from nr.method.rejuvenation import rejuvenate
 from nr.method.rescaling import rescale
@@ -22,6 +23,7 @@ __all__ = [
     "Conv",
     "ConvBN",
     "FileError",
+    "Joined",
     "Network",
     "Residual",
     "build",
@@ -30,8 +32,10 @@ __all__ = [
     "count_params",
     "grow_sparsity",
     "load",
+    "loss",
     "merge",
     "penalise",
+    "predict",
     "rejuvenate",
     "rescale",
     "save",

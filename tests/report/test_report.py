@@ -4,7 +4,9 @@ import copy
 import csv
 import json
 import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -398,33 +400,64 @@ def run_network(form: str, folder, monkeypatch) -> nr.Network:
     return network.eval()
 
 
+def run_exported(path: Path, images: torch.Tensor) -> torch.Tensor:
+    """What a file for inference gives."""
+    if path.suffix == ".pt2":
+        with torch.no_grad():
+            return torch.export.load(path).module()(images)
+    session = pytest.importorskip("onnxruntime").InferenceSession(path)
+    (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    return torch.from_numpy(found)
+
+
+def needs_onnx(name: str) -> None:
+    for module in export.ONNX if name.endswith(".onnx") else ():
+        pytest.importorskip(module)
+
+
+@pytest.mark.parametrize("name", ["x.pt2", "x.onnx"])
 @pytest.mark.parametrize("form", ["plain", "removed", "attention", "full"])
-def test_an_exported_network_gives_the_logits_of_the_run(form, tmp_path, monkeypatch, capsys):
+def test_an_exported_network_gives_the_logits_of_the_run(form, name, tmp_path, monkeypatch, capsys):
+    """[B, classes], the sum over the streams, of any number of images."""
+    needs_onnx(name)
     network = run_network(form, tmp_path, monkeypatch)
-    assert main(["--export", str(tmp_path / "x.pt2"), str(tmp_path)]) == 0
+    assert main(["--export", str(tmp_path / name), str(tmp_path)]) == 0
     assert "logits within" in capsys.readouterr().out
     images = torch.randn(5, 3, 8, 8)
-    exported = torch.export.load(tmp_path / "x.pt2").module()
+    found = run_exported(tmp_path / name, images)
+    assert found.shape == (5, 2)
     with torch.no_grad():
-        torch.testing.assert_close(exported(images), network(images))
+        torch.testing.assert_close(found, network(images).sum(1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["x.pt", "x.pt2"])
+@pytest.mark.parametrize("name", ["x.pt", "x.pt2", "x.onnx"])
 @pytest.mark.parametrize("form", ["removed", "full"])
 def test_a_merged_export_has_one_stream_with_the_sum_of_the_logits(
     form, name, tmp_path, monkeypatch
 ):
+    needs_onnx(name)
     network = run_network(form, tmp_path, monkeypatch)
     assert main(["--export", str(tmp_path / name), "--merge", str(tmp_path)]) == 0
-    if name == "x.pt":
-        found = nr.load(tmp_path / name)
-        assert found.streams == 1
-    else:
-        found = torch.export.load(tmp_path / name).module()
     images = torch.randn(5, 3, 8, 8)
     with torch.no_grad():
-        merged, expected = found(images), network(images).sum(1, keepdim=True)
+        expected = network(images).sum(1)
+        if name == "x.pt":
+            assert nr.load(tmp_path / name).streams == 1
+            merged = nr.load(tmp_path / name)(images)[:, 0]
+        else:
+            merged = run_exported(tmp_path / name, images)
     torch.testing.assert_close(merged, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_export_to_onnx_without_it_says_what_to_install(tmp_path, monkeypatch, capsys):
+    run_network("plain", tmp_path, monkeypatch)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    for name in export.ONNX[:2]:
+        monkeypatch.setitem(sys.modules, name, sys)
+    assert main(["--export", str(tmp_path / "x.onnx"), str(tmp_path)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--export" in line and "onnxruntime is not installed: pip install onnx" in line
+    assert not (tmp_path / "x.onnx").exists()
 
 
 @pytest.mark.parametrize("form", ["plain", "attention"])
@@ -453,7 +486,10 @@ def test_gates_that_were_trained_are_not_merged(tmp_path, monkeypatch, capsys):
         (["--compare", "plain", "--export", "x.pt"], "not allowed with argument"),
         (["--plot", "x.png", "--export", "x.pt"], "--plot: not beside --export"),
         (["--plot", "x.pdf"], "--plot x.pdf: its name has to end in .png"),
-        (["--export", "x.onnx"], "--export x.onnx: its name has to end in .pt2 or .pt or .pth"),
+        (
+            ["--export", "x.h5"],
+            "--export x.h5: its name has to end in .pt2 or .onnx or .pt or .pth",
+        ),
     ],
 )
 def test_exports_that_make_no_sense_are_usage_errors(words, said, tmp_path, capsys):

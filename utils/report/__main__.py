@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.report.comparison import arms, comparisons
-from utils.report.export import SUFFIXES, export
+from utils.report.export import WRITERS, export
 from utils.report.runs import Run, read_run, told_apart
 from utils.report.tables import cifar_table, csv_text, imagenet_table
 from utils.shown import screen
@@ -26,7 +26,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--export",
         type=Path,
         metavar="OUT",
-        help="write the one RUN's network: OUT.pt2 for torch.export, OUT.pt or .pth for nr.load",
+        help="write the one RUN's network: OUT.pt2 of torch.export or OUT.onnx, whose output is"
+        " [B, classes]; OUT.pt or .pth for nr.load",
     )
     parser.add_argument(
         "--merge", action="store_true", help="export both streams as one plain network"
@@ -41,8 +42,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.export and len(args.runs) > 1:
         parser.error("--export takes one RUN")
-    if args.export and args.export.suffix not in SUFFIXES:
-        parser.error(f"--export {args.export}: its name has to end in {' or '.join(SUFFIXES)}")
+    if args.export and args.export.suffix not in WRITERS:
+        parser.error(f"--export {args.export}: its name has to end in {' or '.join(WRITERS)}")
     if args.plot and args.export:
         parser.error("--plot: not beside --export")
     if args.plot and args.plot.suffix.lower() != PICTURE:

@@ -1,5 +1,6 @@
 """A run's network as one file: for inference without this code, or for nr.load."""
 
+import importlib
 import io
 from pathlib import Path
 
@@ -13,19 +14,19 @@ from utils.errors import InputError
 from utils.files import telling, write_atomically
 from utils.training.checkpoint import BEST, LAST, load_network
 
-PROGRAM = ".pt2"  # what the name of torch.export's files ends in
-SUFFIXES = (PROGRAM, ".pt", ".pth")  # the others: of nr.save's
+ONNX = ("onnx", "onnxscript", "onnxruntime")  # what its files are written and compared with
 TOLERANCE = 1e-4  # relative difference of the exported logits
 
 
 def export(folder: Path, path: Path, merge: bool = False) -> float:
     """Write a run's best network (or its last) to ``path``; return its logits' deviation.
 
-    The network maps images [B, C, H, W], B ≥ 1, to logits [B, S, classes]: a program of
-    torch.export where ``path`` ends in .pt2, else a file for nr.load. ``merge``: both streams
-    as one, S = 1, and scales that stand alone folded into their readers. Raises InputError where
-    they cannot be merged, and if the logits (with ``merge`` their sum) differ from the network's
-    by more than TOLERANCE of the largest.
+    For inference a file maps images [B, C, H, W], B ≥ 1, to logits [B, classes], the sum over the
+    streams: a program of torch.export where ``path`` ends in .pt2, or of ONNX (.onnx), which is
+    compared by onnxruntime. Others are for nr.load. ``merge``: both streams as one, and scales that
+    stand alone folded into their readers. Raises InputError where they cannot be merged, for .onnx
+    without ONNX, and if the logits (of nr.load those of each stream, with ``merge`` their sum)
+    differ from the network's by more than TOLERANCE of the largest.
     """
     found = [folder / name for name in (BEST, LAST) if (folder / name).exists()]
     if not found:
@@ -40,23 +41,46 @@ def export(folder: Path, path: Path, merge: bool = False) -> float:
             nr.merge(network, fold=True)
         except ValueError as error:
             raise InputError(f"--merge: {found[0]}: {error}") from error
-    written = _write_program if path.suffix == PROGRAM else _write_network
-    logits = written(network, path, images)
+    logits = WRITERS[path.suffix](network, path, images)
+    if logits.ndim == 2:
+        expected = nr.predict(expected)
     deviation = float((logits - expected).abs().max() / expected.abs().max())
     if not deviation <= TOLERANCE:
         raise InputError(f"{path}: its logits differ by {deviation:.1e} of the largest")
     return deviation
 
 
+def _program(network: Network, images: Tensor) -> torch.export.ExportedProgram:
+    """The network in one output, for any number of images."""
+    dynamic = ({0: torch.export.Dim("B")},)
+    return torch.export.export(nr.Joined(network), (images,), dynamic_shapes=dynamic)
+
+
 @torch.no_grad()
 def _write_program(network: Network, path: Path, images: Tensor) -> Tensor:
     """Write a program of torch.export; its logits, of fewer images at a time."""
-    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("B")},))
     buffer = io.BytesIO()
-    torch.export.save(program, buffer)
+    torch.export.save(_program(network, images), buffer)
     write_atomically(path, buffer.getvalue())
     again = torch.export.load(path).module()
     return torch.cat([again(images[:3]), again(images[3:])])
+
+
+@torch.no_grad()
+def _write_onnx(network: Network, path: Path, images: Tensor) -> Tensor:
+    """Write a program of ONNX; its logits, of fewer images at a time."""
+    try:
+        runtime = [importlib.import_module(name) for name in ONNX][-1]
+    except ImportError as error:
+        raise InputError(
+            f"--export {path}: {error.name} is not installed: pip install {' '.join(ONNX)}"
+        ) from error
+    program = torch.onnx.export(_program(network, images), dynamo=True, verbose=False)
+    write_atomically(path, program.model_proto.SerializeToString())
+    again = runtime.InferenceSession(path)
+    (name,) = (given.name for given in again.get_inputs())
+    parts = (again.run(None, {name: part.numpy()})[0] for part in (images[:3], images[3:]))
+    return torch.cat([torch.from_numpy(part) for part in parts])
 
 
 @torch.no_grad()
@@ -65,3 +89,11 @@ def _write_network(network: Network, path: Path, images: Tensor) -> Tensor:
     with telling():
         nr.save(network, path)
     return nr.load(path)(images)
+
+
+WRITERS = {
+    ".pt2": _write_program,
+    ".onnx": _write_onnx,
+    ".pt": _write_network,
+    ".pth": _write_network,
+}

@@ -3,14 +3,12 @@
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from functools import reduce
 from typing import TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nr import SGD
+import nr
 from utils.data.batches import Share, Testing, Training
 from utils.errors import DataError, InputError
 from utils.machine import distributed
@@ -29,15 +27,14 @@ def stream_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over the S streams of the mean cross-entropy: logits [B, S, classes], labels [B]."""
     if len(labels) == 0:  # of one of several processes
         return logits.float().sum()
-    losses = (F.cross_entropy(stream.float(), labels) for stream in logits.unbind(1))
-    return reduce(torch.add, losses)
+    return nr.loss(logits.float(), labels)
 
 
 def train_epoch(
     model: nn.Module,
     batches: Training,
     epoch: int,
-    optimizer: SGD,
+    optimizer: nr.SGD,
     amp: bool,
     stop: StopRequest,
     done: Tensor | None = None,

@@ -1,0 +1,1 @@
+"""What others take: one loss, one output, one module of torch's own layers."""

@@ -1,0 +1,79 @@
+"""Logits of several streams, for code that knows of one."""
+
+from collections.abc import Mapping
+from functools import reduce
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nr.network.checks import check_network
+from nr.network.layers import Network
+
+
+def loss(logits: object, labels: object, **options) -> Tensor:
+    """The sum over the streams of the cross-entropies of ``logits`` [B, S, classes, ...].
+
+    ``labels``: as torch's cross_entropy takes them for logits [B, classes, ...]. Several heads, in
+    a dict or tuple, are added up, but for those that are None in this mode; each has the labels, or
+    those of its place in a dict or tuple of labels. ``options``: of cross_entropy, such as
+    label_smoothing. Raises ValueError for logits without streams and for heads without labels.
+    """
+    if isinstance(logits, Tensor):
+        streams = _with_streams(logits).unbind(1)
+        return reduce(torch.add, (F.cross_entropy(s, labels, **options) for s in streams))
+    heads = {name: head for name, head in _heads("logits", logits).items() if head is not None}
+    shared = isinstance(labels, Tensor)
+    own = dict.fromkeys(heads, labels) if shared else _heads("labels", labels)
+    if missing := [name for name in heads if name not in own]:
+        raise ValueError(
+            f"labels: {[*own]} are there, none for the head {missing[0]!r}: give one tensor for all"
+            f" heads, or one for each of {[*heads]}"
+        )
+    return reduce(torch.add, (loss(head, own[name], **options) for name, head in heads.items()))
+
+
+def predict(logits: object) -> object:
+    """The sum over the streams of ``logits``: [B, S, classes, ...] -> [B, classes, ...].
+
+    Of several heads, in a dict or tuple, that of each in the same structure; None stays None.
+    Raises ValueError for logits without streams.
+    """
+    if isinstance(logits, Tensor):
+        return _with_streams(logits).sum(dim=1)
+    heads = _heads("logits", logits)
+    sums = {name: head if head is None else predict(head) for name, head in heads.items()}
+    return sums if isinstance(logits, Mapping) else tuple(sums.values())
+
+
+def _with_streams(logits: Tensor) -> Tensor:
+    if logits.ndim < 3:
+        raise ValueError(
+            f"logits: {list(logits.shape)} has no streams: an nr.Network gives [B, S, classes];"
+            " what gives [B, classes] needs torch's cross_entropy alone"
+        )
+    return logits
+
+
+def _heads(what: str, given: object) -> dict:
+    """Several outputs, or their labels, by name or by place."""
+    if not isinstance(given, Mapping | list | tuple):
+        raise ValueError(f"{what}: a {type(given).__name__} is no tensor, dict or tuple of tensors")
+    return dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
+
+
+class Joined(nn.Module):
+    """A ``network`` whose output is [B, classes, ...], the sum over its streams.
+
+    Of several heads that of each, in the network's dict or tuple. The network is shared, not
+    copied: what trains, rebuilds or merges it changes this, too. Raises ValueError for what is no
+    nr.Network.
+    """
+
+    def __init__(self, network: Network):
+        super().__init__()
+        check_network(network)
+        self.network = network
+
+    def forward(self, images: Tensor):
+        return predict(self.network(images))
