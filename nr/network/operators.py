@@ -63,7 +63,7 @@ def cat(record: Record, name: str, sides: tuple[At, ...]) -> At:
 
 
 def multiply(record: Record, name: str, sides: tuple[At, ...]) -> At:
-    """0 where either side is 0; nothing that is positively homogeneous."""
+    """0 where either side is 0; its numbers, and so its factors, are those of one side."""
     record.of_classes(name, sides)
     at = next((side for side in sides if side.size != (1, 1)), sides[0])
     for side in sides:
@@ -71,12 +71,12 @@ def multiply(record: Record, name: str, sides: tuple[At, ...]) -> At:
             raise ValueError(f"{name}: multiplies activations of different shapes")
     inputs = tuple(side.step.name for side in sides)
     found = record.step(name, MUL, inputs, at.step.numbers, at.step.sources, at.size)
-    sources = {source for side in sides for source in side.step.sources}
-    curved = dict.fromkeys(sources, f"{name} (a product)")
+    others = {source for side in sides if side is not at for source in side.step.sources}
+    curved = dict.fromkeys(others, f"{name} (a product)")
     still = [side.lifted for side in sides]
     lifted = {} if not all(still) else {k: v for side in still for k, v in side.items()}
     record.consume(found._replace(curved=curved))
-    return found._replace(curved=curved, lifted=lifted)
+    return found._replace(curved=curved | at.curved, lifted=lifted)
 
 
 def pick(record: Record, pick: Pick, name: str, at: At) -> At:

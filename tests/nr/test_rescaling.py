@@ -200,3 +200,43 @@ def test_senseless_target_is_refused_before_any_work(target):
     with pytest.raises(ValueError, match="target"):
         nr.rescale(model, target)
     assert same_tensors(before, model.state_dict())
+
+
+class Gated(nn.Module):
+    """A unit multiplied by a gate that is made of its own mean, as in squeeze-excitation."""
+
+    def __init__(self, gate: nn.Module):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.gate, self.last = gate, nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x)).relu()
+        return self.last((x * self.gate(x.mean((2, 3), keepdim=True))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", [None, *MODES])
+def test_what_a_gate_multiplies_moves_since_its_product_does(mode):
+    """g(x)·x: the gate reads x through a weight that takes the factor off again."""
+    torch.manual_seed(0)
+    gate = nn.Sequential(nn.Conv2d(6, 2, 1), nn.ReLU(), nn.Conv2d(2, 6, 1), nn.Sigmoid())
+    model = vary(nr.convert(Gated(gate), 8)).double()
+    if mode is not None:
+        model.features.get_submodule("conv").norms[0].weight.data[:3] = 0
+        nr.rejuvenate(model, cross=mode)
+        open_cross_blocks(model)
+    scatter(model)
+    images = torch.randn(2, 3, 8, 8).double()
+    before = logits_of(model, images)
+    gammas = [norm.weight.clone() for norm in norms(model)]
+    nr.rescale(model, TARGET)
+    assert any((new.weight != old).any() for new, old in zip(norms(model), gammas, strict=True))
+    assert relative_difference(logits_of(model, images), before) < 1e-12
+
+
+def test_a_scale_inside_a_gate_stays_refused():
+    """Its product is read at the place of the other side, whose factor it would miss."""
+    gate = nn.Sequential(nn.Conv2d(6, 6, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU())
+    model = nr.convert(Gated(gate), 8)
+    with pytest.raises(ValueError, match=r"a product.*the scales of features\.gate\.0"):
+        nr.rescale(model, TARGET)
