@@ -12,6 +12,7 @@ from nr.method.sparsity import SGD, grow_sparsity, penalise
 from nr.method.utilization import utilization
 from nr.network.convolutions import Conv, ConvBN
 from nr.network.counting import count_macs, count_params
+from nr.network.graph import Graph, Node
 from nr.network.layers import Chain, Classifier, Concat, Network, Residual
 
 __version__ = "0.1.0"
@@ -23,8 +24,10 @@ __all__ = [
     "Conv",
     "ConvBN",
     "FileError",
+    "Graph",
     "Joined",
     "Network",
+    "Node",
     "Residual",
     "build",
     "convert",

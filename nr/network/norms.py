@@ -60,7 +60,7 @@ class Bias(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.bias is None else x + self.bias[:, None, None]
+        return x if self.bias is None else x + self.bias.view(-1, 1, 1)
 
     def extra_repr(self) -> str:
         return f"{self.width}, bias={self.bias is not None}"
@@ -74,7 +74,7 @@ class Scale(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.weight[:, None, None]
+        return x * self.weight.view(-1, 1, 1)
 
     def extra_repr(self) -> str:
         return str(len(self.weight))

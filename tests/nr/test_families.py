@@ -317,7 +317,14 @@ def test_rescaling_keeps_what_norms_before_convolutions_read(cross):
 
 
 @pytest.mark.parametrize(
-    ("name", "cross"), [("densenet", "attention"), ("shufflenet", "removed"), ("fire", None)]
+    ("name", "cross"),
+    [
+        ("densenet", "attention"),
+        ("shufflenet", "removed"),
+        ("fire", None),
+        ("efficientnet", "removed"),
+        ("pre-activation", "full"),
+    ],
 )
 def test_graphs_compile_whole_and_export(name, cross):
     network = worn(name)

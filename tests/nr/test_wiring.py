@@ -1,13 +1,17 @@
 """nr.wiring: the sources and sizes that the one walk reports, for each family."""
 
+import re
+
 import pytest
 import torch
 
+import nr
 from models.cifar import densenet, resnet, vgg11_bn
 from nr.network.convolutions import ConvBN
 from nr.network.graph import ADD
 from nr.network.wiring import wiring
 from tests.helpers import FAMILIES, branches, build, layers
+from tests.running import ROOT
 
 # name -> (sources, output H = W, branch); "features." left out everywhere, images of 32
 VGG11 = {
@@ -150,3 +154,19 @@ def test_a_dropped_branch_is_not_walked(family):
     assert list(after) == [n for n in before if not n.startswith(f"{name}.branch")]
     gone = {source for layer in after.values() for source in layer.sources} - after.keys()
     assert gone == {"image"}
+
+
+def test_the_graph_of_the_page_is_walked_and_rebuilt():
+    page = (ROOT / "nr" / "README.md").read_text(encoding="utf-8")
+    code = re.search(r"## A graph of units.*?```python\n(.*?)```", page, re.DOTALL)[1]
+    names = {}
+    exec(compile(code, "page", "exec"), names)
+    network = names["network"]
+    with torch.no_grad():
+        network.features.right.norms[0].weight.zero_()
+        network.features.right.norms[0].bias.zero_()
+    images = torch.randn(2, 3, 32, 32)
+    before = network.eval()(images)
+    report = nr.rejuvenate(network, "full")
+    assert report.utilization.ratio == (3 * 9 * 16 + 16 * 8) / (3 * 9 * 16 + 16 * 8 * 10)
+    assert torch.allclose(network.eval()(images)[:, :1], before, atol=1e-6)
