@@ -5,7 +5,6 @@ rejuvenated ones. A concatenation is read source by source, so its columns are p
 """
 
 import torch
-from torch import nn
 
 from nr.method.rebuilding import Layout, check_picks, remade, swap, transplant
 from nr.method.scaling import fold_scales
@@ -13,25 +12,10 @@ from nr.network.checks import refuse_sharded
 from nr.network.graph import ADD, CAT, FLAT, MUL
 from nr.network.layers import Classifier, Network
 from nr.network.numbers import Lists
-from nr.network.plain import Affine, FixedSize
+from nr.network.plain import is_linear
 from nr.network.steps import Wiring
 from nr.network.units import Unit
 from nr.network.wiring import wiring
-
-# Plain modules with f(a) + f(b) = f(a + b), dropout but for its noise.
-LINEAR = (
-    Affine,
-    FixedSize,
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.Upsample,
-    nn.ZeroPad2d,
-    nn.ReflectionPad2d,
-    nn.ReplicationPad2d,
-)
 
 
 @torch.inference_mode(False)
@@ -103,8 +87,7 @@ def _refuse_curved_ends(plan: Wiring) -> None:
         if step.name in after or after.isdisjoint(step.inputs):
             continue
         after.add(step.name)
-        affine = isinstance(step.op, Affine) and step.op.term != 0
-        if affine or not (step.op in (ADD, CAT, FLAT) or isinstance(step.op, LINEAR)):
+        if step.op not in (ADD, CAT, FLAT) and not is_linear(step.op):
             kind = "a product" if step.op == MUL else type(step.op).__name__
             raise ValueError(
                 f"{step.name}: {kind} of what a classifier gives is not linear, so the sum of both"

@@ -10,20 +10,11 @@ from nr.network.convolutions import Conv
 from nr.network.graph import MUL, Graph, Node
 from nr.network.layers import Classifier, Network
 from nr.network.norms import Scale
+from nr.network.plain import is_linear
 from nr.network.retiring import retire
 from nr.network.steps import Layer, Wiring
 from nr.network.units import Norm, Streamed
 from nr.network.wiring import wiring
-
-# Plain modules through which a factor of either sign passes: the others take positive ones only.
-LINEAR = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool2d,
-    nn.ZeroPad2d,
-)
 
 
 @torch.no_grad()
@@ -119,7 +110,7 @@ def _folds(plan: Wiring, layer: Layer) -> bool:
         return False
     negative = any((norm.weight < 0).any() for norm in layer.unit.norms)
     return not negative or all(
-        isinstance(step.op, (*LINEAR, Streamed, Classifier)) or not isinstance(step.op, nn.Module)
+        isinstance(step.op, str | Streamed | Classifier) or is_linear(step.op)
         for step in plan.steps.values()
         if torch.isin(torch.cat(step.numbers), own).any()
     )

@@ -20,7 +20,8 @@ class Kind(NamedTuple):
 
     ``arguments``: those of its constructor, kept as attributes of the same names. ``resizes``:
     its output may have another H and W. ``homogeneous``: f(s·x) = s·f(x) for s > 0, which
-    rescaling needs. ``keeps_zero``: f(0) = 0, so that a dead channel says nothing.
+    rescaling needs. ``keeps_zero``: f(0) = 0, so that a dead channel says nothing. ``linear``:
+    f(a) + f(b) = f(a + b), which merging behind a classifier needs; dropout but for its noise.
     """
 
     cls: type[nn.Module]
@@ -28,6 +29,7 @@ class Kind(NamedTuple):
     resizes: bool = False
     homogeneous: bool = True
     keeps_zero: bool = True
+    linear: bool = False
 
 
 class Effect(NamedTuple):
@@ -94,15 +96,16 @@ class Filter(nn.Module):
 
 _POOL = ("kernel_size", "stride", "padding")
 _CURVED = {"homogeneous": False}
+_SIZED = {"resizes": True, "linear": True}
 KINDS = {
     kind.cls: kind
     for kind in (
-        Kind(nn.Identity),
+        Kind(nn.Identity, linear=True),
         Kind(nn.ReLU, ("inplace",)),
         Kind(nn.LeakyReLU, ("negative_slope", "inplace")),
         Kind(nn.PReLU, ("num_parameters",)),
-        Kind(nn.Dropout, ("p", "inplace")),
-        Kind(nn.Dropout2d, ("p", "inplace")),
+        Kind(nn.Dropout, ("p", "inplace"), linear=True),
+        Kind(nn.Dropout2d, ("p", "inplace"), linear=True),
         Kind(nn.ReLU6, ("inplace",), **_CURVED),
         Kind(nn.Hardtanh, ("min_val", "max_val", "inplace"), **_CURVED),
         Kind(nn.Hardswish, ("inplace",), **_CURVED),
@@ -121,16 +124,16 @@ KINDS = {
         Kind(
             nn.AvgPool2d,
             (*_POOL, "ceil_mode", "count_include_pad", "divisor_override"),
-            resizes=True,
+            **_SIZED,
         ),
-        Kind(nn.AdaptiveAvgPool2d, ("output_size",), resizes=True),
+        Kind(nn.AdaptiveAvgPool2d, ("output_size",), **_SIZED),
         Kind(nn.AdaptiveMaxPool2d, ("output_size",), resizes=True),
-        Kind(nn.Upsample, ("size", "scale_factor", "mode", "align_corners"), resizes=True),
-        Kind(nn.ZeroPad2d, ("padding",), resizes=True),
-        Kind(nn.ReflectionPad2d, ("padding",), resizes=True),
-        Kind(nn.ReplicationPad2d, ("padding",), resizes=True),
-        Kind(Affine, ("factor", "term")),
-        Kind(FixedSize, ("size", "reader"), resizes=True),
+        Kind(nn.Upsample, ("size", "scale_factor", "mode", "align_corners"), **_SIZED),
+        Kind(nn.ZeroPad2d, ("padding",), **_SIZED),
+        Kind(nn.ReflectionPad2d, ("padding",), **_SIZED),
+        Kind(nn.ReplicationPad2d, ("padding",), **_SIZED),
+        Kind(Affine, ("factor", "term"), linear=True),
+        Kind(FixedSize, ("size", "reader"), **_SIZED),
     )
 }
 BY_NAME = {cls.__name__: kind for cls, kind in KINDS.items()}
@@ -148,6 +151,12 @@ COUNTED = (
 )
 SCALES = (1e-3, 1e3)  # factors with which homogeneity is tried
 TOLERANCE = 1e-4  # of the largest value
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether f(a) + f(b) = f(a + b) for the plain ``module``."""
+    kind = KINDS.get(type(module))
+    return kind is not None and kind.linear and not getattr(module, "term", 0)
 
 
 def effect(module: nn.Module, size: Size) -> Effect:
