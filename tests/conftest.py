@@ -19,7 +19,7 @@ LONGEST = (
     "scripts/test_cifar_script.py",
     "test_speed.py",
     "scripts/test_imagenet_script.py",
-    "training/test_run.py",
+    "training/run/test_rounds.py",
     "scripts/test_torchrun.py",
     "nr/test_conversion.py",
     "nr/test_memory_order.py",

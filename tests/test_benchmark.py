@@ -10,7 +10,9 @@ import torch
 import models
 import nr
 from nr.network.wiring import wiring
-from tests import benchmark, plain, real
+from tests import plain, real
+from tests.benchmark import __main__ as script
+from tests.benchmark import measuring, settings, table, training
 from tests.launches import launches
 from utils.machine import compiler
 
@@ -25,85 +27,85 @@ def tiny_plain() -> torch.nn.Module:
 
 @contextmanager
 def in_this_process(network, names, device, batch):
-    yield {phase: benchmark.phase_step(network, phase, device, batch) for phase in names}
+    yield {phase: training.phase_step(network, phase, device, batch) for phase in names}
 
 
 @pytest.fixture
 def small(monkeypatch, tmp_path):
     """Three tiny networks, a small ceiling, no photographs, one process of one thread."""
     threads = torch.get_num_threads()
-    monkeypatch.setattr(benchmark, "THREADS", 1)
+    monkeypatch.setattr(settings, "THREADS", 1)
     network = (tiny_plain, "vgg11_bn", TINY)
-    monkeypatch.setattr(benchmark, "NETWORKS", dict.fromkeys(benchmark.NETWORKS, network))
-    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 256})
-    monkeypatch.setattr(benchmark, "BATCH", {"cpu": 4, "cuda": 4})
-    monkeypatch.setattr(benchmark, "WARM_UP", 1)
+    monkeypatch.setattr(settings, "NETWORKS", dict.fromkeys(settings.NETWORKS, network))
+    monkeypatch.setattr(settings, "MATRIX", {"cpu": 256})
+    monkeypatch.setattr(settings, "BATCH", {"cpu": 4, "cuda": 4})
+    monkeypatch.setattr(settings, "WARM_UP", 1)
     monkeypatch.delenv(real.VARIABLE, raising=False)
-    monkeypatch.setattr(benchmark, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(benchmark, "footprint_in_child", benchmark.footprint)  # a child is slow
-    monkeypatch.setattr(benchmark, "in_processes", in_this_process)
+    monkeypatch.setattr(measuring, "keep_freed_memory", lambda: None)
+    monkeypatch.setattr(table, "footprint_in_child", table.footprint)  # a child is slow
+    monkeypatch.setattr(table, "in_processes", in_this_process)
     yield
     torch.set_num_threads(threads)
 
 
 def test_the_ratio_is_the_median_over_the_rounds():
-    assert benchmark.ratio([2, 30, 4], [1, 10, 1]) == 3  # 2, 3 and 4
-    assert benchmark.ratio([1.5], [3.0]) == 0.5
+    assert measuring.ratio([2, 30, 4], [1, 10, 1]) == 3  # 2, 3 and 4
+    assert measuring.ratio([1.5], [3.0]) == 0.5
 
 
 def test_a_phase_takes_turns_with_what_it_is_compared_to_and_few_do_at_once():
-    for phase, comparisons in benchmark.PHASES.items():
-        assert {phase, *(reference for reference, _ in comparisons)} <= {*benchmark.home(phase)}
-    assert max(map(len, benchmark.TURNS)) <= 4  # DenseNet-100-40 takes 3 GB a process
+    for phase, comparisons in settings.PHASES.items():
+        assert {phase, *(reference for reference, _ in comparisons)} <= {*settings.home(phase)}
+    assert max(map(len, settings.TURNS)) <= 4  # DenseNet-100-40 takes 3 GB a process
 
 
 def test_twice_the_work_takes_twice_the_time():
     steps = {
-        name: benchmark.timed(partial(time.sleep, seconds), CPU)
+        name: measuring.timed(partial(time.sleep, seconds), CPU)
         for name, seconds in (("once", 0.02), ("twice", 0.04))
     }
-    times = benchmark.take_turns(steps, rounds=9)
+    times = measuring.take_turns(steps, rounds=9)
     assert {len(seconds) for seconds in times.values()} == {9}
-    assert benchmark.ratio(times["twice"], times["once"]) == pytest.approx(2, rel=0.25)
+    assert measuring.ratio(times["twice"], times["once"]) == pytest.approx(2, rel=0.25)
 
 
 def test_the_steps_take_turns(monkeypatch):
-    monkeypatch.setattr(benchmark, "WARM_UP", 1)
+    monkeypatch.setattr(settings, "WARM_UP", 1)
     calls = []
     steps = {name: lambda name=name: calls.append(name) or len(calls) for name in "ab"}
-    assert benchmark.take_turns(steps, rounds=2) == {"a": [3, 5], "b": [4, 6]}
+    assert measuring.take_turns(steps, rounds=2) == {"a": [3, 5], "b": [4, 6]}
     assert "".join(calls) == "ababab"
 
 
 def test_the_share_of_the_ceiling_by_hand():
     # 1e6 multiply-adds, 3 times (forward, two backward), 2 FLOP each, 50 images/s: 3e8 FLOP/s
-    assert benchmark.share(1_000_000, 50, 1e9) == pytest.approx(0.3)
+    assert measuring.share(1_000_000, 50, 1e9) == pytest.approx(0.3)
 
 
 def test_the_ceiling_is_a_speed(monkeypatch):
-    monkeypatch.setattr(benchmark, "MATRIX", {"cpu": 256})
-    monkeypatch.setattr(benchmark, "take_turns", lambda steps, rounds: {"mm": [0.5, 0.25]})
-    assert benchmark.ceiling(CPU, torch.float32) == 2 * 256**3 / 0.25
+    monkeypatch.setattr(settings, "MATRIX", {"cpu": 256})
+    monkeypatch.setattr(measuring, "take_turns", lambda steps, rounds: {"mm": [0.5, 0.25]})
+    assert measuring.ceiling(CPU, torch.float32) == 2 * 256**3 / 0.25
 
 
 def test_half_of_each_layer_is_live():
-    usage = nr.utilization(benchmark.half_dead("vgg11_bn", TINY, CPU))
+    usage = nr.utilization(training.half_dead("vgg11_bn", TINY, CPU))
     assert all(2 * row.live_out == row.out_channels for row in usage.layers)
 
 
 def test_the_networks_are_set_up_as_in_a_run():
-    run = benchmark.in_use(models.build("cifar", "vgg11_bn", **TINY), CPU)
+    run = training.in_use(models.build("cifar", "vgg11_bn", **TINY), CPU)
     weight = run.network.features[0][0].convs[0].weight
     assert weight.is_contiguous(memory_format=torch.channels_last)
     assert isinstance(run.optimizer, nr.SGD)
     assert run.optimizer.param_groups[0]["fused"]
-    assert {name: run.optimizer.param_groups[0][name] for name in benchmark.OPTIMIZER} == (
-        benchmark.OPTIMIZER
+    assert {name: run.optimizer.param_groups[0][name] for name in settings.OPTIMIZER} == (
+        settings.OPTIMIZER
     )
 
 
 def test_what_is_measured_where():
-    on = partial(benchmark.phases, compiled=False)
+    on = partial(settings.phases, compiled=False)
     assert on("ResNet-164", CPU) == on("VGG-19", CPU)
     assert on("ResNet-164", CPU) == [
         "plain torch",
@@ -118,36 +120,36 @@ def test_what_is_measured_where():
         "attention --nr-round-to 8",
     ]
     compiled = {f"{phase} --compile" for phase in ("search", "removed", "attention")}
-    with_compiled = benchmark.phases("ResNet-164", CPU, compiled=True)
+    with_compiled = settings.phases("ResNet-164", CPU, compiled=True)
     assert set(with_compiled) - set(on("ResNet-164", CPU)) == compiled
-    assert benchmark.phases("VGG-19", CPU, compiled=True) == on("VGG-19", CPU)
-    on_gpu = benchmark.phases("ResNet-164", torch.device("cuda"), compiled=True)
-    assert on_gpu == list(benchmark.PHASES)
+    assert settings.phases("VGG-19", CPU, compiled=True) == on("VGG-19", CPU)
+    on_gpu = settings.phases("ResNet-164", torch.device("cuda"), compiled=True)
+    assert on_gpu == list(settings.PHASES)
 
 
 @pytest.mark.slow
 def test_steps_of_phases_in_processes_of_their_own():
     network = (tiny_plain, "vgg11_bn", TINY)
-    with benchmark.in_processes(network, ["removed"], CPU, 4) as steps:
+    with training.in_processes(network, ["removed"], CPU, 4) as steps:
         assert all(step.seconds() > 0 < step.launches() for step in steps.values())
-    assert not benchmark.prepared  # of this process
+    assert not training.prepared  # of this process
 
 
 def test_the_rows_of_a_network(small, monkeypatch):
     """Times made up: half the seconds of plain torch in the search, and so on."""
-    seconds = {phase: 2.0**-number for number, phase in enumerate(benchmark.PHASES)}
+    seconds = {phase: 2.0**-number for number, phase in enumerate(settings.PHASES)}
     monkeypatch.setattr(
-        benchmark, "take_turns", lambda steps, rounds: {name: [seconds[name]] for name in steps}
+        table, "take_turns", lambda steps, rounds: {name: [seconds[name]] for name in steps}
     )
     ceilings = {"fp32": 1e9, "bf16": 2e9}
     rows, seen = {}, []
-    for row in benchmark.network_rows("VGG-19", 1, CPU, ceilings):
+    for row in table.network_rows("VGG-19", 1, CPU, ceilings):
         seen.append(row[1])
         rows[row[1], row[6] if len(row) > 6 else None] = (*row[2:3], *row[4:])
-    assert set(seen) == {phase for phase in benchmark.PHASES if "--compile" not in phase}
+    assert set(seen) == {phase for phase in settings.PHASES if "--compile" not in phase}
     macs = nr.count_macs(models.build("cifar", "vgg11_bn", **TINY))
-    assert all(rows[phase, None] == ("not measured",) for phase in benchmark.GPU_ONLY)
-    removed = nr.count_macs(benchmark.phase_network("vgg11_bn", TINY, "removed", CPU))
+    assert all(rows[phase, None] == ("not measured",) for phase in settings.GPU_ONLY)
+    removed = nr.count_macs(training.phase_network("vgg11_bn", TINY, "removed", CPU))
     assert removed < 0.7 * macs
     speed = 4 / seconds["removed"]
     part = f"{6 * removed * speed / 1e9:.3f}"  # of its own multiply-adds
@@ -172,7 +174,7 @@ def test_the_rows_of_a_network(small, monkeypatch):
 @pytest.mark.parametrize("rounded", ["", " --nr-round-to 8"])
 def test_the_plain_network_of_the_new_widths_has_both_streams_in_one(rounded):
     plainly, removed = (
-        benchmark.phase_network("vgg11_bn", {"width_mult": 0.5}, name + rounded, CPU)
+        training.phase_network("vgg11_bn", {"width_mult": 0.5}, name + rounded, CPU)
         for name in ("new widths", "removed")
     )
     assert (plainly.streams, removed.streams) == (1, 2)
@@ -187,13 +189,13 @@ def test_the_plain_network_of_the_new_widths_has_both_streams_in_one(rounded):
 def test_a_gpu_is_waited_for_around_a_group_of_steps_and_not_in_it(monkeypatch, small):
     calls = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("wait"))
-    monkeypatch.setattr(benchmark, "run_step", lambda *_, **__: lambda: calls.append("step"))
-    step = benchmark.phase_step((None, "vgg11_bn", TINY), "search", torch.device("cuda"), 4)
+    monkeypatch.setattr(training, "run_step", lambda *_, **__: lambda: calls.append("step"))
+    step = training.phase_step((None, "vgg11_bn", TINY), "search", torch.device("cuda"), 4)
     calls.clear()
     seconds = iter([1.0, 6.0])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(seconds))
-    assert step.seconds() == 5.0 / benchmark.GROUP["cuda"]
-    assert calls == ["wait", *["step"] * benchmark.GROUP["cuda"], "wait"]
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: next(seconds))
+    assert step.seconds() == 5.0 / settings.GROUP["cuda"]
+    assert calls == ["wait", *["step"] * settings.GROUP["cuda"], "wait"]
 
 
 def test_launches_of_a_step_are_printed(small, monkeypatch):
@@ -203,29 +205,29 @@ def test_launches_of_a_step_are_printed(small, monkeypatch):
     weight = torch.randn(5, 3, 1, 1)
     assert launches(lambda: torch.conv2d(x, weight).view(-1)) == 1
     steps = [
-        benchmark.phase_step(benchmark.NETWORKS["VGG-19"], phase, CPU, 4)
+        training.phase_step(settings.NETWORKS["VGG-19"], phase, CPU, 4)
         for phase in ("plain torch", "removed", "attention", "search --compile")
     ]
     plainly, removed, attention, compiled = (step.launches() for step in steps)
     assert 10 < plainly < removed < attention and compiled is None
     ceilings = dict.fromkeys(("fp32", "bf16"), 1e9)
-    rows = {row[1]: row for row in benchmark.network_rows("VGG-19", 1, CPU, ceilings)}
+    rows = {row[1]: row for row in table.network_rows("VGG-19", 1, CPU, ceilings)}
     assert rows["removed"][3] == removed
 
 
 @pytest.mark.slow
 def test_the_whole_table(small, capsys):
-    benchmark.main(["--rounds", "1"])
-    caption, empty, *table = capsys.readouterr().out.splitlines()
+    script.main(["--rounds", "1"])
+    caption, empty, *lines = capsys.readouterr().out.splitlines()
     assert f"torch {torch.__version__}, batch 4 at 32x32; ceiling" in caption and not empty
-    cells = [line.strip("| ").split(" | ") for line in table]
-    assert {len(row) for row in cells} == {len(benchmark.HEADER)}
-    assert cells[0] == list(benchmark.HEADER) and set(cells[1]) == {"---"}
-    eager = [phase for phase in benchmark.PHASES if "--compile" not in phase]
+    cells = [line.strip("| ").split(" | ") for line in lines]
+    assert {len(row) for row in cells} == {len(settings.HEADER)}
+    assert cells[0] == list(settings.HEADER) and set(cells[1]) == {"---"}
+    eager = [phase for phase in settings.PHASES if "--compile" not in phase]
     again = sum(
-        max(1, len(benchmark.PHASES[phase])) for phase in eager if phase not in benchmark.GPU_ONLY
+        max(1, len(settings.PHASES[phase])) for phase in eager if phase not in settings.GPU_ONLY
     )
-    assert len(table) == 2 + 3 * (again + len(benchmark.GPU_ONLY)) + 3 + 7
+    assert len(lines) == 2 + 3 * (again + len(settings.GPU_ONLY)) + 3 + 7
     rows = {(row[0], row[1]): row for row in cells}
     assert rows["-", "imagenet loader"][2] == "not measured"
     assert float(rows["VGG-19", "removed, checkpoint"][5]) < 1
@@ -233,7 +235,7 @@ def test_the_whole_table(small, capsys):
 
 
 def test_what_saving_blocks_and_what_it_takes(small):
-    row = benchmark.saving_row(1, CPU)
+    row = table.saving_row(1, CPU)
     blocked, whole = float(row[5].removesuffix(" s")), float(row[6].split()[4])
     assert 0 < blocked <= whole + 0.01
     assert row[6].startswith("writing 0.3 MB in ")  # weights of the narrow network and momentum
@@ -241,7 +243,7 @@ def test_what_saving_blocks_and_what_it_takes(small):
 
 @real.needs(real.PHOTOGRAPHS)
 def test_the_loader_is_measured(monkeypatch):
-    monkeypatch.setattr(benchmark, "WARM_UP", 0)
-    monkeypatch.setattr(benchmark, "IMAGENET_REPEATS", 1)
-    row = benchmark.loader_row(1, CPU)
+    monkeypatch.setattr(settings, "WARM_UP", 0)
+    monkeypatch.setattr(table, "IMAGENET_REPEATS", 1)
+    row = table.loader_row(1, CPU)
     assert float(row[2]) > 0 and float(row[5]) > 0

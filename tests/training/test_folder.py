@@ -1,6 +1,6 @@
 """training.folder without a network: what is found in a folder, and which pictures are drawn.
 
-The rest is in test_run, as the scripts use it.
+The rest is in run/test_files, as the scripts use it.
 """
 
 import errno
