@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import nr
 from models.cifar import densenet, resnet, vgg11_bn
-from tests import benchmark
+from tests.benchmark import table
+from tests.benchmark import training as steps
 from tests.helpers import (
     CLASSES,
     FAMILIES,
@@ -285,7 +286,7 @@ def test_compiled_logits_and_gradients_are_those_of_the_eager_network(mode):
 def test_nothing_old_outlives_rejuvenation(family, mode):
     model = worn(family)
     images, labels = batch()
-    run = benchmark.in_use(model, CPU)
+    run = steps.in_use(model, CPU)
     loss_of(model.train(), images, labels).backward()
     run.optimizer.step()
     units = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
@@ -293,7 +294,7 @@ def test_nothing_old_outlives_rejuvenation(family, mode):
     old += [weakref.ref(parameter.grad) for parameter in model.parameters()]
     del units
     report = nr.rejuvenate(model, mode)
-    run = benchmark.in_use(model, CPU)
+    run = steps.in_use(model, CPU)
     gc.collect()
     assert report.expansion > 1
     assert sum(reference() is not None for reference in old) == 0
@@ -304,7 +305,7 @@ def test_half_the_checkpoint_and_less_memory_without_the_cross_connections():
     """Of whole processes, which set threads of their own, as no fork may; with the momentum."""
     size = {"width_mult": 0.5}
     search, removed = (
-        benchmark.footprint_in_child("vgg19_bn", size, phase, "cpu", 2, 2)
+        table.footprint_in_child("vgg19_bn", size, phase, "cpu", 2, 2)
         for phase in ("search", "removed")
     )
     assert removed[0] < search[0]
@@ -313,7 +314,7 @@ def test_half_the_checkpoint_and_less_memory_without_the_cross_connections():
 
 def test_half_the_bytes_of_weights_without_the_cross_connections():
     def stored(phase: str) -> int:
-        model = benchmark.phase_network("vgg19_bn", {}, phase, CPU)
+        model = steps.phase_network("vgg19_bn", {}, phase, CPU)
         return sum(tensor.nbytes for tensor in model.state_dict().values())
 
     assert 0.45 < stored("removed") / stored("search") < 0.55
@@ -341,7 +342,7 @@ def reads_of_epoch(monkeypatch, due: set[int], amp: bool, mode: str | None) -> i
     model = half_live()
     if mode is not None:
         nr.rejuvenate(model, mode)
-    run = benchmark.in_use(model, CPU, amp)
+    run = steps.in_use(model, CPU, amp)
     run.optimizer.sparsity = 1e-4
     monkeypatch.setattr(engine.Display, "due", lambda display, count: count in due)
     with Reads() as reads:
@@ -388,7 +389,7 @@ def test_an_epoch_never_waits_for_the_gpu(monkeypatch, mode, amp):
     model = half_live()
     if mode is not None:
         nr.rejuvenate(model, mode)
-    run = benchmark.in_use(model, torch.device("cuda"), amp)
+    run = steps.in_use(model, torch.device("cuda"), amp)
     run.optimizer.sparsity = 1e-4
     monkeypatch.setattr(engine.Display, "due", lambda display, count: False)
     try:

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 import nr
 from models.cifar import ARCHS, densenet, resnet, vgg16_bn, vgg19_bn
-from tests import benchmark
+from tests.benchmark import settings
 from tests.helpers import (
     FAMILIES,
     MODES,
@@ -205,10 +205,10 @@ def test_work_grows_with_the_image(arch):
     assert nr.count_macs(model, 64) - linear == 4 * (nr.count_macs(model, 32) - linear)
 
 
-@pytest.mark.parametrize("name", benchmark.NETWORKS)
+@pytest.mark.parametrize("name", settings.NETWORKS)
 def test_the_same_network_in_plain_torch_has_the_same_logits(name):
     """Which is also what tests.benchmark compares the time of."""
-    build, arch, keywords = benchmark.NETWORKS[name]
+    build, arch, keywords = settings.NETWORKS[name]
     torch.manual_seed(0)
     source, target = build(), models.build("cifar", arch, **keywords)
     random_norms(source)
