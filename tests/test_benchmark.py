@@ -12,7 +12,7 @@ import nr
 from nr.network.wiring import wiring
 from tests import plain, real
 from tests.benchmark import __main__ as script
-from tests.benchmark import measuring, settings, table, training
+from tests.benchmark import converted, measuring, settings, table, training
 from tests.launches import launches
 from utils.machine import compiler
 
@@ -44,6 +44,10 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(measuring, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(table, "footprint_in_child", table.footprint)  # a child is slow
     monkeypatch.setattr(table, "in_processes", in_this_process)
+    monkeypatch.setattr(converted, "NAMES", ("mobilenet_v3_small",))
+    monkeypatch.setattr(converted, "SELECTIONS", "shufflenet_v2_x0_5")
+    monkeypatch.setattr(converted, "SIZE", 32)
+    monkeypatch.setattr(converted, "BATCH", 2)
     yield
     torch.set_num_threads(threads)
 
@@ -227,11 +231,14 @@ def test_the_whole_table(small, capsys):
     again = sum(
         max(1, len(settings.PHASES[phase])) for phase in eager if phase not in settings.GPU_ONLY
     )
-    assert len(lines) == 2 + 3 * (again + len(settings.GPU_ONLY)) + 3 + 7
+    assert len(lines) == 2 + 3 * (again + len(settings.GPU_ONLY)) + 3 + 7 + 2
     rows = {(row[0], row[1]): row for row in cells}
     assert rows["-", "imagenet loader"][2] == "not measured"
     assert float(rows["VGG-19", "removed, checkpoint"][5]) < 1
     assert rows["ResNet-164", "nr.rejuvenate"][5].endswith(" ms")
+    assert float(rows["mobilenet_v3_small", "converted, search"][5]) > 0
+    (picked,) = (row for row in cells if row[0] == "shufflenet_v2_x0_5")
+    assert 0 < float(picked[5].removesuffix(" %")) < 100
 
 
 def test_what_saving_blocks_and_what_it_takes(small):

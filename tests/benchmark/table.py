@@ -18,6 +18,7 @@ import models
 import nr
 from tests import real
 from tests.benchmark import settings
+from tests.benchmark.converted import converted_rows
 from tests.benchmark.measuring import be_a_run, ratio, share, take_turns, timed
 from tests.benchmark.settings import (
     COMPILED,
@@ -217,3 +218,4 @@ def all_rows(
     yield loader_row(min(rounds, 3), device)
     yield saving_row(rounds, device)
     yield from footprint_rows(device)
+    yield from converted_rows(rounds, device)
