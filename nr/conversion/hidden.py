@@ -17,14 +17,8 @@ CHANGED = (  # what a forward may change around its operations, in the order of 
 )
 
 
-def refuse_hidden(model: nn.Module) -> None:
-    """Refuse what changes a network without being seen in its graph."""
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{model!r:.100}: is no nn.Module, and only those can be converted")
-    if any(map(nn.parameter.is_lazy, [*model.parameters(), *model.buffers()])):
-        raise ValueError(
-            f"{type(model).__name__}: has lazy modules without weights yet: run a batch first"
-        )
+def hidden(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """What changes a network without being seen in its graph: places, and what is there."""
     owners: dict[object, str] = {}
     for name, module in model.named_modules():
         place = name or type(module).__name__
@@ -32,21 +26,24 @@ def refuse_hidden(model: nn.Module) -> None:
             if tensor is not None and tensor.numel():
                 key = (tensor.device, tensor.data_ptr() or id(tensor))
                 if (other := owners.setdefault(key, f"{place}.{own}")) != f"{place}.{own}":
-                    raise ValueError(
-                        f"{place}.{own}: is shared with {other}, and each place in a network of"
-                        " units has weights of its own: give each layer its own"
+                    yield (
+                        f"{place}.{own}",
+                        f"is shared with {other}, and each place in a network of units has weights"
+                        " of its own: give each layer its own",
                     )
         if parametrize.is_parametrized(module):
-            raise ValueError(
-                f"{place}: its weights are made of others: use"
-                " torch.nn.utils.parametrize.remove_parametrizations first"
+            yield (
+                place,
+                "its weights are made of others: use"
+                " torch.nn.utils.parametrize.remove_parametrizations first",
             )
         if module._backward_hooks or module._backward_pre_hooks:
-            raise ValueError(f"{place}: has a backward hook, which would be lost: remove it first")
+            yield place, "has a backward hook, which would be lost: remove it first"
         if module._forward_hooks or module._forward_pre_hooks:
-            raise ValueError(
-                f"{place}: has a forward hook (as of torch.nn.utils.prune and weight_norm), which"
-                " would be lost: remove it first"
+            yield (
+                place,
+                "has a forward hook (as of torch.nn.utils.prune and weight_norm), which would be"
+                " lost: remove it first",
             )
 
 

@@ -12,11 +12,11 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from nr.conversion.recording import BATCH, CONSTANT, DROPOUTS, Drawn, Refusal, Tracer
-from nr.conversion.values import RESULT, compute, on_meta
+from nr.conversion.recording import BATCH, CONSTANT, DROPOUTS, Drawn, Refusal, Tracer, is_plain
+from nr.conversion.values import LARGER, RESULT, compute, on_meta
 from nr.network.plain import Size
 
-LARGER, LARGER_BY = 2, 256  # times, and pixels on top: more than the strides of a network
+TIMES, MORE = 2, (256, 384)  # of H and W, pixels on top: more than the strides of a network
 FOLLOWS = "nr_follows"  # of a functional dropout: whether it is on in train mode only
 
 
@@ -40,25 +40,38 @@ class Traces(NamedTuple):
     training: Trace
     differs: str | None
 
+    @property
+    def fuller(self) -> Trace:
+        """The one that computes more."""
+        return self.evaluation if self.differs is None else self.training
 
-def traced(model: nn.Module, channels: int, size: Size) -> Traces:
-    """``model`` in both modes. Raises Refusal, Unfit, and whatever its forward raises."""
-    plain: frozenset[type] = frozenset()
+
+def traced(model: nn.Module, channels: int, size: Size, refused: dict[str, str]) -> Traces:
+    """``model`` in both modes. Raises Refusal, Unfit, and whatever its forward raises.
+
+    What would be lost goes to ``refused``, by module; one that cannot be followed is taken whole.
+    """
+    whole: frozenset[type | str] = frozenset()
     modules = dict(model.named_modules())
     while True:
         try:
-            evaluation, training = (_trace(model, channels, size, m, plain) for m in (False, True))
+            evaluation, training = (
+                _trace(model, channels, size, mode, whole, refused) for mode in (False, True)
+            )
             differs = _parting(evaluation.log, training.log)
         except Drawn as error:
-            if not _is_plain(modules[error.path]):
-                raise
             differs = error.path
-        else:
-            if differs is None or not _is_plain(modules[differs]):
-                traces = Traces(evaluation, training, differs)
-                _follow_dropouts(traces)
-                return traces
-        plain |= {type(modules[differs])}
+        except Refusal as error:
+            if error.path not in modules or error.path in ("", *whole):
+                raise
+            refused[error.path] = str(error)
+            whole |= {error.path}
+            continue
+        if differs is None or not is_plain(modules[differs]):
+            traces = Traces(evaluation, training, differs)
+            _follow_dropouts(traces)
+            return traces
+        whole |= {type(modules[differs])}
 
 
 def image_channels(model: nn.Module, size: Size) -> int:
@@ -71,7 +84,7 @@ def image_channels(model: nn.Module, size: Size) -> int:
     copied = on_meta(model).eval()
     convs = [m for m in copied.modules() if isinstance(m, nn.Conv2d)]
     if not convs:
-        raise ValueError(f"{type(model).__name__}: there is no nn.Conv2d in it")
+        raise Refusal("", "there is no nn.Conv2d in it: only convolutional networks have units")
     for conv in convs:
         conv.register_forward_pre_hook(first)
     dtype = next(model.parameters()).dtype
@@ -105,20 +118,24 @@ def _key(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> str:
     return repr((node.op, node.target, args, keywords))
 
 
-def varying(trace: Trace, channels: int, size: Size) -> tuple[set[fx.Node], set[fx.Node]]:
+def varying(
+    trace: Trace, channels: int, size: Size, refused: dict[str, str]
+) -> tuple[set[fx.Node], set[fx.Node]]:
     """The numbers that depend on how many images there are, and on how large they are.
 
     Found by computing the graph for others. The larger size changes every map that strides and
     windows make; where the graph cannot take it, all that is read of shapes counts.
     """
     dtype = next(trace.model.parameters()).dtype
-    more = torch.empty(BATCH + 1, channels, *size, dtype=dtype, device="meta")
-    larger = torch.empty(
-        BATCH, channels, *(LARGER * side + LARGER_BY for side in size), dtype=dtype, device="meta"
-    )
-    values = [_values(trace, images) for images in (more, larger)]
+    larger = (TIMES * side + more for side, more in zip(size, MORE, strict=True))
+    values = [
+        _values(trace, torch.empty(*shape, dtype=dtype, device="meta"))
+        for shape in ((BATCH + 1, channels, *size), (BATCH, channels, *larger))
+    ]
     if values[0] is None:
-        raise ValueError(f"the forward takes only {BATCH} images at a time")
+        refused.setdefault("", f"the forward takes only {BATCH} images at a time")
+    for node, value in (values[1] or {}).items():
+        node.meta[LARGER] = value
     return tuple(_varying(trace.nodes, other) for other in values)
 
 
@@ -158,25 +175,25 @@ def _has_tensor(value: object) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether ``module`` may stay as it is: nothing in it is trained, counted or called."""
-    return not [*module.parameters(), *module.buffers(), *module.children()]
-
-
 def _trace(
-    model: nn.Module, channels: int, size: Size, training: bool, plain: frozenset[type]
+    model: nn.Module,
+    channels: int,
+    size: Size,
+    training: bool,
+    whole: frozenset[type | str],
+    refused: dict[str, str],
 ) -> Trace:
     like = next(model.parameters())
     copied = on_meta(model).train(training)
     for name, module in copied.named_modules():
         if module.training != training:
-            raise Refusal(
-                name or type(model).__name__,
+            refused.setdefault(
+                name,
                 f"train({training}) leaves it in the other mode (by a train method of its own),"
                 " and a converted network would not: use nn.Module's, and eval() where needed",
             )
     images = torch.empty(BATCH, channels, *size, dtype=like.dtype, device="meta")
-    tracer = Tracer(copied, like, plain)
+    tracer = Tracer(copied, like, whole, refused)
     graph = tracer.run(images)
     if tracer.changed is not None:
         _call_again(tracer, images)
@@ -188,17 +205,15 @@ def _call_again(tracer: Tracer, images: Tensor) -> None:
     model = copy.deepcopy(tracer.model)
     for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
         delattr(model, name)
-    again = Tracer(model, tracer.like, tracer.plain)
+    again = Tracer(model, tracer.like, tracer.whole, tracer.refused)
     try:
         again.run(images)
     except Exception:  # whatever a forward may raise that has been called
         again.log = []
     if again.log != tracer.log:
         path, attribute = tracer.changed
-        raise Refusal(
-            path or type(model).__name__,
-            f"sets {attribute} in its forward, and computes something else the next time",
-        )
+        reason = f"sets {attribute} in its forward, and computes something else the next time"
+        tracer.refuse(reason, path)
 
 
 def _parting(log: list[tuple], other: list[tuple]) -> str | None:

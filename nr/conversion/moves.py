@@ -5,54 +5,17 @@ chunk, split, slices, view, permute, flatten and their kind only move elements. 
 channels are read that stand where.
 """
 
-import operator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 # Functions, methods and modules that move the elements of one tensor and change none.
-FUNCTIONS = (
-    getattr,
-    operator.getitem,
-    torch.flatten,
-    torch.reshape,
-    torch.squeeze,
-    torch.unsqueeze,
-    torch.permute,
-    torch.transpose,
-    torch.swapaxes,
-    torch.movedim,
-    torch.chunk,
-    torch.split,
-    torch.tensor_split,
-    torch.unbind,
-    torch.narrow,
-    torch.select,
-    torch.channel_shuffle,
-    nn.functional.channel_shuffle,
+_MOVING = (
+    "getattr getitem flatten unflatten reshape view squeeze unsqueeze permute transpose swapaxes"
+    " movedim chunk split tensor_split unbind narrow select channel_shuffle expand expand_as clone"
 )
-METHODS = (
-    "flatten",
-    "view",
-    "reshape",
-    "squeeze",
-    "unsqueeze",
-    "permute",
-    "transpose",
-    "swapaxes",
-    "movedim",
-    "chunk",
-    "split",
-    "tensor_split",
-    "unbind",
-    "narrow",
-    "select",
-    "unflatten",
-    "expand",
-    "expand_as",
-    "clone",
-)
+WORDS = frozenset(_MOVING.split())
 MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 
 

@@ -6,7 +6,7 @@ hold (gradients switched off, autocast, checkpointing, random numbers) is refuse
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 
 import torch
@@ -32,7 +32,7 @@ class Refusal(ValueError):
     """What cannot be traced; ``path``: the module whose forward does it, "" for the whole."""
 
     def __init__(self, path: str, reason: str):
-        super().__init__(f"{path}: {reason}" if path else reason)
+        super().__init__(reason)
         self.path = path
 
 
@@ -47,15 +47,18 @@ class Unfit(ValueError):
 class Tracer(fx.Tracer):
     """Traces ``model``, which ``on_meta`` made, in the mode it is in.
 
-    ``like``: a parameter of the network itself. ``plain``: classes that are not looked into.
-    Afterwards ``log`` holds what was called, entered and left, in order, ``told`` the nodes whose
-    values Python asked for, and where, ``changed`` a module and an attribute that the forward set.
+    ``like``: a parameter of the network itself. ``whole``: classes, and names of modules, that are
+    not looked into. Afterwards ``log`` holds what was called, entered and left, in order, ``told``
+    the nodes whose values Python asked for, and where, ``changed`` a module and an attribute that
+    the forward set. What would be lost goes to ``refused``, by module.
     """
 
-    def __init__(self, model: nn.Module, like: Tensor, plain: frozenset[type] = frozenset()):
+    def __init__(
+        self, model: nn.Module, like: Tensor, whole: Set[type | str], refused: dict[str, str]
+    ):
         super().__init__(autowrap_functions=())
         self.proxy_buffer_attributes = True
-        self.model, self.like, self.plain = model, like, plain
+        self.model, self.like, self.whole, self.refused = model, like, whole, refused
         self.shapes = copy.deepcopy(model).eval()  # in train mode a norm may ask for values
         self.names = {module: name for name, module in model.named_modules()}
         self.computing = False
@@ -68,7 +71,7 @@ class Tracer(fx.Tracer):
         self.images = images
         before = [(t, t._version) for t in _tensors(self.model).values()]
         held = {name: dict(vars(module)) for name, module in self.model.named_modules()}
-        with torch.enable_grad(), self._watched(), same_random():
+        with torch.enable_grad(), _watched(self), same_random():
             self.around, self.drawn = surroundings(), drawn_from(self.like)
             graph = self.trace(lambda images: self.model(images))
         for name, module in self.model.named_modules():
@@ -79,8 +82,14 @@ class Tracer(fx.Tracer):
         after = _tensors(self.model)
         for (name, tensor), (old, version) in zip(after.items(), before, strict=True):
             if tensor is not old or tensor._version != version:
-                raise Refusal(name, "is changed by the forward itself, which would be lost")
+                self.refuse("is changed by the forward itself, which would be lost", name)
+                path, _, own = name.rpartition(".")
+                self.model.get_submodule(path)._buffers[own] = old
         return graph
+
+    def refuse(self, reason: str, path: str | None = None) -> None:
+        """Note what would be lost, and go on."""
+        self.refused.setdefault(self.path if path is None else path, reason)
 
     def create_args_for_root(self, fn, is_module, concrete_args=None):
         """Names are those in ``model``, though torch.fx is given a function that calls it.
@@ -150,11 +159,11 @@ class Tracer(fx.Tracer):
         if not name:
             return False
         known = isinstance(module, LEAVES) and not _own_forward(module)
-        known = known or type(module) in self.plain
+        known = known or type(module) in self.whole or name in self.whole
         known = known or type(module).__name__ == FROZEN
         leaf = known or super().is_leaf_module(module, name)
         if leaf and "forward" in vars(module):
-            raise Refusal(name, "has a forward put on the instance, which would be lost")
+            self.refuse("has a forward put on the instance, which would be lost", name)
         return leaf
 
     def call_module(self, module, forward, args, kwargs):
@@ -170,8 +179,12 @@ class Tracer(fx.Tracer):
             )
         self.log.append(("enter", path))
         result = super().call_module(module, forward, args, kwargs)
-        if drawn_from(self.like) != self.drawn:
-            raise Drawn(path, "draws random numbers in its forward, and tracing would fix them")
+        if (drawn := drawn_from(self.like)) != self.drawn:
+            self.drawn = drawn
+            if not is_plain(module):
+                self.refuse("draws random numbers in its forward, and tracing would fix them", path)
+            elif type(module) not in self.whole:
+                raise Drawn(path, "draws random numbers in its forward")
         self._check_surroundings()
         self.log.append(("exit", path, repr(pytree.tree_map(_name, result))))
         return result
@@ -192,31 +205,39 @@ class Tracer(fx.Tracer):
     def _check_surroundings(self) -> None:
         for was, found, what in zip(self.around, surroundings(), CHANGED, strict=True):
             if found != was:
-                raise Refusal(self.path, f"computes under {what}, which would be lost")
+                self.refuse(f"computes under {what}, which would be lost")
 
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Refuse torch.autocast, on or off, and autograd functions where the forward uses them."""
-        enter, apply = torch.autocast.__enter__, vars(torch.autograd.Function)["apply"]
 
-        def refuse(_):
-            raise Refusal(self.path, "computes under torch.autocast, which would be lost")
+@contextmanager
+def _watched(tracer: Tracer) -> Iterator[None]:
+    """Notice torch.autocast, on or off, and autograd functions where the forward uses them."""
+    enter, apply = torch.autocast.__enter__, vars(torch.autograd.Function)["apply"]
 
-        def refuse_function(cls, *args, **kwargs):
-            if self.computing:
-                return apply.__func__(cls, *args, **kwargs)
-            what = f"calls {cls.__name__}, an autograd function, whose gradient would be lost"
-            if cls.__name__ == "CheckpointFunction":
-                what = "computes under activation checkpointing, which would be lost"
-            raise Refusal(self.path, what)
+    def noticed(autocast: torch.autocast):
+        if not tracer.computing:
+            tracer.refuse("computes under torch.autocast, which would be lost")
+        return enter(autocast)
 
-        torch.autocast.__enter__ = refuse
-        torch.autograd.Function.apply = classmethod(refuse_function)
-        try:
-            yield
-        finally:
-            torch.autocast.__enter__ = enter
-            torch.autograd.Function.apply = apply
+    def refused(cls, *args, **kwargs):
+        if tracer.computing:
+            return apply.__func__(cls, *args, **kwargs)
+        what = f"calls {cls.__name__}, an autograd function, whose gradient would be lost"
+        if cls.__name__ == "CheckpointFunction":
+            what = "computes under activation checkpointing, which would be lost"
+        raise Refusal(tracer.path, what)
+
+    torch.autocast.__enter__ = noticed
+    torch.autograd.Function.apply = classmethod(refused)
+    try:
+        yield
+    finally:
+        torch.autocast.__enter__ = enter
+        torch.autograd.Function.apply = apply
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether ``module`` may stay as it is: nothing in it is trained, counted or called."""
+    return not [*module.parameters(), *module.buffers(), *module.children()]
 
 
 def _own_forward(module: nn.Module) -> bool:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 RESULT = "nr_result"  # what a node gives: tensors on the meta device, numbers, or tuples of them
+LARGER = "nr_larger"  # what it gives where the images are larger, if it takes them
 WHERE = ("device", "is_cuda", "is_cpu", "is_mps", "is_xpu")  # of the network, not of the copy
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` without memory for its weights."""
+    """A copy of ``model`` without memory for its weights, and without hooks."""
     own = [*model.parameters(), *model.buffers()]
     memo = {}
     for tensor in own:
@@ -24,7 +25,11 @@ def on_meta(model: nn.Module) -> nn.Module:
         if isinstance(tensor, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
         memo[id(tensor)] = empty
-    return copy.deepcopy(model, memo)
+    copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()
+    return copied
 
 
 def compute(node: fx.Node, known: Callable[[fx.Node], object], model: nn.Module) -> object:

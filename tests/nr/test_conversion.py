@@ -397,7 +397,6 @@ REFUSED = {
     "twice": (lambda m, x: head(m, m.norm(m.conv(x[:, :3]))), "called more than once"),
     "values": (lambda m, x: head(m, x) if x.sum() > 0 else x, "cannot trace"),
     "dropout": (lambda m, x: head(m, nn.functional.dropout(x)), "nn.Dropout"),
-    "unused": (lambda m, x: (m.pool(x), head(m, x))[1], "not used"),
     "alpha": (lambda m, x: head(m, torch.add(m.pool(x), m.pool(x), alpha=2)), "alpha"),
     "half a channel": (lambda m, x: head(m, x[:, :, 1:]), "something else than whole channels"),
     "size": (lambda m, x: m.fc(torch.flatten(x, 1)), "other image_size|image_size"),
@@ -412,6 +411,17 @@ def test_what_has_no_form_in_units_is_named(case):
     end, words = REFUSED[case]
     with pytest.raises(ValueError, match=words):
         nr.convert(ended(end), 8)
+
+
+def test_what_nothing_reads_is_left_out_and_what_has_weights_is_named():
+    model = ended(lambda m, x: (m.spare_norm(m.spare(m.pool(x))), head(m, m.bn(x)))[1]).eval()
+    model.spare, model.spare_norm = nn.Conv2d(4, 5, 1), nn.BatchNorm2d(5)
+    model.bn = nn.BatchNorm2d(4)
+    with pytest.warns(UserWarning, match=r"left out of the network: spare, spare_norm$"):
+        network = nr.convert(model, 8)
+    x = torch.randn(2, 3, 8, 8)
+    assert relative_difference(logits_of(network, x)[:, 0], logits_of(model, x)) < 1e-5
+    assert not [name for name, _ in network.named_modules() if "spare" in name or "pool_" in name]
 
 
 BY_NAME = {

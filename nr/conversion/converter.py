@@ -1,0 +1,149 @@
+"""The conversion itself: each traced node in order, then the outputs."""
+
+from collections.abc import Mapping
+
+import torch.utils._pytree as pytree
+from torch import fx, nn
+
+from nr.conversion.making import classifier
+from nr.conversion.obstacles import Obstacles
+from nr.conversion.operands import BATCH_NORMS, WEIGHING, Blocked, Operands
+from nr.conversion.operators import converted, ending
+from nr.conversion.tracing import Traced
+from nr.conversion.words import has_tensor, in_place, inputs, readers, shape, word
+from nr.network.graph import FLAT, Graph, Outputs
+from nr.network.layers import Classifier, Network
+from nr.network.plain import FixedSize
+
+ENDS = (
+    "the network gives this, and has to give the logits of an nn.Linear alone, the maps of an"
+    " nn.Conv2d, or several of them"
+)
+
+
+class Converter(Operands):
+    """Makes nodes of the traced ones; what has no form in units goes to ``obstacles``."""
+
+    def __init__(self, traced: Traced, obstacles: Obstacles):
+        super().__init__(traced)
+        self.obstacles = obstacles
+        self.heads: set[fx.Node] = set()
+
+    def network(self) -> Network:
+        """The whole network: features up to the last linear layer, which is the classifier."""
+        outputs, nodes = self.traced.outputs, self.traced.nodes
+        last = self.last(outputs)
+        self.heads = self.found_heads(outputs) if last is None else set()
+        for node in nodes[1 : nodes.index(last) if last else -1]:
+            if has_tensor(node):
+                self.values[node] = self.attempt(node)
+        made = None if last is None else self.classifier(last)
+        ends = self.ends(outputs) if last is None else (None, None)
+        if self.traced.bound is not None:
+            self.bind(FixedSize(self.traced.size, self.traced.bound))
+        return Network(Graph(self.nodes, self.modules, *ends), made, self.traced.size)
+
+    def attempt(self, node: fx.Node) -> object:
+        """What ``node`` gives, or a stand-in for it."""
+        if self.obstacles.has(self.traced.name(node)):
+            return self.stand_in(node)
+        blocked: set[fx.Node] = set()
+        while True:
+            try:
+                self.refuse_in_place(node)
+                return ending(self, node) if node in self.heads else converted(self, node)
+            except ValueError as error:
+                at = error.node if isinstance(error, Blocked) else node
+                self.values[at] = self.block(node if at in blocked else at, error)
+                if at is node or at in blocked:
+                    return self.values[at]
+                blocked.add(at)
+
+    def block(self, node: fx.Node, error: ValueError) -> object:
+        """Note what is in the way at ``node``; returns a stand-in for what it gives."""
+        self.obstacles.add(self.traced.name(node), str(error))
+        return self.stand_in(node)
+
+    def refuse_in_place(self, node: fx.Node) -> None:
+        changes = in_place(node, self.module(node))
+        if changes and len(list(readers(node.args[0]))) > 1:
+            raise ValueError("changes in place what others read too: use inplace=False")
+
+    # The ends of the network.
+
+    def last(self, outputs: tuple[object, object]) -> fx.Node | None:
+        """The linear layer that gives the only output, the same in both modes."""
+        end, other = outputs
+        while end is other and isinstance(end, fx.Node):
+            module, before = self.module(end), inputs(end)
+            if type(module) is nn.Linear and len(shape(end)) == 2:
+                return end
+            flat = isinstance(module, nn.Identity | nn.Flatten) or word(end) == "flatten"
+            if not flat or len(before) != 1 or shape(end) != shape(before[0]):
+                return None
+            end = other = before[0]
+        return None
+
+    def classifier(self, last: fx.Node) -> Classifier:
+        """The classifier, behind the features."""
+        try:
+            self.take(last)
+            if not self.nodes:
+                raise ValueError("there is no convolution before it: put nr's units there")
+            name, window = self.whole_map(last)
+        except ValueError as error:
+            self.obstacles.add(self.traced.name(last), str(error))
+            self.values[last.args[0]] = self.stand_in(last.args[0])
+            name, window = self.whole_map(last)
+        self.end_with(name)
+        return classifier(self.module(last), window)
+
+    def found_heads(self, outputs: object) -> set[fx.Node]:
+        """The layers, without a norm behind them, that give the outputs."""
+        found: set[fx.Node] = set()
+        for end in pytree.tree_leaves(outputs):
+            if not isinstance(end, fx.Node) and end is not None:
+                self.obstacles.add(type(end).__name__, ENDS)
+            open_ = [end] if isinstance(end, fx.Node) else []
+            while open_:
+                node = open_.pop()
+                module = self.module(node)
+                if type(module) in (nn.Linear, nn.Conv2d):
+                    found.add(node)
+                elif self.follows(node, module):
+                    open_ += inputs(node)
+                else:
+                    self.obstacles.add(self.traced.name(end), ENDS)
+        return found
+
+    def follows(self, node: fx.Node, module: nn.Module | None) -> bool:
+        """Whether what a node gives is still the output of the layer before it."""
+        if node.op in ("placeholder", "get_attr"):
+            return False
+        weighs = module is not None and [*module.parameters()]
+        return not weighs and not isinstance(module, (*BATCH_NORMS, *WEIGHING))
+
+    def ends(self, outputs: tuple[object, object]) -> tuple[Outputs, Outputs]:
+        """The outputs of eval and of train mode as names of nodes; None where they are the same."""
+        names: dict[fx.Node, str] = {}
+
+        def named(part: object) -> Outputs:
+            if isinstance(part, Mapping):
+                return {str(key): named(inner) for key, inner in part.items()}
+            if isinstance(part, list | tuple):
+                return [named(inner) for inner in part]
+            if not isinstance(part, fx.Node):
+                return None
+            if part not in names:
+                names[part] = self.end(part)
+            return names[part]
+
+        evaluation, training = map(named, outputs)
+        return evaluation, training if training != evaluation else None
+
+    def end(self, node: fx.Node) -> str:
+        """The node of an output."""
+        given = self.read(node)
+        if len(shape(node)) == 2:
+            return self.join(self.traced.name(node), FLAT, [given], shape(node)).name
+        return given

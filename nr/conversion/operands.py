@@ -1,0 +1,134 @@
+"""What the operations of a traced network read: activations of the graph that is made, constants.
+
+Every handler of an operation gets it, and a node; its errors have no names, which are added once.
+"""
+
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from nr.conversion.building import Activation, Builder
+from nr.conversion.obstacles import opaque
+from nr.conversion.tracing import Traced
+from nr.conversion.values import RESULT
+from nr.conversion.words import has_tensor, readers, shape
+from nr.network.graph import IMAGE
+
+BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
+WEIGHING = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+
+
+class Blocked(ValueError):
+    """What cannot be read as it was made: ``node`` is the one that made it so."""
+
+    def __init__(self, node: fx.Node, reason: str):
+        super().__init__(reason)
+        self.node = node
+
+
+class Operands(Builder):
+    """The graph so far, and by traced node what it gives.
+
+    ``values``: an Activation, or several. ``fixed``: what is made of buffers and constants alone.
+    """
+
+    def __init__(self, traced: Traced):
+        super().__init__()
+        self.traced = traced
+        image = traced.nodes[0]
+        self.values: dict[fx.Node, object] = {image: Activation(IMAGE, shape(image))}
+        self.fixed: dict[fx.Node, Tensor] = {}
+        self.called: set[str] = set()  # modules with weights that have become part of something
+
+    def put(self, node: fx.Node, module: nn.Module, before: str) -> Activation:
+        """Have ``module`` do what ``node`` does."""
+        return self.add(self.traced.name(node), module, before, shape(node))
+
+    def stand_in(self, node: fx.Node) -> object:
+        """Channels of their own in the place of what ``node`` gives."""
+
+        def made(tensor: object) -> object:
+            if not isinstance(tensor, Tensor):
+                return tensor
+            module = opaque(tensor.shape, self.traced.image_channels)
+            return self.add(self.traced.name(node), module, IMAGE, tensor.shape)
+
+        return pytree.tree_map(made, node.meta[RESULT])
+
+    def read(self, before: fx.Node, spread: bool = False) -> str:
+        """The name of the activation [B, C, H, W] that ``before`` gives.
+
+        ``spread``: one pixel may stand for all.
+        """
+        value = self.values.get(before)
+        if before.op == "get_attr" or before in self.fixed:
+            raise ValueError(
+                f"{before.target} is computed with outside of a module of torch's: use one"
+            )
+        if isinstance(value, Activation):
+            if value.moved is None:
+                return value.name
+            found = value.channels
+            pixels = value.shape[2:].numel()
+            if found and not (found.flat and pixels > 1) and (spread or not found.spread):
+                return self.chosen(self.traced.name(before), value, found.chosen)
+        raise Blocked(
+            before,
+            f"makes {list(shape(before))} of something else than whole channels, and units read"
+            " channels: move whole channels only",
+        )
+
+    def whole_map(self, node: fx.Node) -> tuple[str, tuple[int, int]]:
+        """What a linear layer reads, flattened, and its (H, W)."""
+        before = node.args[0]
+        value = self.values.get(before)
+        found = value.channels if isinstance(value, Activation) else None
+        if found is None or found.spread or len(shape(node)) != 2:
+            raise ValueError(
+                f"reads {list(shape(before))}, and only an nn.Linear over a map that was flattened"
+                " is a convolution: put nn.Flatten() before it"
+            )
+        sides = tuple(value.shape[2:]) or (1, 1)
+        return self.chosen(self.traced.name(node), value, found.chosen), sides
+
+    def module(self, node: object) -> nn.Module | None:
+        """The module that a node calls."""
+        return self.traced.module(node) if isinstance(node, fx.Node) else None
+
+    def is_normed(self, node: fx.Node) -> bool:
+        """Whether a batch norm of its own follows a convolution or linear layer."""
+        after = list(readers(node))
+        return len(after) == 1 and isinstance(self.module(after[0]), BATCH_NORMS)
+
+    def take(self, node: fx.Node) -> nn.Module:
+        """The module of a node. Raises ValueError for one that is called a second time."""
+        if node.target in self.called:
+            raise ValueError(
+                "is called more than once, and each place in a network of units has weights of its"
+                " own: use a module for each"
+            )
+        self.called.add(node.target)
+        return self.traced.module(node)
+
+    def constant(self, node: fx.Node, operand: object) -> float | Tensor | None:
+        """An operand that is a number or a fixed tensor; None for an activation or a parameter."""
+        if operand in self.fixed:
+            self.read(operand)
+        if isinstance(operand, fx.Node) and has_tensor(operand):
+            return None
+        return self.traced.constant(node, operand)
+
+    def fix(self, node: fx.Node) -> None:
+        """A buffer, or what is made of buffers, is known; a parameter is trained."""
+        if node.op != "get_attr":
+            self.fixed[node] = self.called_with(node, self.fixed)
+        elif type(tensor := self.traced.tensor(node)) is Tensor and not tensor.is_meta:
+            self.fixed[node] = tensor
+
+    def called_with(self, node: fx.Node, read: dict[fx.Node, Tensor]) -> object:
+        """What ``node`` gives for these tensors, with the sizes that it was traced with."""
+        known = {n: n.meta[RESULT] for n in node.all_input_nodes} | read
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        module = self.traced.module(node)
+        return (node.target if module is None else module)(*args, **kwargs)
