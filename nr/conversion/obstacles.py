@@ -6,7 +6,7 @@ from typing import NamedTuple
 from torch import nn
 
 from nr.network.plain import Size
-from nr.network.units import Conv
+from nr.network.convolutions import Conv
 
 # Where a reason names none.
 REMEDY = "do this outside of the network, or with modules of torch that nr/README.md names"

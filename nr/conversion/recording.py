@@ -68,23 +68,11 @@ class Tracer(fx.Tracer):
 
     def run(self, images: Tensor) -> fx.Graph:
         """The graph for ``images``. Raises Refusal, Unfit, and whatever the forward raises."""
-        self.images = images
-        before = [(t, t._version) for t in _tensors(self.model).values()]
-        held = {name: dict(vars(module)) for name, module in self.model.named_modules()}
+        self.images, held = images, _held(self.model)
         with torch.enable_grad(), _watched(self), same_random():
             self.around, self.drawn = surroundings(), drawn_from(self.like)
             graph = self.trace(lambda images: self.model(images))
-        for name, module in self.model.named_modules():
-            for key, value in vars(module).items():
-                made = key.startswith(CONSTANT) or isinstance(value, fx.Proxy)
-                if not made and held[name].get(key, self) is not value:
-                    self.changed = (name, key)
-        after = _tensors(self.model)
-        for (name, tensor), (old, version) in zip(after.items(), before, strict=True):
-            if tensor is not old or tensor._version != version:
-                self.refuse("is changed by the forward itself, which would be lost", name)
-                path, _, own = name.rpartition(".")
-                self.model.get_submodule(path)._buffers[own] = old
+        _compare(self, *held)
         return graph
 
     def refuse(self, reason: str, path: str | None = None) -> None:
@@ -206,6 +194,28 @@ class Tracer(fx.Tracer):
         for was, found, what in zip(self.around, surroundings(), CHANGED, strict=True):
             if found != was:
                 self.refuse(f"computes under {what}, which would be lost")
+
+
+def _held(model: nn.Module) -> tuple[dict[str, dict], dict[str, tuple[Tensor, int]]]:
+    """The attributes of all modules, and all tensors with their versions."""
+    held = {name: dict(vars(module)) for name, module in model.named_modules()}
+    return held, {name: (tensor, tensor._version) for name, tensor in _tensors(model).items()}
+
+
+def _compare(tracer: Tracer, held: dict, before: dict) -> None:
+    """See what the forward has changed."""
+    for name, module in tracer.model.named_modules():
+        for key, value in vars(module).items():
+            made = key.startswith(CONSTANT) or isinstance(value, fx.Proxy)
+            if not made and held[name].get(key, tracer) is not value:
+                tracer.changed = (name, key)
+    for name, (old, version) in before.items():
+        path, _, own = name.rpartition(".")
+        module = tracer.model.get_submodule(path)
+        tensor = getattr(module, own)
+        if tensor is not old or tensor._version != version:
+            tracer.refuse("is changed by the forward itself, which would be lost", name)
+            module._buffers[own] = old
 
 
 @contextmanager
