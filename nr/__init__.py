@@ -6,6 +6,7 @@ from nr.files.building import build
 from nr.files.structure import structure
 from nr.given.outputs import Joined, loss, predict
 from nr.method.merging import merge
+from nr.method.planning import Plan, plan
 from nr.method.rejuvenation import rejuvenate
 from nr.method.rescaling import rescale
 from nr.method.sparsity import SGD, grow_sparsity, penalise
@@ -13,6 +14,7 @@ from nr.method.utilization import utilization
 from nr.network.convolutions import Conv, ConvBN
 from nr.network.counting import count_macs, count_params
 from nr.network.graph import Graph, Node
+from nr.network.holding import hold
 from nr.network.layers import Chain, Classifier, Concat, Network, Residual
 
 __version__ = "0.1.0"
@@ -28,17 +30,20 @@ __all__ = [
     "Joined",
     "Network",
     "Node",
+    "Plan",
     "Residual",
     "build",
     "convert",
     "count_macs",
     "count_params",
     "grow_sparsity",
+    "hold",
     "load",
     "loss",
     "merge",
     "penalise",
     "predict",
+    "plan",
     "rejuvenate",
     "rescale",
     "save",

@@ -5,6 +5,8 @@ moves channels a selection, the last linear layer the classifier. Modules keep t
 has no form in units is an obstacle: noted, with a stand-in behind which the conversion goes on.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -15,6 +17,7 @@ from nr.conversion.tracing import Traced
 from nr.method.scaling import add_scales
 from nr.network.checks import image_hw
 from nr.network.graph import IMAGE, Graph, Node
+from nr.network.holding import hold
 from nr.network.layers import Classifier, Network
 from nr.network.plain import Size
 from nr.network.units import Unit
@@ -23,7 +26,13 @@ from nr.network.wiring import Wiring, wiring
 HOLDERS = (Graph, Classifier, nn.ModuleList)  # what has no mode of its own
 
 
-def convert(model: nn.Module, image_size: int | Size, scales: bool = False) -> Network:
+def convert(
+    model: nn.Module,
+    image_size: int | Size,
+    scales: bool = False,
+    keep: Iterable[str] = (),
+    freeze: Iterable[str] = (),
+) -> Network:
     """``model`` as a network of units with the same weights: [B, C, H, W] -> [B, 1, classes].
 
     ``image_size``: H = W of its images, or (H, W); where a linear layer reads a whole map, or the
@@ -31,7 +40,8 @@ def convert(model: nn.Module, image_size: int | Size, scales: bool = False) -> N
     eval and in train mode (see nr.ConvBN on strided 1x1 convolutions); ``model`` stays as it is and
     shares nothing with the result. A bias before a batch norm moves into its running mean.
     ``scales``: where there is no batch norm, a scale γ = 1 behind each activation whose channels
-    are free, which is measured, penalised and rebuilt as any γ. What is taken is in nr/README.md.
+    are free, which is measured, penalised and rebuilt as any γ. ``keep``, ``freeze``: patterns of
+    the names of layers that stay, as of nr.hold. What is taken is in nr/README.md.
     Raises ValueError naming the module, what is wrong and what helps, for all else: the first of
     ``obstacles``.
     """
@@ -40,6 +50,7 @@ def convert(model: nn.Module, image_size: int | Size, scales: bool = False) -> N
     if found:
         torch.set_rng_state(state)  # as if nothing had been made
         raise ValueError(str(found[0]))
+    hold(network, keep, freeze)
     return network
 
 

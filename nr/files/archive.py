@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from nr.files.building import build_on_meta, freeze
-from nr.files.structure import ENDS, class_name, structure
+from nr.files.structure import ENDS, HELD, class_name, structure
 from nr.network.checks import refuse_sharded
 from nr.network.layers import Network
 from nr.network.retiring import retire
 
-UNLIKE = ("form", "in_channels", "out_channels", "channels", "image_size", "frozen", "bias")
+UNLIKE = ("form", "in_channels", "out_channels", "channels", "image_size", "frozen", "bias", *HELD)
 SEAL = b"sha256:"
 SEAL_BYTES = len(SEAL) + 64
 # What file systems answer that have no fsync, or none for folders, as CIFS, FUSE and Windows:
@@ -76,7 +76,7 @@ def load(path: str | Path, into: Network | None = None) -> Network:
     network.to(next(into.parameters()).device).train(into.training)
     old = list(into.parameters())
     into.features, into.classifier = network.features, network.classifier
-    into.image_size = network.image_size
+    into.image_size, into.keep, into.freeze = network.image_size, network.keep, network.freeze
     retire(into, old)
     return into
 

@@ -7,7 +7,7 @@ from itertools import count
 import torch
 from torch import nn
 
-from nr.files.structure import CUSTOM, ENDS, NORM, OPTIONS, WINDOW
+from nr.files.structure import CUSTOM, ENDS, HELD, NORM, OPTIONS, WINDOW
 from nr.files.values import (
     LARGEST_WIDTH,
     is_number,
@@ -64,9 +64,8 @@ def _no_custom(place: str, name: str) -> nn.Module:
 
 
 def _built(structure: Mapping, custom: Custom) -> Network:
-    read_keys(
-        "the network", structure, ("version", "image_size", "features", "classifier"), "frozen"
-    )
+    needed = ("version", "image_size", "features", "classifier")
+    read_keys("the network", structure, needed, "frozen", *HELD)
     if structure["version"] not in READ:
         raise ValueError(f"structure: version {structure['version']!r}, expected one of {READ}")
     size = image_hw(structure["image_size"])
@@ -77,6 +76,11 @@ def _built(structure: Mapping, custom: Custom) -> Network:
     network = Network(features, head, size)
     if "frozen" in structure:  # older descriptions do not say it
         freeze(network, structure["frozen"])
+    for name in HELD:
+        patterns = structure.get(name, [])
+        if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
+            raise ValueError(f"structure: {name}: a list of patterns is needed")
+        setattr(network, name, tuple(patterns))
     return network
 
 

@@ -24,6 +24,7 @@ OPTIONS = {
     "output_padding": 0,
 }
 NORM = ("gamma", "eps", "momentum")
+HELD = ("keep", "freeze")  # patterns of names, of nr.hold
 ENDS = ("outputs", "training_outputs")  # of a graph
 CUSTOM = "custom"  # a plain module that is in no table: it has to be given to nr.load
 
@@ -32,8 +33,9 @@ def structure(model: Network) -> dict:
     """The whole network but for its weights, as plain data that nr.build takes.
 
     Of each unit: window, form, widths (one a stream), batch norm. ``frozen``: the names of the
-    parameters that do not train. A plain module that nr does not know is named only; nr.load takes
-    it from the model that it loads into. Raises ValueError for a network that nr cannot follow.
+    parameters that do not train; ``keep``, ``freeze``: as of nr.hold, where they are. A plain
+    module that nr does not know is named only; nr.load takes it from the model that it loads into.
+    Raises ValueError for a network that nr cannot follow.
     """
     wiring(model)
     size = model.image_size
@@ -43,6 +45,7 @@ def structure(model: Network) -> dict:
         "features": _described(model.features),
         "classifier": model.classifier and _described_head(model.classifier),
         "frozen": [name for name, p in model.named_parameters() if not p.requires_grad],
+        **{name: list(getattr(model, name)) for name in HELD if getattr(model, name)},
     }
 
 

@@ -1,6 +1,7 @@
 """The expansion r that keeps a budget: the published formula, or solved (spec section 5)."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from nr.method.rounding import new_widths, parts_in, rounded
 from nr.network.graph import MUL, Pick
 from nr.network.steps import Layer, Wiring
 
+Cost = Callable[[Tensor], float]  # of a network with so many fresh parts behind each
+LARGEST = 2.0**20  # an r beyond which nothing grows any more
 STEPS = 50  # halvings of an interval of r, far below what a width can tell apart
 
 
@@ -25,11 +28,12 @@ class Growth(NamedTuple):
 class Budget:
     """What a network costs with all connections between its streams, for any growth.
 
-    Σ in·out·k² over its units, times H·W with ``flops``; the image counts once.
+    Σ in·out·k² over its units, times H·W with ``flops``; the image counts once. ``multiple``: of
+    channels, in which layers grow.
     """
 
-    def __init__(self, families: Families, alive: Life, flops: bool):
-        self.families, self.alive = families, alive
+    def __init__(self, families: Families, alive: Life, flops: bool, multiple: int):
+        self.families, self.alive, self.multiple = families, alive, multiple
         plan = families.plan
         layers = [layer for layer in plan.layers if alive.masks(layer)[0].any()]
         self.survivors = [(family, families.survivors(alive, family)) for family in families.all]
@@ -51,30 +55,38 @@ class Budget:
         outs = torch.stack([grown[labels].sum() for labels in self.makes])
         return int((self.weights * torch.where(self.grouped > 0, self.grouped, ins) * outs).sum())
 
-    def published(self, live: int, total: int, multiple: int) -> Growth:
+    def published(self, live: int, total: int) -> Growth:
         """r = √(total / live), int(live·r) channels a layer."""
 
         def fresh(count: int, family: Family) -> int:
-            return new_widths(count, live, total, parts_in(family, multiple))[1]
+            return new_widths(count, live, total, parts_in(family, self.multiple))[1]
 
         return Growth(math.sqrt(total / live), self.copies(fresh))
 
-    def solved(self, total: int, multiple: int) -> Growth:
+    def solved(self, cost: Cost, total: float) -> Growth:
         """The largest r whose cost is not above ``total``, or the least growth that there is."""
         low, high = 1.0, 2.0
-        while self.cost(self.expanded(high, multiple)) <= total:
-            low, high = high, 2 * high
+        least, most = self.expanded(low), self.expanded(high)
+        while high < LARGEST and cost(most) <= total:
+            low, high, least = high, 2 * high, most
+            most = self.expanded(high)
         for _ in range(STEPS):
             middle = (low + high) / 2
-            if self.cost(self.expanded(middle, multiple)) <= total:
-                low = middle
+            between = self.expanded(middle)
+            known = torch.equal(between, least), torch.equal(between, most)
+            if known[0] or (not known[1] and cost(between) <= total):
+                low, least = middle, between
             else:
-                high = middle
-        return Growth(low, self.expanded(low, multiple))
+                high, most = middle, between
+        return Growth(low, least)
 
-    def expanded(self, r: float, multiple: int) -> Tensor:
+    def expanded(self, r: float) -> Tensor:
+        """Fresh parts for widths live·r; of layers that are kept the fewest there are."""
+        held = self.families.plan.held.all
+
         def fresh(count: int, family: Family) -> int:
-            return rounded(count, r, parts_in(family, multiple)) - count
+            own = 1.0 if held.issuperset(family.widths) else r
+            return rounded(count, own, parts_in(family, self.multiple)) - count
 
         return self.copies(fresh)
 
@@ -98,8 +110,11 @@ def _weight(layer: Layer, flops: bool) -> int:
 
 
 def grows_squared(plan: Wiring) -> bool:
-    """Whether the cost of a network grows as r², as of the paper's, but for its stem."""
+    """Whether the cost of a network grows as r², as of the paper's, but for its stem.
+
+    Not where layers keep their widths.
+    """
     ops = [step.op for step in plan.steps.values()]
     grouped = any(layer.unit.group for layer in plan.layers)
     moved = any(op == MUL or isinstance(op, Pick) for op in ops)
-    return not (grouped or moved or plan.norms)
+    return not (grouped or moved or plan.norms or plan.held.all)

@@ -64,7 +64,7 @@ def lives(plan: Wiring, strong: Tensor, gammas: Tensor, weak: Iterable[Stream] =
     for name, stream in weak:
         if strong[plan.by_name[name].numbers[stream]].any():
             continue  # revived with another that it is tied to
-        if _reaches(plan, hopeful, dead | {(name, stream)}, stream):
+        if _goes_on(plan, hopeful, dead | {(name, stream)}, stream):
             dead.add((name, stream))
         else:
             strong = _revived(plan, strong, gammas, name, stream)
@@ -148,6 +148,15 @@ def _revived(plan: Wiring, strong: Tensor, gammas: Tensor, name: str, stream: in
     numbers, part = layer.numbers[stream], plan.ties.part
     best = numbers[part_scores(plan, gammas)[part[numbers]].argmax()]
     return strong | (part == part[best])
+
+
+def _goes_on(plan: Wiring, strong: Tensor, dead: set[Stream], stream: int) -> bool:
+    """Whether a network without what is dead still has its outputs, and what is held in it."""
+    if not _reaches(plan, strong, dead, stream):
+        return False
+    if not plan.needed:
+        return True
+    return plan.needed.isdisjoint(name for name, _ in _settled(plan, strong, dead).dead)
 
 
 def _reaches(plan: Wiring, strong: Tensor, dead: set[Stream], stream: int) -> bool:

@@ -6,8 +6,10 @@ rejuvenated ones. A concatenation is read source by source, so its columns are p
 
 import torch
 
-from nr.method.rebuilding import Layout, check_picks, remade, swap, transplant
+from nr.method.layout import Layout
+from nr.method.rebuilding import remade, swap, transplant
 from nr.method.scaling import fold_scales
+from nr.method.selecting import check_picks
 from nr.network.checks import refuse_sharded
 from nr.network.graph import ADD, CAT, FLAT, MUL
 from nr.network.layers import Classifier, Network
@@ -59,6 +61,9 @@ def _join(model: Network) -> None:
         for _, _, block in unit.blocks() if isinstance(unit, Unit) else ():
             block.zero_()
     transplant(layout, made)
+    for unit in made.values():
+        if isinstance(unit, Classifier) and unit.linears[0].bias is not None:
+            unit.linears[0].bias.mul_(model.streams)  # each stream had it
     swap(model, layout, made)
 
 

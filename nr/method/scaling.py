@@ -97,7 +97,7 @@ def fold_scales(model: Network) -> None:
         *path, last = layer.name.split(".")
         model.get_submodule(".".join(path))._modules[last] = nn.Identity()
     if layers:
-        retire(model, old)
+        retire(model, old, {})
 
 
 def _folds(plan: Wiring, layer: Layer) -> bool:

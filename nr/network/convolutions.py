@@ -1,7 +1,7 @@
 """Convolutions with what follows them: the units that are measured and rebuilt."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -164,14 +164,14 @@ class ConvBN(Windowed):
             block.normal_(0, std) if i == o else block.zero_()
         self.reset_norms()
 
-    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+    def blocks(self, weights: Iterable[Tensor] | None = None) -> Iterator[tuple[int, int, Tensor]]:
         """Yield (input stream, output stream, weight [o, i, k, k]) of every block that exists.
 
         With groups i counts the channels of one. The weights are views without gradient: writing
         to them changes the network.
         """
-        for conv, (reads, writes) in zip(self.convs, FORMS[self.form], strict=True):
-            weight = conv.weight.detach()
+        weights = [conv.weight.detach() for conv in self.convs] if weights is None else weights
+        for weight, (reads, writes) in zip(weights, FORMS[self.form], strict=True):
             if self.transposed and self.group is None:
                 weight = weight.transpose(0, 1)
             rows = weight.split([self.out_channels[o] for o in writes], dim=0)

@@ -134,10 +134,16 @@ class Classifier(nn.Module):
         """Weights of a class for one channel."""
         return self.window[0] * self.window[1]
 
-    def blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """Yield (stream, weight [classes, i, pixels]) of each stream, without gradient."""
-        for stream, linear in enumerate(self.linears):
-            yield stream, linear.weight.detach().view(self.num_classes, -1, self.taps)
+    def blocks(self, weights: Iterable[Tensor] | None = None) -> Iterator[tuple[int, Tensor]]:
+        """Yield (stream, weight [classes, i, pixels]) of each stream, without gradient.
+
+        ``weights``: what has their shapes and is cut in their place, one a stream.
+        """
+        weights = (
+            [linear.weight.detach() for linear in self.linears] if weights is None else weights
+        )
+        for stream, weight in enumerate(weights):
+            yield stream, weight.view(self.num_classes, -1, self.taps)
 
     def remade(self, in_channels: tuple[int, ...]) -> "Classifier":
         """A fresh classifier like this one with other widths; this one stays."""
@@ -214,8 +220,11 @@ class Network(nn.Module):
 
     ``features`` ends in a global average pooling; ``image_size``: the family's usual H = W, or
     (H, W). C is what the first unit reads. Without a ``classifier`` the features are an nr.Graph
-    with outputs of its own, which are the network's.
+    with outputs of its own, which are the network's. ``keep`` and ``freeze``: as of nr.hold.
     """
+
+    keep: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """What was made for a network before a rebuild: optimizers and wrappers that hold what is gone."""
 
 import gc
+from collections.abc import Mapping
 from functools import cache
 
 import torch
@@ -12,11 +13,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from nr.network.layers import Network
 
-GONE = "nr_gone"  # attribute of a parameter that a rebuild took out of its network
+# Attribute of a parameter that a rebuild took out of its network: where it went.
+GONE = "nr_gone"
 
 
-def retire(model: Network, old: list[nn.Parameter]) -> None:
+def retire(
+    model: Network, old: list[nn.Parameter], origins: Mapping[int, object] | None = None
+) -> None:
     """Have those of the parameters ``old`` noticed that ``model`` no longer has.
+
+    ``origins``: where those went that live on in others, by their ids; None: nobody knows.
 
     The next step of an optimizer that holds one, and the next pass through a DDP wrapper of the
     network, which synchronises them, is a RuntimeError.
@@ -24,7 +30,8 @@ def retire(model: Network, old: list[nn.Parameter]) -> None:
     kept = set(map(id, model.parameters()))
     for parameter in old:
         if id(parameter) not in kept:
-            setattr(parameter, GONE, True)
+            gone = None if origins is None else origins.get(id(parameter), ())
+            setattr(parameter, GONE, gone)
     _watch_optimizers()
     if dist.is_available() and dist.is_initialized():
         for thing in gc.get_objects():  # a network does not know what wraps it

@@ -1,14 +1,15 @@
 """What the one walk finds: each operation in place, and the channels that it reads and makes."""
 
-from collections.abc import Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from nr.network.convolutions import Conv, ConvBN
 from nr.network.graph import IMAGE
+from nr.network.holding import NOTHING, Held
 from nr.network.layers import Classifier
 from nr.network.numbers import Lists
 from nr.network.plain import Size
@@ -75,13 +76,16 @@ class Wiring:
     """The whole network: every step, and of these those that make channels, in order.
 
     ``ties``: what sums, groups and products join. ``source``: for each number the one that it
-    scales, which is itself but for those of norms before convolutions.
+    scales, which is itself but for those of norms before convolutions. ``held``: the layers that
+    nr.hold names; ``needed``: those that for their sake may not die as a whole.
     """
 
     steps: dict[str, Step]
     makers: list[Layer]
     ties: Ties
     source: Tensor
+    held: Held = NOTHING
+    needed: frozenset[str] = frozenset()
 
     @cached_property
     def by_name(self) -> dict[str, Layer]:
@@ -108,14 +112,22 @@ class Wiring:
         found = [step for step in self.steps.values() if isinstance(step.op, Classifier)]
         return [(step, self.steps[step.inputs[0]].numbers) for step in found]
 
-    def holding(self, names: Set[str]) -> "Wiring":
-        """With all channels of these layers, and of those tied to them, fixed."""
-        held = [self.by_name[name] for name in names if name in self.by_name]
-        ties = self.ties.holding(
-            [numbers for layer in held for numbers in layer.numbers], self.makers
-        )
+    def holding(self, held: Held) -> "Wiring":
+        """With all channels of these layers, of what frozen ones read, and those tied to them."""
+        if not held.all:
+            return self
+        lists = [n for name in held.all & self.by_name.keys() for n in self.by_name[name].numbers]
+        for step in (self.steps[name] for name in held.freeze & self.steps.keys()):
+            lists += self.steps[step.inputs[0]].numbers
+        numbers = torch.cat(lists)
+        while not torch.equal(self.source[numbers], numbers):  # of what norms scale, too
+            lists.append(self.source[numbers])
+            numbers = self.source[numbers]
+        ties = self.ties.holding(lists, self.makers)
         makers = [layer._replace(fixed=layer.name in ties.fixed) for layer in self.makers]
-        return replace(self, makers=makers, ties=ties)
+        own = torch.cat(lists)
+        needed = [a.name for a in makers if torch.isin(torch.cat(a.numbers), own).any()]
+        return replace(self, makers=makers, ties=ties, held=held, needed=frozenset(needed))
 
     @property
     def image_channels(self) -> int:

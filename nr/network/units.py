@@ -6,7 +6,7 @@ and input channels, S streams.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -78,8 +78,11 @@ class Unit(Streamed, nn.Module):
                 norm.reset_parameters()
                 norm.weight.fill_(gamma)
 
-    def blocks(self) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield (input stream, output stream, weight [o, i, h, w]) of every block that exists."""
+    def blocks(self, weights: Iterable[Tensor] | None = None) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield (input stream, output stream, weight [o, i, h, w]) of every block that exists.
+
+        ``weights``: what has their shapes and is cut in their place, one a convolution.
+        """
         return iter(())
 
     def remade(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]):

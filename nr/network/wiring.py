@@ -18,6 +18,7 @@ from nr.network.checks import (
 )
 from nr.network.convolutions import ConvBN
 from nr.network.graph import ADD, CAT, FLAT, IMAGE, MUL, Graph, Pick
+from nr.network.holding import held
 from nr.network.layers import Chain, Classifier, Concat, Head, Network, Residual, is_chain
 from nr.network.numbers import count_to
 from nr.network.operators import add, cat, flat, fork, multiply, pick, plain
@@ -57,7 +58,7 @@ def wiring(model: Network, image_size: int | Size | None = None) -> Wiring:
         )
         for layer in walk.makers
     ]
-    return Wiring(walk.steps, makers, found, source)
+    return Wiring(walk.steps, makers, found, source).holding(held(model))
 
 
 def image_shape(model: Network) -> tuple[int, int, int]:

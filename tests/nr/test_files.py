@@ -197,7 +197,8 @@ def test_frozen_parameters_come_back_frozen(tmp_path, mode):
     model.classifier.linears[0].bias.requires_grad_(False)
     if mode is not None:
         kill(model, {"features.4.branch.0": [0, 1]})
-        nr.rejuvenate(model, mode, keep_frozen=True)
+        nr.hold(model, freeze="features.0")
+        nr.rejuvenate(model, mode)
     names = frozen(model)
     assert len(names) >= 6
     nr.save(model, path)

@@ -451,7 +451,7 @@ def whole(model: torch.nn.Module) -> dict:
 @pytest.mark.parametrize(
     ("what", "after"),
     [
-        *((name, after) for name in ("ConvBN.build", "_transplant_unit") for after in (0, 1, 5, 9)),
+        *((name, after) for name in ("ConvBN.build", "_copy_norm") for after in (0, 1, 5, 9)),
         ("Classifier.build", 0),
     ],
 )
@@ -460,7 +460,7 @@ def test_a_failure_in_the_middle_leaves_the_network_as_it_was(monkeypatch, famil
     """As a full memory or an interrupt would; ``after``: calls that still succeed."""
     model = worn(family)
     before, state = whole(model), copy.deepcopy(model.state_dict())
-    owner = nr.method.rebuilding if what == "_transplant_unit" else getattr(nr, what.split(".")[0])
+    owner = nr.method.rebuilding if what == "_copy_norm" else getattr(nr, what.split(".")[0])
     name, calls = what.split(".")[-1], iter(range(after))
     method = getattr(owner, name)
 
@@ -516,7 +516,7 @@ def test_rejuvenated_channels_that_cannot_learn_are_named(freeze):
     model = worn("basic")
     model.get_submodule(freeze).requires_grad_(False)
     with pytest.warns(
-        UserWarning, match=rf"{freeze}.* never learn: give keep_frozen=True"
+        UserWarning, match=rf"{freeze}.* never learn: nr\.hold\(model, freeze="
     ) as found:
         nr.rejuvenate(copy.deepcopy(model))
     assert [warning.filename for warning in found] == [__file__]
@@ -537,13 +537,12 @@ def test_frozen_layers_are_left_as_they_are_on_demand(family, cross):
     silence(model)
     images, labels = batch()
     frozen = [name for name in layers(model) if ".branch." not in name][:2]
-    for name in (*frozen, "classifier"):
-        model.get_submodule(name).requires_grad_(False)
+    nr.hold(model, freeze=(*frozen, "classifier"))
     expected = logits_of(model, images)
     old = {name: copy.deepcopy(model.get_submodule(name)) for name in frozen}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        nr.rejuvenate(model, cross=cross, keep_frozen=True)
+        nr.rejuvenate(model, cross=cross)
     found = logits_of(model, images)
     assert relative_difference(found[:, :1], expected) < 1e-5
     for name, unit in old.items():
@@ -562,8 +561,10 @@ def test_frozen_layers_are_left_as_they_are_on_demand(family, cross):
 
 
 def test_frozen_layers_are_not_left_as_they_are_from_scratch():
-    with pytest.raises(ValueError, match=r"^keep_frozen: from_scratch keeps no weights"):
-        nr.rejuvenate(worn("basic"), from_scratch=True, keep_frozen=True)
+    model = worn("basic")
+    nr.hold(model, freeze="stem")
+    with pytest.raises(ValueError, match=r"^freeze: from_scratch keeps no weights"):
+        nr.rejuvenate(model, from_scratch=True)
 
 
 @pytest.mark.parametrize("cross", MODES)

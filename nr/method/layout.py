@@ -1,0 +1,128 @@
+"""Which channels stand where in a rebuilt network: lists for each step and each new stream.
+
+Numbers below ``count`` are of the old network, whose weights they keep; the others are fresh.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nr.network.graph import ADD, CAT, IMAGE, MUL, Pick
+from nr.network.layers import Classifier
+from nr.network.numbers import Lists
+from nr.network.steps import Layer, Step, Wiring
+from nr.network.units import Norm
+
+Made = Callable[[Lists], Lists]  # old lists of one layer or selection -> one list a new stream
+
+
+@dataclass
+class Layout:
+    """``lists``: what each step gives, by name, one list a new stream; a step that is not there
+    any more has none. ``needs``: (step, which of its inputs) -> the list that it needs of it.
+    """
+
+    plan: Wiring
+    made: Made
+    lists: dict[str, Lists] = field(default_factory=dict)
+    needs: dict[tuple[str, int], Lists] = field(default_factory=dict)
+
+    def read(self, name: str, k: int = 0) -> Lists:
+        """What the step of this name reads of its input k."""
+        given = self.lists[self.plan.steps[name].inputs[k]]
+        return self.needs.get((name, k), given)
+
+    def lay(self) -> "Layout":
+        """Follow every step of the network."""
+        streams = len(self.made(self.plan.steps[IMAGE].numbers))
+        self.lists[IMAGE] = (self.plan.steps[IMAGE].numbers[0],) * streams
+        for step in self.plan.steps.values():
+            if step.op != IMAGE:
+                self.follow(step)
+        return self
+
+    def follow(self, step: Step) -> None:
+        """One step, behind those that it reads."""
+        here = {k: self.lists[n] for k, n in enumerate(step.inputs) if n in self.lists}
+        if not here or (step.op == MUL and len(here) < len(step.inputs)):
+            return
+        last = list(here.values())[-1]
+        image = len(self.lists[IMAGE][0])
+        if isinstance(step.op, Pick) and (step.numbers[0] < image).all():
+            self.lists[step.name] = (step.numbers[0],) * len(last)  # of the image, which stays
+            return
+        if isinstance(step.op, Classifier):  # of classes, which stay too
+            self.lists[step.name] = (self.plan.canonical(step.numbers)[0],) * len(last)
+            return
+        if step.name in self.plan.by_name or isinstance(step.op, Pick):
+            found = self.made(self.plan.canonical(step.numbers))
+            if not any(map(len, found)):
+                return
+            need = self.needed(step, found)
+        elif step.op == CAT:
+            found, need = tuple(map(torch.cat, zip(*here.values(), strict=True))), None
+        elif step.op == MUL:
+            found, need = self.multiply(step)
+        else:
+            found, need = last, last if step.op == ADD else None
+        self.lists[step.name] = found
+        if need is not None:
+            for k, given in here.items():
+                self.want(step, k, need, given)
+
+    def want(self, step: Step, k: int, need: Lists, given: Lists) -> None:
+        """Have the input k of a step in the order ``need``."""
+        if not all(map(torch.equal, need, given)):
+            self.needs[step.name, k] = need
+
+    def multiply(self, step: Step) -> tuple[Lists, None]:
+        """The list of what is multiplied, and of its factors what stands beside it."""
+        canonical = self.plan.canonical
+        sides = [canonical(self.plan.steps[name].numbers) for name in step.inputs]
+        own = canonical(step.numbers)
+        main = next(k for k, side in enumerate(sides) if all(map(torch.equal, side, own)))
+        found = self.lists[step.inputs[main]]
+        for k, side in enumerate(sides):
+            if k != main:
+                need = tuple(self.beside(own, side, stream) for stream in found)
+                self.want(step, k, need, self.lists[step.inputs[k]])
+        return found, None
+
+    def beside(self, own: Lists, other: Lists, made: Tensor) -> Tensor:
+        """For channels of ``own`` those that stood beside them in ``other``."""
+        count = len(self.plan.source)
+        given, beside = torch.cat(own), torch.cat(other)
+        order = given.argsort(stable=True)
+        at = torch.searchsorted(given[order], made % count)
+        return beside[order[at]] + made - made % count
+
+    def dropped(self) -> tuple[str, ...]:
+        """The sums and concatenations that go on without some of what they read."""
+        return tuple(
+            name
+            for name in self.lists
+            if self.plan.steps[name].op in (ADD, CAT)
+            and any(source not in self.lists for source in self.plan.steps[name].inputs)
+        )
+
+    def needed(self, step: Step, made: Lists) -> Lists | None:
+        """In which order a step has to read what it makes this of; None: in any."""
+        if isinstance(step.op, Pick):
+            return made
+        layer = self.plan.by_name[step.name]
+        if isinstance(layer.unit, Norm):
+            width = (1, 1)
+        elif layer.unit.group is None:
+            return None
+        else:
+            width = layer.unit.group
+        return tuple(self.sources(layer, numbers, *width) for numbers in made)
+
+    def sources(self, layer: Layer, made: Tensor, ins: int, outs: int) -> Tensor:
+        """Of groups of outputs, in their order, the inputs."""
+        reads = torch.cat(self.plan.canonical(layer.reads)).view(-1, ins)
+        first = torch.cat(self.plan.canonical(layer.numbers))[::outs]
+        columns = [self.beside((first,), (column,), made[::outs]) for column in reads.unbind(1)]
+        return torch.stack(columns, dim=1).flatten()

@@ -1,0 +1,302 @@
+"""What a rejuvenation would do, as plain data, and whether such data fit a network.
+
+Paper section 3.3, specification section 5.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+
+from nr.method.budget import Budget, Growth, grows_squared
+from nr.method.cutting import Cut
+from nr.method.growth import Families
+from nr.method.life import Life, life
+from nr.method.rounding import round_up
+from nr.method.selecting import check_picks
+from nr.method.utilization import Utilization, measure
+from nr.network.checks import refuse_sharded
+from nr.network.counting import count_params
+from nr.network.layers import Network
+from nr.network.plain import Size
+from nr.network.steps import Wiring
+from nr.network.units import CROSS, PRUNED
+from nr.network.wiring import wiring
+
+WIDEST = 2**20  # fresh channels of a layer
+BUDGETS = ("params", "flops")
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What becomes of the output channels of a unit, or of a norm before a convolution.
+
+    ``outputs``: how many there are. ``survivors``: the places of those that stay. ``fresh``: how
+    many rejuvenated ones follow each of these.
+    """
+
+    name: str
+    outputs: int
+    survivors: tuple[int, ...]
+    fresh: tuple[int, ...]
+
+    @property
+    def width(self) -> int:
+        """Output channels afterwards."""
+        return len(self.survivors) + sum(self.fresh)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What nr.rejuvenate would do; str() of it is a table.
+
+    ``cross``, ``from_scratch``, ``budget``: as given to nr.plan; ``image_size``: (H, W).
+    ``expansion``: r. ``cost``: before and after, in what the budget counts; ``params``: parameters
+    before and after. ``dropped``: the sums and concatenations that go on without a branch.
+    """
+
+    cross: str
+    from_scratch: bool
+    budget: str
+    image_size: Size
+    expansion: float
+    cost: tuple[float, float]
+    params: tuple[int, int]
+    layers: tuple[LayerPlan, ...]
+    dropped: tuple[str, ...]
+
+    def data(self) -> dict:
+        """All of it as dicts, lists, strings and numbers, for JSON; nr.rejuvenate takes them."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def __str__(self) -> str:
+        rows = [("layer", "outputs", "survive", "fresh", "new")]
+        rows += [(a.name, a.outputs, len(a.survivors), sum(a.fresh), a.width) for a in self.layers]
+        width = max(len(row[0]) for row in rows)
+        lines = [f"{name:{width}}" + "".join(f"{x:>9}" for x in cells) for name, *cells in rows]
+        gone = f"; without {', '.join(self.dropped)}" if self.dropped else ""
+        (before, after), (old, new) = self.params, self.cost
+        return "\n".join(lines) + (
+            f"\nr {self.expansion:.4f}, {before:,} -> {after:,} parameters, {self.cross}{gone};"
+            f" {self.budget} {old:,.4g} -> {new:,.4g}, {new / old:.1%} of the budget"
+        )
+
+
+def plan(
+    model: Network,
+    cross: str = "removed",
+    flops: bool = False,
+    image_size: int | Size | None = None,
+    from_scratch: bool = False,
+    round_to: int = 1,
+    published: bool | None = None,
+    budget: str = "params",
+) -> Plan:
+    """What nr.rejuvenate with these arguments would do to ``model``, which stays as it is.
+
+    ``params`` are exact but for a bias that a layer gets to take up what dead scales still say.
+    Raises ValueError as nr.rejuvenate does.
+    """
+    return planned(model, cross, flops, image_size, from_scratch, round_to, published, budget)[0]
+
+
+def planned(
+    model: Network,
+    cross: str,
+    flops: bool,
+    image_size: int | Size | None,
+    from_scratch: bool,
+    round_to: int,
+    published: bool | None,
+    budget: str,
+) -> tuple[Plan, Cut]:
+    """The plan, and what it says in channel numbers."""
+    _check_form(cross, from_scratch)
+    if type(round_to) is not int or round_to < 1:
+        raise ValueError(f"round_to: {round_to!r} is not a whole number of at least 1")
+    if budget not in BUDGETS:
+        raise ValueError(f"budget: {budget!r} is unknown, expected one of {BUDGETS}")
+    budget = "flops" if flops else budget
+    wired = _walked(model, image_size, from_scratch)
+    families = Families(wired)
+    alive = round_up(families, life(wired), round_to)
+    costs = Budget(families, alive, budget == "flops", round_to)
+    usage, total = measure(wired, alive, budget == "flops"), full_cost(wired, budget == "flops")
+    growth = _growth(costs, usage, total, cross, published)
+    cut = Cut(families, alive, growth.copies, cross, from_scratch)
+    _check(model, cut)
+    cost = (total, costs.cost(growth.copies) if cut.changes else total)
+    return described(model, cut, budget, growth.expansion, cost), cut
+
+
+def described(
+    model: Network, cut: Cut, budget: str, expansion: float, cost: tuple[float, float]
+) -> Plan:
+    """A cut as plain data."""
+    params = count_params(model)
+    return Plan(
+        cut.cross,
+        cut.from_scratch,
+        budget,
+        next(iter(cut.wired.steps.values())).size,
+        expansion,
+        cost,
+        (params, cut.params() if cut.changes else params),
+        _rows(cut),
+        cut.layout.dropped() if cut.changes else (),
+    )
+
+
+def _rows(cut: Cut) -> tuple[LayerPlan, ...]:
+    return tuple(
+        LayerPlan(a.name, len(a.numbers[0]), *map(tuple, cut.survivors(a)))
+        for a in cut.wired.makers
+    )
+
+
+def _growth(
+    costs: Budget, usage: Utilization, total: int, cross: str, published: bool | None
+) -> Growth:
+    """The expansion, and how many fresh parts follow each part."""
+    if published is None:
+        published = grows_squared(costs.families.plan)
+    if cross == PRUNED or published or usage.live == usage.total:
+        return costs.published(usage.live, usage.live if cross == PRUNED else usage.total)
+    return costs.solved(costs.cost, total)
+
+
+def full_cost(wired: Wiring, flops: bool) -> int:
+    """Σ in·out·k² (times H·W with ``flops``) as it is before rejuvenation."""
+    return sum(
+        (a.unit.group[0] if a.unit.group else a.unit.in_channels[0])
+        * a.unit.out_channels[0]
+        * a.unit.taps
+        * (a.pixels if flops else 1)
+        for a in wired.layers
+    )
+
+
+def _check_form(cross: object, from_scratch: object) -> None:
+    if cross not in (*CROSS, PRUNED):
+        raise ValueError(f"cross: {cross!r} is unknown, expected one of {(*CROSS, PRUNED)}")
+    if type(from_scratch) is not bool:
+        raise ValueError(f"from_scratch: {from_scratch!r} is neither True nor False")
+
+
+def _walked(model: Network, image_size: int | Size | None, from_scratch: bool) -> Wiring:
+    """A network that can be rejuvenated."""
+    refuse_sharded(model)
+    wired = wiring(model, image_size)
+    if model.streams != 1:
+        raise ValueError("this network was rejuvenated before: it has two streams")
+    if from_scratch and wired.held.freeze:
+        raise ValueError(
+            f"freeze: from_scratch keeps no weights, those of {min(wired.held.freeze)} neither"
+        )
+    return wired
+
+
+def _check(model: Network, cut: Cut) -> None:
+    """Raise ValueError for what cannot be done without changing what survives."""
+    if cut.changes:
+        if not cut.from_scratch:
+            _refuse_lifted(cut.wired)
+        check_picks(model, cut.layout)
+
+
+def _refuse_lifted(wired: Wiring) -> None:
+    """A dead channel must not say anything: what it passes is 0 at 0."""
+    for layer in wired.layers:
+        if layer.lifted and (layer.branch or (layer.scaled and not layer.fixed)):
+            raise ValueError(
+                f"{layer.lifted}: is not 0 at 0, so a dead channel of {layer.name} cannot go"
+                " without changing the function: use nn.ReLU() there"
+            )
+
+
+# --- a plan made elsewhere
+
+
+def fitted(model: Network, given: Plan | Mapping) -> tuple[Plan, Cut]:
+    """A plan, or the data of one, and what it says of ``model``. Raises ValueError."""
+    found = given if isinstance(given, Plan) else _read(given)
+    _check_form(found.cross, found.from_scratch)
+    wired = _walked(model, found.image_size, found.from_scratch)
+    _check_rows(found, wired)
+    families = Families(wired)
+    live, copies = (
+        torch.zeros_like(families.part, dtype=torch.bool),
+        torch.zeros_like(families.part),
+    )
+    for step in wired.steps.values():  # of the image and of classes
+        if step.name not in wired.by_name:
+            live[torch.cat(step.numbers)] = True
+    live[torch.cat([a.numbers[0] for a in wired.makers])] = False
+    for row in found.layers:
+        numbers = wired.by_name[row.name].numbers[0][list(row.survivors)]
+        live[wired.ties.sum[numbers]] = True
+        copies[families.part[numbers]] = torch.tensor(row.fresh, dtype=torch.long, device="cpu")
+    dead = frozenset((row.name, 0) for row in found.layers if not row.survivors)
+    alive = Life(wired, live[wired.ties.sum], dead)
+    cut = Cut(families, alive, copies, found.cross, found.from_scratch)
+    for row, own in zip(found.layers, _rows(cut), strict=True):
+        if row != own:
+            raise ValueError(
+                f"plan: {row.name}: channels that live and grow with those of others, in sums,"
+                " groups, products or norms, do not do so in it"
+            )
+    _check(model, cut)
+    _check_lists(cut)
+    return found, cut
+
+
+def _read(data: object) -> Plan:
+    """A plan from its data. Raises ValueError for anything else."""
+    try:
+        layers = tuple(
+            LayerPlan(**row | {n: tuple(row[n]) for n in ("survivors", "fresh")})
+            for row in data["layers"]
+        )
+        pairs = {name: tuple(data[name]) for name in ("image_size", "cost", "params", "dropped")}
+        return Plan(**{**data, **pairs, "layers": layers})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"plan: not as nr.plan gives it: {type(error).__name__} {error}"
+        ) from error
+
+
+def _check_rows(found: Plan, wired: Wiring) -> None:
+    """The layers of a plan are those of the network, each of its width."""
+    names = [row.name for row in found.layers]
+    if odd := sorted({*names} ^ wired.by_name.keys(), key=str):
+        where = "the network, not in the plan" if odd[0] in wired.by_name else "it alone"
+        raise ValueError(f"plan: is of another network: {odd[0]} is in {where}")
+    if names != [layer.name for layer in wired.makers]:
+        raise ValueError("plan: its layers are not in the order of the network")
+    for row in found.layers:
+        width, places = len(wired.by_name[row.name].numbers[0]), [*row.survivors]
+        if row.outputs != width:
+            raise ValueError(
+                f"plan: {row.name} has {row.outputs} outputs in it, in the network {width}"
+            )
+        whole = all(type(n) is int and n >= 0 for n in (*places, *row.fresh))
+        ordered = whole and places == sorted({*places}) and all(n < width for n in places)
+        if not ordered or len(row.fresh) != len(places) or sum(row.fresh) > WIDEST:
+            raise ValueError(
+                f"plan: {row.name}: survivors have to be places of 0 to {width - 1} in order, each"
+                " with a number of fresh channels"
+            )
+
+
+def _check_lists(cut: Cut) -> None:
+    """Something reaches every output, and every live layer, in each stream."""
+    layout = cut.layout
+    for name, step in cut.wired.steps.items():
+        layer = cut.wired.by_name.get(name)
+        wanted = layer is None and step in [head for head, _ in cut.wired.heads]
+        wanted = wanted or (layer is not None and cut.alive.masks(layer)[0].any())
+        if wanted and cut.changes:
+            sides = (layout.lists.get(name, ()), layout.read(name) if name in layout.lists else ())
+            if not all(side and all(map(len, side)) for side in sides):
+                raise ValueError(f"plan: {name}: has, or reads, no channel in one of its streams")
