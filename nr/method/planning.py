@@ -1,18 +1,15 @@
-"""What a rejuvenation would do, as plain data, and whether such data fit a network.
+"""What a rejuvenation would do, as plain data.
 
 Paper section 3.3, specification section 5.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-
-import torch
 
 from nr.method.budget import Budget, Growth, grows_squared
 from nr.method.cutting import Cut
 from nr.method.growth import Families
-from nr.method.life import Life, life
+from nr.method.life import life
 from nr.method.rounding import round_up
 from nr.method.selecting import check_picks
 from nr.method.utilization import Utilization, measure
@@ -24,7 +21,6 @@ from nr.network.steps import Wiring
 from nr.network.units import CROSS, PRUNED
 from nr.network.wiring import wiring
 
-WIDEST = 2**20  # fresh channels of a layer
 BUDGETS = ("params", "flops")
 
 
@@ -79,8 +75,12 @@ class Plan:
         (before, after), (old, new) = self.params, self.cost
         return "\n".join(lines) + (
             f"\nr {self.expansion:.4f}, {before:,} -> {after:,} parameters, {self.cross}{gone};"
-            f" {self.budget} {old:,.4g} -> {new:,.4g}, {new / old:.1%} of the budget"
+            f" {self.budget} {_number(old)} -> {_number(new)}, {new / old:.1%} of the budget"
         )
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def plan(
@@ -112,20 +112,20 @@ def planned(
     budget: str,
 ) -> tuple[Plan, Cut]:
     """The plan, and what it says in channel numbers."""
-    _check_form(cross, from_scratch)
+    check_form(cross, from_scratch)
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to: {round_to!r} is not a whole number of at least 1")
     if budget not in BUDGETS:
         raise ValueError(f"budget: {budget!r} is unknown, expected one of {BUDGETS}")
     budget = "flops" if flops else budget
-    wired = _walked(model, image_size, from_scratch)
+    wired = walked(model, image_size, from_scratch)
     families = Families(wired)
     alive = round_up(families, life(wired), round_to)
     costs = Budget(families, alive, budget == "flops", round_to)
     usage, total = measure(wired, alive, budget == "flops"), full_cost(wired, budget == "flops")
     growth = _growth(costs, usage, total, cross, published)
     cut = Cut(families, alive, growth.copies, cross, from_scratch)
-    _check(model, cut)
+    check(model, cut)
     cost = (total, costs.cost(growth.copies) if cut.changes else total)
     return described(model, cut, budget, growth.expansion, cost), cut
 
@@ -143,12 +143,12 @@ def described(
         expansion,
         cost,
         (params, cut.params() if cut.changes else params),
-        _rows(cut),
+        rows_of(cut),
         cut.layout.dropped() if cut.changes else (),
     )
 
 
-def _rows(cut: Cut) -> tuple[LayerPlan, ...]:
+def rows_of(cut: Cut) -> tuple[LayerPlan, ...]:
     return tuple(
         LayerPlan(a.name, len(a.numbers[0]), *map(tuple, cut.survivors(a)))
         for a in cut.wired.makers
@@ -177,14 +177,14 @@ def full_cost(wired: Wiring, flops: bool) -> int:
     )
 
 
-def _check_form(cross: object, from_scratch: object) -> None:
+def check_form(cross: object, from_scratch: object) -> None:
     if cross not in (*CROSS, PRUNED):
         raise ValueError(f"cross: {cross!r} is unknown, expected one of {(*CROSS, PRUNED)}")
     if type(from_scratch) is not bool:
         raise ValueError(f"from_scratch: {from_scratch!r} is neither True nor False")
 
 
-def _walked(model: Network, image_size: int | Size | None, from_scratch: bool) -> Wiring:
+def walked(model: Network, image_size: int | Size | None, from_scratch: bool) -> Wiring:
     """A network that can be rejuvenated."""
     refuse_sharded(model)
     wired = wiring(model, image_size)
@@ -197,7 +197,7 @@ def _walked(model: Network, image_size: int | Size | None, from_scratch: bool) -
     return wired
 
 
-def _check(model: Network, cut: Cut) -> None:
+def check(model: Network, cut: Cut) -> None:
     """Raise ValueError for what cannot be done without changing what survives."""
     if cut.changes:
         if not cut.from_scratch:
@@ -213,90 +213,3 @@ def _refuse_lifted(wired: Wiring) -> None:
                 f"{layer.lifted}: is not 0 at 0, so a dead channel of {layer.name} cannot go"
                 " without changing the function: use nn.ReLU() there"
             )
-
-
-# --- a plan made elsewhere
-
-
-def fitted(model: Network, given: Plan | Mapping) -> tuple[Plan, Cut]:
-    """A plan, or the data of one, and what it says of ``model``. Raises ValueError."""
-    found = given if isinstance(given, Plan) else _read(given)
-    _check_form(found.cross, found.from_scratch)
-    wired = _walked(model, found.image_size, found.from_scratch)
-    _check_rows(found, wired)
-    families = Families(wired)
-    live, copies = (
-        torch.zeros_like(families.part, dtype=torch.bool),
-        torch.zeros_like(families.part),
-    )
-    for step in wired.steps.values():  # of the image and of classes
-        if step.name not in wired.by_name:
-            live[torch.cat(step.numbers)] = True
-    live[torch.cat([a.numbers[0] for a in wired.makers])] = False
-    for row in found.layers:
-        numbers = wired.by_name[row.name].numbers[0][list(row.survivors)]
-        live[wired.ties.sum[numbers]] = True
-        copies[families.part[numbers]] = torch.tensor(row.fresh, dtype=torch.long, device="cpu")
-    dead = frozenset((row.name, 0) for row in found.layers if not row.survivors)
-    alive = Life(wired, live[wired.ties.sum], dead)
-    cut = Cut(families, alive, copies, found.cross, found.from_scratch)
-    for row, own in zip(found.layers, _rows(cut), strict=True):
-        if row != own:
-            raise ValueError(
-                f"plan: {row.name}: channels that live and grow with those of others, in sums,"
-                " groups, products or norms, do not do so in it"
-            )
-    _check(model, cut)
-    _check_lists(cut)
-    return found, cut
-
-
-def _read(data: object) -> Plan:
-    """A plan from its data. Raises ValueError for anything else."""
-    try:
-        layers = tuple(
-            LayerPlan(**row | {n: tuple(row[n]) for n in ("survivors", "fresh")})
-            for row in data["layers"]
-        )
-        pairs = {name: tuple(data[name]) for name in ("image_size", "cost", "params", "dropped")}
-        return Plan(**{**data, **pairs, "layers": layers})
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(
-            f"plan: not as nr.plan gives it: {type(error).__name__} {error}"
-        ) from error
-
-
-def _check_rows(found: Plan, wired: Wiring) -> None:
-    """The layers of a plan are those of the network, each of its width."""
-    names = [row.name for row in found.layers]
-    if odd := sorted({*names} ^ wired.by_name.keys(), key=str):
-        where = "the network, not in the plan" if odd[0] in wired.by_name else "it alone"
-        raise ValueError(f"plan: is of another network: {odd[0]} is in {where}")
-    if names != [layer.name for layer in wired.makers]:
-        raise ValueError("plan: its layers are not in the order of the network")
-    for row in found.layers:
-        width, places = len(wired.by_name[row.name].numbers[0]), [*row.survivors]
-        if row.outputs != width:
-            raise ValueError(
-                f"plan: {row.name} has {row.outputs} outputs in it, in the network {width}"
-            )
-        whole = all(type(n) is int and n >= 0 for n in (*places, *row.fresh))
-        ordered = whole and places == sorted({*places}) and all(n < width for n in places)
-        if not ordered or len(row.fresh) != len(places) or sum(row.fresh) > WIDEST:
-            raise ValueError(
-                f"plan: {row.name}: survivors have to be places of 0 to {width - 1} in order, each"
-                " with a number of fresh channels"
-            )
-
-
-def _check_lists(cut: Cut) -> None:
-    """Something reaches every output, and every live layer, in each stream."""
-    layout = cut.layout
-    for name, step in cut.wired.steps.items():
-        layer = cut.wired.by_name.get(name)
-        wanted = layer is None and step in [head for head, _ in cut.wired.heads]
-        wanted = wanted or (layer is not None and cut.alive.masks(layer)[0].any())
-        if wanted and cut.changes:
-            sides = (layout.lists.get(name, ()), layout.read(name) if name in layout.lists else ())
-            if not all(side and all(map(len, side)) for side in sides):
-                raise ValueError(f"plan: {name}: has, or reads, no channel in one of its streams")

@@ -11,7 +11,8 @@ import torch
 
 from nr.method.constants import absorb
 from nr.method.cutting import Cut
-from nr.method.planning import Plan, fitted, planned
+from nr.method.fitting import fitted
+from nr.method.planning import Plan, planned
 from nr.method.rebuilding import remade, swap, transplant
 from nr.method.utilization import LayerUsage, Utilization, measure
 from nr.network.convolutions import ConvBN

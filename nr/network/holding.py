@@ -70,7 +70,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 
 def _patterns(name: str, given: Iterable[str]) -> tuple[str, ...]:
-    found = (given,) if isinstance(given, str) else tuple(given)
+    found = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else (given,)
     if odd := [pattern for pattern in found if not isinstance(pattern, str) or not pattern]:
         raise ValueError(f"{name}: {odd[0]!r} is no pattern of names, such as 'layer4.*'")
     return found

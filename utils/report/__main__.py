@@ -1,4 +1,4 @@
-"""Tables, pictures and exports of runs: python -m utils.report checkpoints/*/*"""
+"""Tables, pictures, plans and exports of runs: python -m utils.report checkpoints/*/*"""
 
 import argparse
 import sys
@@ -7,6 +7,7 @@ from pathlib import Path
 from utils.errors import InputError
 from utils.report.comparison import arms, comparisons
 from utils.report.export import WRITERS, export
+from utils.report.planning import plans
 from utils.report.runs import Run, read_run, told_apart
 from utils.report.tables import cifar_table, csv_text, imagenet_table
 from utils.shown import screen
@@ -39,13 +40,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="of a study's runs, folders SETTING-ARM-seedN, the difference to this arm of each,"
         " paired by seed; can be given several times",
     )
+    one.add_argument(
+        "--plan",
+        action="store_true",
+        help="what the one RUN's search, where it stands, would become by each form and budget",
+    )
     args = parser.parse_args(argv)
+    if args.plan and len(args.runs) > 1:
+        parser.error("--plan takes one RUN")
     if args.export and len(args.runs) > 1:
         parser.error("--export takes one RUN")
     if args.export and args.export.suffix not in WRITERS:
         parser.error(f"--export {args.export}: its name has to end in {' or '.join(WRITERS)}")
-    if args.plot and args.export:
-        parser.error("--plot: not beside --export")
+    if args.plot and (args.export or args.plan):
+        parser.error(f"--plot: not beside --{'plan' if args.plan else 'export'}")
     if args.plot and args.plot.suffix.lower() != PICTURE:
         parser.error(f"--plot {args.plot}: its name has to end in {PICTURE}")
     if args.merge and not args.export:
@@ -59,6 +67,8 @@ def main(argv: list[str] | None = None) -> int:
         if args.export:
             deviation = export(args.runs[0], args.export, args.merge)
             print(f"{args.export}: logits within {deviation:.1e} of the largest")
+        elif args.plan:
+            print(plans(args.runs[0]))
         else:
             report(args)
     except InputError as error:
