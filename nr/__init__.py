@@ -5,6 +5,7 @@ from nr.files.archive import FileError, load, save
 from nr.files.building import build
 from nr.files.structure import structure
 from nr.given.outputs import Joined, loss, predict
+from nr.method.carrying import carry
 from nr.method.merging import merge
 from nr.method.planning import Plan, plan
 from nr.method.rejuvenation import rejuvenate
@@ -33,6 +34,7 @@ __all__ = [
     "Plan",
     "Residual",
     "build",
+    "carry",
     "convert",
     "count_macs",
     "count_params",

@@ -25,7 +25,7 @@ def penalise(model: Network, sparsity: float, maximize: bool = False) -> None:
     gradients: there a γ that only the penalty moves falls by about lr a step for any λ, and λ
     says how strong a gradient of the loss has to be to hold it.
     """
-    _penalise(_prunable(model), sparsity, -1 if maximize else 1)
+    _penalise(prunable_units(model), sparsity, -1 if maximize else 1)
 
 
 def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
@@ -45,7 +45,7 @@ def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
             torch._foreach_add_(gradients, signs, alpha=scale * sparsity)
 
 
-def _prunable(model: Network) -> list[Unit]:
+def prunable_units(model: Network) -> list[Unit]:
     """The units that no residual sum holds to their width."""
     return [layer.unit for layer in wiring(model).prunable]
 
@@ -68,7 +68,7 @@ class SGD(torch.optim.SGD):
         sparsity: float = 0.0,
         **options,
     ):
-        units = _prunable(model)
+        units = prunable_units(model)
         super().__init__(
             model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, **options
         )

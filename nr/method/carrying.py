@@ -1,0 +1,140 @@
+"""The optimizer of a rebuilt network: that of before, with the state of what survived."""
+
+import copy
+from inspect import isroutine
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from nr.method.rebuilding import Move
+from nr.method.sparsity import SGD, prunable_units
+from nr.network.retiring import GONE
+
+Parameters = dict[str, nn.Parameter]  # of one unit or classifier, by name in it
+NAMES = "param_names"  # of an optimizer's group, where it was given names
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def carry(optimizer: Optimizer) -> Optimizer:
+    """A new optimizer of the class and options of ``optimizer``, for its network as rebuilt since.
+
+    Call it after nr.rejuvenate or nr.merge. Whatever survived keeps its rows of every state tensor
+    of its parameter's shape (momentum, averages), fresh rows are 0, numbers (the steps) stay, and
+    each parameter is in the group of the one that it comes from, with its options and hooks. An
+    nr.SGD keeps its sparsity; a learning rate scheduler has to be made anew. What trains beside
+    frozen layers that ``optimizer`` does not hold is not in the new one either: add_param_group.
+    Raises ValueError for what is no optimizer, for parameters that nr.load replaced, and for state
+    that is neither of its parameter's shape nor a number.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(f"optimizer: a {type(optimizer).__name__} is no torch.optim.Optimizer")
+    carried = _Carried(optimizer)
+    while carried.gone():
+        carried.follow()
+    new = type(optimizer).__new__(type(optimizer))
+    own = {name: value for name, value in vars(optimizer).items() if not isroutine(value)}
+    vars(new).update(own | {"defaults": copy.copy(optimizer.defaults), "state": carried.state})
+    new.param_groups = carried.groups
+    if isinstance(new, SGD):
+        new.units = prunable_units(new.model)
+    return new
+
+
+class _Carried:
+    """Groups and state of an optimizer, on the way to the parameters that are in the network."""
+
+    def __init__(self, optimizer: Optimizer):
+        self.kind, self.state = type(optimizer).__name__, copy.copy(optimizer.state)
+        self.groups = [dict(group) for group in optimizer.param_groups]
+
+    def gone(self) -> list[nn.Parameter]:
+        return [p for group in self.groups for p in group["params"] if GONE in vars(p)]
+
+    def follow(self) -> None:
+        """Through the next rebuild of each parameter that is gone."""
+        heirs: dict[nn.Parameter, list[tuple[str, str, nn.Parameter]]] = {}
+        moves: dict[int, tuple[Move, Parameters]] = {}
+        for parameter in self.gone():
+            origin, heirs[parameter] = vars(parameter)[GONE], []
+            if origin is None:
+                raise ValueError(
+                    f"{self.kind}: its network was loaded anew (nr.load with into) after it was"
+                    " made, which says nothing of its state: make a new one"
+                )
+            if origin:
+                move, path = origin
+                moves.setdefault(id(move), (move, {}))[1][path] = parameter
+        for move, held in moves.values():
+            for path, heir in move.heirs.items():
+                if kin := _kin(path, move, held):
+                    heirs[held[kin[0]]].append((kin[0], path, heir))
+            self.state.update(self.carried(move, held))
+        for parameter in heirs:
+            self.state.pop(parameter, None)
+        for group in self.groups:
+            names = group.get(NAMES, [""] * len(group["params"]))
+            pairs = [
+                (name.removesuffix(old) + new, heir)
+                for name, p in zip(names, group["params"], strict=True)
+                for old, new, heir in heirs.get(p, [("", "", p)])
+            ]
+            group["params"] = [heir for _, heir in pairs]
+            if NAMES in group:
+                group[NAMES] = [name for name, _ in pairs]
+
+    def carried(self, move: Move, held: Parameters) -> dict[nn.Parameter, dict]:
+        """The state of the heirs of one move, whose old parameters are ``held``."""
+        states = {path: self.state[p] for path, p in held.items() if self.state.get(p)}
+        found = {}
+        for path, heir in move.heirs.items():
+            if kin := [old for old in _kin(path, move, held) if old in states]:
+                entry = states[kin[0]].items()
+                found[path] = {n: self.fresh(n, v, held[kin[0]], heir) for n, v in entry}
+        shaped = {
+            name: value
+            for path, entry in states.items()
+            for name, value in entry.items()
+            if isinstance(value, Tensor) and value.shape == move.before[path]
+        }
+        for name, like in shaped.items() if move.kept else ():
+            zero, theirs, ours = like.new_zeros(()), {}, {}
+            for path, shape in move.before.items():
+                theirs[path] = _tensor(states, path, name, zero.expand(shape))
+            for path, heir in move.heirs.items():
+                ours[path] = _tensor(found, path, name, torch.zeros_like(heir))
+            move.copy(ours, theirs)
+        return {move.heirs[path]: entry for path, entry in found.items()}
+
+    def fresh(self, name: str, value: object, old: nn.Parameter, heir: nn.Parameter) -> object:
+        """What an heir has where nothing survived: zeros, or the same number."""
+        if not isinstance(value, Tensor):
+            if value is None or isinstance(value, bool | int | float):
+                return value
+        elif value.shape == old.shape:
+            return torch.zeros_like(heir, dtype=value.dtype)
+        elif value.ndim == 0 or value.numel() == 1:
+            return value.clone()
+        raise ValueError(
+            f"{self.kind}: its state {name!r} is neither a number nor of the shape of its"
+            f" parameter, {list(old.shape)}, so nobody knows which part of it survived: make a new"
+            " one"
+        )
+
+
+def _kin(path: str, move: Move, held: Parameters) -> list[str]:
+    """The ``held`` parameters of the kind of an heir; any of its unit, where there was none."""
+
+    def kind(name: str) -> tuple[str, str]:
+        return name.split(".")[0], name.split(".")[-1]
+
+    if any(kind(old) == kind(path) for old in move.before):
+        return [old for old in held if kind(old) == kind(path)]
+    return list(held)[:1]
+
+
+def _tensor(entries: dict[str, dict], path: str, name: str, default: Tensor) -> Tensor:
+    """One state of one parameter, where it has it."""
+    value = entries.get(path, {}).get(name)
+    return value if isinstance(value, Tensor) else default
