@@ -4,6 +4,7 @@ from nr.conversion.converting import convert
 from nr.files.archive import FileError, load, save
 from nr.files.building import build
 from nr.files.structure import structure
+from nr.given.giving import to_torch
 from nr.given.outputs import Joined, loss, predict
 from nr.method.carrying import carry
 from nr.method.merging import merge
@@ -50,5 +51,6 @@ __all__ = [
     "rescale",
     "save",
     "structure",
+    "to_torch",
     "utilization",
 ]

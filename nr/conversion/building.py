@@ -74,7 +74,7 @@ class Builder:
         if torch.equal(chosen, torch.arange(value.shape[1], device="cpu")):
             return value.name
         shape = torch.Size((value.shape[0], len(chosen), *value.shape[2:]))
-        return self.add(f"{name}_pick", Pick([chosen]), value.name, shape).name
+        return self.add(name, Pick([chosen]), value.name, shape).name
 
     def end_with(self, name: str) -> None:
         """Have the node of this name at the end, which is the output."""

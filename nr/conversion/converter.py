@@ -96,7 +96,9 @@ class Converter(Operands):
             self.values[last.args[0]] = self.stand_in(last.args[0])
             name, window = self.whole_map(last)
         self.end_with(name)
-        return classifier(self.module(last), window)
+        made = classifier(self.module(last), window)
+        made.name = str(last.target)
+        return made
 
     def found_heads(self, outputs: object) -> set[fx.Node]:
         """The layers, without a norm behind them, that give the outputs."""

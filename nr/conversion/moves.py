@@ -13,7 +13,8 @@ from torch import Tensor, nn
 # Functions, methods and modules that move the elements of one tensor and change none.
 _MOVING = (
     "getattr getitem flatten unflatten reshape view squeeze unsqueeze permute transpose swapaxes"
-    " movedim chunk split tensor_split unbind narrow select channel_shuffle expand expand_as clone"
+    " movedim chunk split tensor_split unbind narrow select index_select channel_shuffle expand"
+    " expand_as clone"
 )
 WORDS = frozenset(_MOVING.split())
 MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)

@@ -10,7 +10,7 @@ from nr.conversion.building import Activation, Builder
 from nr.conversion.obstacles import opaque
 from nr.conversion.tracing import Traced
 from nr.conversion.values import RESULT
-from nr.conversion.words import has_tensor, readers, shape
+from nr.conversion.words import has_tensor, readers, shape, word
 from nr.network.graph import IMAGE
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
@@ -70,7 +70,7 @@ class Operands(Builder):
             found = value.channels
             pixels = value.shape[2:].numel()
             if found and not (found.flat and pixels > 1) and (spread or not found.spread):
-                return self.chosen(self.traced.name(before), value, found.chosen)
+                return self.chosen(self.pick_name(before), value, found.chosen)
         raise Blocked(
             before,
             f"makes {list(shape(before))} of something else than whole channels, and units read"
@@ -88,7 +88,13 @@ class Operands(Builder):
                 " is a convolution: put nn.Flatten() before it"
             )
         sides = tuple(value.shape[2:]) or (1, 1)
-        return self.chosen(self.traced.name(node), value, found.chosen), sides
+        return self.chosen(self.pick_name(node), value, found.chosen), sides
+
+    def pick_name(self, node: fx.Node) -> str:
+        """What a selection is called: as the buffer with its places, if there is one."""
+        if word(node) == "index_select" and isinstance(node.args[-1], fx.Node):
+            return str(node.args[-1].target)
+        return f"{self.traced.name(node)}_pick"
 
     def module(self, node: object) -> nn.Module | None:
         """The module that a node calls."""

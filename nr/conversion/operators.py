@@ -99,6 +99,7 @@ def normed(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
     if weighs and given.values.get(before) is None:
         try:
             value = layer(given, before, module)
+            given.modules[value.name].norm_name = str(node.target)
         except ValueError as error:
             raise (error if isinstance(error, Blocked) else Blocked(before, str(error))) from error
     else:
@@ -114,7 +115,9 @@ def layer(given: Operands, node: fx.Node, after: nn.Module | None = None) -> Act
     """A convolution, or a linear layer over a whole map, with the batch norm after it."""
     linear = isinstance(given.module(node), nn.Linear)
     name, window = given.whole_map(node) if linear else (given.read(node.args[0]), None)
-    return given.put(node, unit(given.take(node), after, window), name)
+    made = unit(given.take(node), after, window)
+    made.linear = linear
+    return given.put(node, made, name)
 
 
 def ending(given: Operands, node: fx.Node) -> Activation:
@@ -140,6 +143,8 @@ def plain(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
     if type(module) in ELEMENTWISE and isinstance(value, Activation) and value.moved is not None:
         found = value.channels
         if found is None or found.flat:  # before it is moved it can as well pass it
+            if hasattr(module, "inplace") and value.moved.numel() < value.shape.numel():
+                module.inplace = False  # others read the rest
             made = given.add(given.traced.name(node), module, value.name, value.shape)
             return made._replace(moved=value.moved)
     return given.put(node, module, given.read(before))
@@ -192,7 +197,7 @@ def scaled(given: Operands, node: fx.Node, x: fx.Node, factor: fx.Node) -> Activ
             f"multiplies by {factor.target}, {list(weight.shape)}: only a parameter of one number"
             " a channel, [C, 1, 1], is known to nr"
         )
-    return given.put(node, scale(weight), given.read(x))
+    return given.add(str(factor.target), scale(weight), given.read(x), shape(node))
 
 
 # What joins and moves channels.
@@ -263,8 +268,17 @@ def move(given: Operands, node: fx.Node) -> object:
     if not isinstance(value, Activation):
         return value[node.args[1]]
     read = {n: value.places for n in inputs(node) if given.values.get(n) is value}
+    read |= {n: given.fixed[n].cpu() for n in inputs(node) if n in given.fixed}
     found = given.called_with(node, read)
     return pytree.tree_map(lambda part: value._replace(moved=part.contiguous()), found)
+
+
+def copied(given: Operands, node: fx.Node) -> object:
+    """A copy, which what follows may change in place."""
+    value = given.values[node.args[0]]
+    if not isinstance(value, Activation) or value.moved is not None:
+        return move(given, node)
+    return given.join(given.traced.name(node), CAT, [value.name], shape(node))
 
 
 OPERATORS: dict[str, Callable[[Operands, fx.Node], object]] = {
@@ -274,6 +288,7 @@ OPERATORS: dict[str, Callable[[Operands, fx.Node], object]] = {
     "div": quotient,
     "neg": negative,
     "cat": cat,
+    "clone": copied,
     "mean": mean,
     "conv2d": filtered,
 }

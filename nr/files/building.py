@@ -14,6 +14,7 @@ from nr.files.values import (
     read_flag,
     read_int,
     read_keys,
+    read_name,
     read_widths,
     read_window,
 )
@@ -179,7 +180,7 @@ def _outputs(place: str, value: object, depth: int) -> Outputs:
 
 def _head(place: str, node: dict, maps: bool = False) -> Classifier:
     windows = ("stride", "padding", "dilation") if maps else ()
-    read_keys(place, node, ("in_channels", "num_classes", *windows), "bias", "window")
+    read_keys(place, node, ("in_channels", "num_classes", *windows), "bias", "window", "name")
     in_channels = read_widths(place, node["in_channels"])
     classes = read_int(f"{place} num_classes", node["num_classes"], 1)
     bias = read_flag(place, node, "bias", True)
@@ -190,6 +191,7 @@ def _head(place: str, node: dict, maps: bool = False) -> Classifier:
     else:
         head = Classifier(1, classes, bias, window)
     head.build(in_channels)
+    head.name = read_name(place, node, "name")
     return head
 
 
@@ -253,6 +255,10 @@ def _unit(place: str, node: dict) -> ConvBN:
     unit = (ConvBN if norm else Conv).formed(form, in_channels, out_channels, **options)
     if not read_flag(place, node, "bias", True):
         unit.drop_bias()
+    unit.norm_name = read_name(place, node, "norm_name")
+    unit.linear = read_flag(place, node, "linear", False)
+    if unit.linear and (unit.group or unit.transposed or unit.stride != 1 or unit.padding != 0):
+        raise ValueError(f"structure: {place}: a linear layer has no groups, strides or padding")
     return unit
 
 

@@ -22,6 +22,8 @@ OPTIONS = {
     "group": None,
     "transposed": False,
     "output_padding": 0,
+    "norm_name": None,
+    "linear": False,
 }
 NORM = ("gamma", "eps", "momentum")
 HELD = ("keep", "freeze")  # patterns of names, of nr.hold
@@ -87,6 +89,7 @@ def _described_head(head: Classifier) -> dict:
         "in_channels": list(head.in_channels),
         "num_classes": head.num_classes,
         **({"bias": False} if head.linears[0].bias is None else {}),
+        **({"name": head.name} if head.name else {}),
         **({"window": list(head.window)} if head.taps > 1 or maps else {}),
         **({name: list(side) for name, side in head.options().items()} if maps else {}),
     }

@@ -22,6 +22,14 @@ def read_flag(place: str, node: Mapping, name: str, usual: bool) -> bool:
     return found
 
 
+def read_name(place: str, node: Mapping, name: str) -> str | None:
+    """A path of a module, or None where a description does not say it."""
+    found = node.get(name)
+    if found is not None and not (isinstance(found, str) and all(found.split("."))):
+        raise ValueError(f"structure: {place}: {name} {found!r:.100} is no path of a module")
+    return found
+
+
 def read_int(place: str, value: object, least: int, most: int = LARGEST_WIDTH) -> int:
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"structure: {place}: {value!r} is no int of {least} to {most}")

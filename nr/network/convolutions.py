@@ -80,6 +80,10 @@ class ConvBN(Windowed):
     memory with few input channels (uxlfoundation/oneDNN issue 6035).
     """
 
+    # Of what nr.convert was given: the name of its batch norm, and whether it is an nn.Linear.
+    norm_name: str | None = None
+    linear = False
+
     def __init__(
         self,
         in_channels: int,

@@ -93,6 +93,8 @@ class Classifier(nn.Module):
     ValueError for numbers of channels or classes that are no int from 1 on.
     """
 
+    name: str | None = None  # of the network's, in what nr.convert was given
+
     def __init__(
         self,
         in_channels: int,

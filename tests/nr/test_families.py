@@ -306,6 +306,28 @@ def test_nothing_changes_in_place_what_others_read(name, dead):
     network.train()(images()).sum().backward()
 
 
+class Copied(nn.Module):
+    """What a copy of a map, and half of a hidden layer, become in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.hidden = nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Linear(16, 8)
+        self.act, self.fc = nn.Hardswish(inplace=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        x = self.norm(self.conv(x))
+        x = torch.cat([self.act(x.clone()), x], dim=1)
+        y = self.hidden(x.mean((2, 3)))
+        return self.fc(torch.cat([self.act(y[:, :4]), y[:, 4:]], dim=1))
+
+
+def test_what_changes_a_copy_or_a_part_in_place_changes_that_alone():
+    torch.manual_seed(0)
+    model = Copied().double().eval()
+    network = nr.convert(model, SIZE)
+    assert relative_difference(network(images())[:, 0], model(images())) < EXACT
+
+
 @pytest.mark.parametrize("cross", [None, "removed"])
 def test_rescaling_keeps_what_norms_before_convolutions_read(cross):
     network = worn("densenet")

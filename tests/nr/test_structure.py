@@ -169,6 +169,10 @@ def doubling(structure: dict) -> None:
     structure["features"] = node
 
 
+def stem(structure: dict) -> dict:
+    return structure["features"]["modules"]["stem"]["modules"]["0"]
+
+
 STEM, SHORTCUT = ("stem", "0"), ("stage2", "0", "shortcut")
 POOL = ("pool",)
 REFUSALS = {
@@ -211,6 +215,10 @@ REFUSALS = {
     "a name with a dot": lambda s: s["features"]["modules"].update({"a.b": {"type": "Tanh"}}),
     "the name of a method": lambda s: s["features"]["modules"].update(forward={"type": "Tanh"}),
     "a name that is a number": lambda s: s["features"]["modules"].update({1: {"type": "Tanh"}}),
+    "a linear layer with padding": lambda s: stem(s).update(linear=True),
+    "linear that is no bool": lambda s: stem(s).update(linear=1),
+    "the name of a norm that is no path": lambda s: stem(s).update(norm_name="a..b"),
+    "the name of a classifier that is a number": lambda s: s["classifier"].update(name=1),
     "too deep": nested,
     "too many": doubling,
 }

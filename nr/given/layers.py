@@ -1,0 +1,49 @@
+"""Layers of torch with the weights of nr's: copies, which need no nr."""
+
+import copy
+
+import torch
+from torch import nn
+
+from nr.network.convolutions import Conv, ConvBN, pair
+from nr.network.layers import Classifier
+from nr.network.norms import take_after
+from nr.network.units import FORMS
+
+
+def convolution(unit: ConvBN, place: int) -> nn.Module:
+    """One of a unit's convolutions; an nn.Linear where it was one.
+
+    It has the biases of what it writes, but where a gate comes between.
+    """
+    conv = copy.deepcopy(unit.convs[place])
+    conv.stride = pair(unit.stride)
+    if isinstance(unit, Conv) and unit.form != "attention" and unit.norms[0].bias is not None:
+        biases = [unit.norms[stream].bias for stream in FORMS[unit.form][place][1]]
+        conv.bias = nn.Parameter(torch.cat(biases), requires_grad=biases[0].requires_grad)
+    return _linear(conv) if unit.linear else conv
+
+
+def _linear(conv: nn.Conv2d) -> nn.Linear:
+    """The linear layer over whole maps that a convolution is."""
+    weight = conv.weight.detach().flatten(1)  # [o, i·h·w]
+    made = nn.Linear(*weight.shape[::-1], bias=conv.bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
+    made.bias = conv.bias
+    return made.train(conv.training)
+
+
+def batch_norm(norm: nn.Module, flat: bool) -> nn.Module:
+    """A batch norm of maps [B, C, H, W], or of [B, C]."""
+    cls = nn.BatchNorm1d if flat else nn.BatchNorm2d
+    made = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)
+    take_after(made, norm)
+    made.load_state_dict(norm.state_dict(), strict=False)  # nr's has no count of batches
+    return made
+
+
+def head(classifier: Classifier, stream: int) -> nn.Module:
+    """The layer of one stream, with the bias that all share."""
+    made = copy.deepcopy(classifier.linears[stream])
+    made.bias = copy.deepcopy(classifier.linears[0].bias)
+    return made
