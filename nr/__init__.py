@@ -1,6 +1,6 @@
 """Neural Rejuvenation: measure utilization, penalise scales, rebuild at the same budget."""
 
-from nr.conversion.converting import convert
+from nr.conversion.converting import convert, obstacles
 from nr.files.archive import FileError, load, save
 from nr.files.building import build
 from nr.files.structure import structure
@@ -44,6 +44,7 @@ __all__ = [
     "load",
     "loss",
     "merge",
+    "obstacles",
     "penalise",
     "plan",
     "predict",

@@ -1,12 +1,14 @@
 """The graph of units that is being made of a traced network, and its activations."""
 
+from collections.abc import Set
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nr.conversion import moves
-from nr.network.graph import IMAGE, Node, Pick
+from nr.network.graph import CAT, IMAGE, Node, Pick
 from nr.network.plain import FixedSize
 
 
@@ -34,11 +36,12 @@ class Activation(NamedTuple):
 class Builder:
     """Nodes of a graph in order, with their modules."""
 
-    def __init__(self):
+    def __init__(self, image: torch.Size):
         self.nodes: list[Node] = []
         self.modules: dict[str, nn.Module] = {}
-        self.shapes: dict[str, torch.Size] = {}  # of what the nodes give, by name
+        self.shapes = {IMAGE: image}  # of what the nodes give, by name
         self.inner: set[str] = set()  # what the names of nodes begin with
+        self.cats: dict[str, list[tuple[str, int, int]]] = {}  # parts, their starts and widths
 
     def add(self, name: str, module: nn.Module, before: str, shape: torch.Size) -> Activation:
         """Write down a node that calls a module."""
@@ -48,7 +51,12 @@ class Builder:
 
     def join(self, name: str, word: str, names: list[str], shape: torch.Size) -> Activation:
         """Write down a node that is a word of nr.network.graph."""
-        return self.node(Node(self.free(name), word, tuple(names)), shape)
+        name = self.free(name)
+        if word == CAT:
+            widths = [self.shapes[part][1] for part in names]
+            starts = accumulate(widths, initial=0)
+            self.cats[name] = list(zip(names, starts, widths, strict=False))
+        return self.node(Node(name, word, tuple(names)), shape)
 
     def node(self, node: Node, shape: torch.Size) -> Activation:
         self.nodes.append(node)
@@ -80,6 +88,11 @@ class Builder:
         """Have the node of this name at the end, which is the output."""
         if self.nodes and self.nodes[-1].name != name:
             self.add("output", nn.Identity(), name, self.shapes[name])
+
+    def prune(self, ends: Set[str]) -> None:
+        """Leave out the concatenations of which only parts are read, each by itself."""
+        read = {name for node in self.nodes for name in node.inputs} | ends
+        self.nodes = [n for n in self.nodes if n.name not in self.cats or n.name in read]
 
     def bind(self, fixed: FixedSize) -> None:
         """Have the image pass ``fixed`` first."""

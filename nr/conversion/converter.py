@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from nr.conversion.making import classifier
+from nr.conversion.making import classifier, passing
+from nr.conversion.modules import ending
 from nr.conversion.obstacles import Obstacles
-from nr.conversion.operands import BATCH_NORMS, WEIGHING, Blocked, Operands
-from nr.conversion.operators import converted, ending
+from nr.conversion.operands import Blocked, Operands
+from nr.conversion.operators import converted
 from nr.conversion.tracing import Traced
 from nr.conversion.words import has_tensor, in_place, inputs, readers, shape, word
 from nr.network.graph import FLAT, Graph, Outputs
@@ -16,8 +17,8 @@ from nr.network.layers import Classifier, Network
 from nr.network.plain import FixedSize
 
 ENDS = (
-    "the network gives this, and has to give the logits of an nn.Linear alone, the maps of an"
-    " nn.Conv2d, or several of them"
+    "the network gives this, and has to give the logits of an nn.Linear alone, maps, or several of"
+    " them"
 )
 
 
@@ -28,17 +29,20 @@ class Converter(Operands):
         super().__init__(traced)
         self.obstacles = obstacles
         self.heads: set[fx.Node] = set()
+        self.features: set[fx.Node] = set()  # outputs that no head gives
 
     def network(self) -> Network:
         """The whole network: features up to the last linear layer, which is the classifier."""
         outputs, nodes = self.traced.outputs, self.traced.nodes
         last = self.last(outputs)
-        self.heads = self.found_heads(outputs) if last is None else set()
+        if last is None:
+            self.find_heads(outputs)
         for node in nodes[1 : nodes.index(last) if last else -1]:
             if has_tensor(node):
                 self.values[node] = self.attempt(node)
         made = None if last is None else self.classifier(last)
         ends = self.ends(outputs) if last is None else (None, None)
+        self.prune({*pytree.tree_leaves(ends), self.nodes[-1].name})
         if self.traced.bound is not None:
             self.bind(FixedSize(self.traced.size, self.traced.bound))
         return Network(Graph(self.nodes, self.modules, *ends), made, self.traced.size)
@@ -52,16 +56,19 @@ class Converter(Operands):
             try:
                 self.refuse_in_place(node)
                 return ending(self, node) if node in self.heads else converted(self, node)
-            except ValueError as error:
+            except Exception as error:  # ValueErrors, and what a call in an odd form may raise
                 at = error.node if isinstance(error, Blocked) else node
                 self.values[at] = self.block(node if at in blocked else at, error)
                 if at is node or at in blocked:
                     return self.values[at]
                 blocked.add(at)
 
-    def block(self, node: fx.Node, error: ValueError) -> object:
+    def block(self, node: fx.Node, error: Exception) -> object:
         """Note what is in the way at ``node``; returns a stand-in for what it gives."""
-        self.obstacles.add(self.traced.name(node), str(error))
+        text = str(error)
+        if not isinstance(error, ValueError):
+            text = f"is called in a form that nr does not know ({' '.join(text.split()):.100})"
+        self.obstacles.add(self.traced.name(node), text)
         return self.stand_in(node)
 
     def refuse_in_place(self, node: fx.Node) -> None:
@@ -100,30 +107,44 @@ class Converter(Operands):
         made.name = str(last.target)
         return made
 
-    def found_heads(self, outputs: object) -> set[fx.Node]:
-        """The layers, without a norm behind them, that give the outputs."""
-        found: set[fx.Node] = set()
-        for end in pytree.tree_leaves(outputs):
-            if not isinstance(end, fx.Node) and end is not None:
-                self.obstacles.add(type(end).__name__, ENDS)
-            open_ = [end] if isinstance(end, fx.Node) else []
-            while open_:
-                node = open_.pop()
-                module = self.module(node)
-                if type(module) in (nn.Linear, nn.Conv2d):
-                    found.add(node)
-                elif self.follows(node, module):
-                    open_ += inputs(node)
-                else:
-                    self.obstacles.add(self.traced.name(end), ENDS)
-        return found
+    def find_heads(self, outputs: object) -> None:
+        """The layers that give the outputs; where none does, the output is of features.
 
-    def follows(self, node: fx.Node, module: nn.Module | None) -> bool:
-        """Whether what a node gives is still the output of the layer before it."""
-        if node.op in ("placeholder", "get_attr"):
-            return False
-        weighs = module is not None and [*module.parameters()]
-        return not weighs and not isinstance(module, (*BATCH_NORMS, *WEIGHING))
+        A head is read by nothing but outputs.
+        """
+        ends = [end for end in pytree.tree_leaves(outputs) if end is not None]
+        for end in ends:
+            if not isinstance(end, fx.Node) or end.op in ("placeholder", "get_attr"):
+                name = self.traced.name(end) if isinstance(end, fx.Node) else type(end).__name__
+                self.obstacles.add(name, ENDS)
+        ways = {end: self.way(end) for end in ends if isinstance(end, fx.Node)}
+        while True:
+            follow = {
+                node for way in ways.values() for node in way if not _is_layer(self.module(node))
+            }
+            read = [
+                end
+                for end, way in ways.items()
+                if any(n.op != "output" and n not in follow for node in way for n in readers(node))
+            ]
+            if not read:
+                break
+            ways |= dict.fromkeys(read, frozenset())
+        self.features = {end for end, way in ways.items() if not way}
+        self.heads = {node for way in ways.values() for node in way if _is_layer(self.module(node))}
+
+    def way(self, end: fx.Node) -> frozenset[fx.Node]:
+        """What follows layers without a norm behind them and gives ``end``, with these layers."""
+        found, open_ = set(), [end]
+        while open_:
+            node = open_.pop()
+            module = self.module(node)
+            weighs = module is not None and [*module.parameters()]
+            if node.op in ("placeholder", "get_attr") or (weighs and not _is_layer(module)):
+                return frozenset()
+            found.add(node)
+            open_ += [] if _is_layer(module) else inputs(node)
+        return frozenset(found)
 
     def ends(self, outputs: tuple[object, object]) -> tuple[Outputs, Outputs]:
         """The outputs of eval and of train mode as names of nodes; None where they are the same."""
@@ -145,7 +166,17 @@ class Converter(Operands):
 
     def end(self, node: fx.Node) -> str:
         """The node of an output."""
-        given = self.read(node)
-        if len(shape(node)) == 2:
-            return self.join(self.traced.name(node), FLAT, [given], shape(node)).name
-        return given
+        try:
+            given, blocked = self.read(node), False
+        except ValueError as error:
+            given, blocked = self.block(node, error).name, True
+        flat, name = len(shape(node)) == 2, self.traced.name(node)
+        if blocked or node in self.features:
+            like = next(iter(self.traced.modules[""].parameters()))
+            made = passing(self.shapes[given][1], not flat, like)
+            given = self.add(f"{name}_out", made, given, shape(node)).name
+        return self.join(name, FLAT, [given], shape(node)).name if flat else given
+
+
+def _is_layer(module: nn.Module | None) -> bool:
+    return type(module) in (nn.Linear, nn.Conv2d)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nr.network.convolutions import Conv, ConvBN
 from nr.network.layers import Classifier, Head
 from nr.network.norms import COUNT, norm_like, take_after
-from nr.network.plain import Filter, Size
+from nr.network.plain import Filter, Gain, Size
 from nr.network.units import Norm
 
 
@@ -117,6 +117,20 @@ def scale(weight: Tensor) -> Norm:
     own = made.norms[0].to(weight.device, weight.dtype)
     own.weight.copy_(weight.flatten())
     own.weight.requires_grad_(weight.requires_grad)
+    return made
+
+
+def gain(weight: Tensor) -> Gain:
+    """A product with a parameter of one number."""
+    made = Gain().to(weight.device, weight.dtype)
+    made.weight.copy_(weight.view(())).requires_grad_(weight.requires_grad)
+    return made
+
+
+def passing(width: int, maps: bool, like: Tensor) -> Classifier:
+    """A head that gives its channels as they are."""
+    made = (Head if maps else Classifier)(width, width, bias=False).to(like.device, like.dtype)
+    made.linears[0].weight.copy_(torch.eye(width).view_as(made.linears[0].weight))
     return made
 
 

@@ -39,9 +39,11 @@ def places(shape: torch.Size) -> Tensor:
 def channels(moved: Tensor, shape: torch.Size) -> Channels | None:
     """The channels that ``moved`` places of an activation [B, C, ...] make; None if it has none.
 
-    Batch and pixels have to be where they were.
+    Batch and pixels have to be where they were; parts of channels [B, ..., H, W] are channels, too.
     """
     batch, pixels = shape[0], shape[2:].numel()
+    if moved.ndim > 4:
+        moved = moved.flatten(1, -3)
     if moved.ndim not in (2, 4) or moved.shape[0] != batch or moved.numel() == 0:
         return None
     if pixels == 1 and moved.ndim == 4 and moved.shape[2:].numel() > 1:
@@ -59,3 +61,45 @@ def channels(moved: Tensor, shape: torch.Size) -> Channels | None:
     images = torch.arange(batch, device="cpu")[:, None, None] * shape[1:].numel()
     natural = images + chosen[:, None] * pixels + torch.arange(pixels, device="cpu")
     return Channels(chosen, moved.ndim == 2) if torch.equal(natural, rows) else None
+
+
+def flat(shape: torch.Size) -> torch.Size:
+    """Of parts of channels [B, ..., H, W], or [B, ...] of pixels, the shape of all channels."""
+    pixels = shape[-2:] if len(shape) > 4 else ()
+    return torch.Size((shape[0], shape[1 : len(shape) - len(pixels)].numel(), *pixels))
+
+
+def parts(places: Tensor, shape: torch.Size, dim: int) -> list[Tensor]:
+    """What of an activation's ``places`` stands side by side along ``dim``, as [B, C, H, W]."""
+    found = places.unbind(dim)
+    return [part.flatten(1)[:, :, None, None] if shape[2:].numel() == 1 else part for part in found]
+
+
+def averaged(places: Tensor, shape: torch.Size, dims: set[int]) -> tuple[bool, bool] | None:
+    """Whether all of H, and all of W, of an activation lie along ``dims`` of its ``places``.
+
+    None where something else does.
+    """
+    if len(shape) < 4:
+        return None
+    height, width = shape[2:]
+    rest = [dim for dim in range(places.ndim) if dim not in dims]
+    along = places.permute(*rest, *sorted(dims)).flatten(len(rest))
+    steps = along - along[..., :1]
+    for whole, wanted in (
+        ((True, True), torch.arange(height * width, device="cpu")),
+        ((False, True), torch.arange(width, device="cpu")),
+        ((True, False), torch.arange(height, device="cpu") * width),
+    ):
+        if steps.shape[-1:] == wanted.shape and bool((steps == wanted).all()):
+            return whole
+    return None
+
+
+def pooled(places: Tensor, shape: torch.Size, whole: tuple[bool, bool]) -> Tensor:
+    """The same places when H or W, where they are ``whole``, have become one pixel."""
+    height, width = shape[2:]
+    channel, row, column = places // (height * width), places // width % height, places % width
+    row, column = (at * (not gone) for at, gone in zip((row, column), whole, strict=True))
+    high, wide = (1 if gone else side for side, gone in zip(shape[2:], whole, strict=True))
+    return (channel * high + row) * wide + column

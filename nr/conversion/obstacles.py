@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from torch import nn
 
-from nr.network.plain import Size
 from nr.network.convolutions import Conv
+from nr.network.plain import Size
 
 # Where a reason names none.
 REMEDY = "do this outside of the network, or with modules of torch that nr/README.md names"
@@ -27,11 +27,13 @@ class Obstacles(list[Obstacle]):
     """All obstacles of a network, in its order; printed, a table of one line each."""
 
     def __str__(self) -> str:
+        if not self:
+            return "no obstacles"
         rows = [Obstacle._fields, *self]
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         return "\n".join(
             f"{module:{widths[0]}}  {reason:{widths[1]}}  {remedy}".rstrip()
-            for module, reason, remedy in (rows if self else [])
+            for module, reason, remedy in rows
         )
 
     def has(self, module: str) -> bool:

@@ -3,9 +3,11 @@
 Every handler of an operation gets it, and a node; its errors have no names, which are added once.
 """
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from nr.conversion import moves
 from nr.conversion.building import Activation, Builder
 from nr.conversion.obstacles import opaque
 from nr.conversion.tracing import Traced
@@ -32,10 +34,12 @@ class Operands(Builder):
     """
 
     def __init__(self, traced: Traced):
-        super().__init__()
-        self.traced = traced
         image = traced.nodes[0]
+        super().__init__(shape(image))
+        self.traced = traced
         self.values: dict[fx.Node, object] = {image: Activation(IMAGE, shape(image))}
+        self.images = {IMAGE}  # the image, and what constants have made of it
+        self.stand_ins: set[str] = set()
         self.fixed: dict[fx.Node, Tensor] = {}
         self.called: set[str] = set()  # modules with weights that have become part of something
 
@@ -46,42 +50,67 @@ class Operands(Builder):
     def stand_in(self, node: fx.Node) -> object:
         """Channels of their own in the place of what ``node`` gives."""
 
-        def made(tensor: object) -> object:
+        def stand_in(tensor: object) -> object:
             if not isinstance(tensor, Tensor):
                 return tensor
             module = opaque(tensor.shape, self.traced.image_channels)
-            return self.add(self.traced.name(node), module, IMAGE, tensor.shape)
+            made = self.add(self.traced.name(node), module, IMAGE, tensor.shape)
+            self.stand_ins.add(made.name)
+            return made
 
-        return pytree.tree_map(made, node.meta[RESULT])
+        return pytree.tree_map(stand_in, node.meta[RESULT])
+
+    def joined(self, node: fx.Node, word: str, names: list[str]) -> Activation:
+        """What joins activations, as parts of channels where ``node`` gives such."""
+        own = shape(node)
+        flat = own if own.numel() == 0 or len(own) in (2, 4) else moves.flat(own)
+        value = self.join(self.traced.name(node), word, names, flat)
+        return value if flat == own else value._replace(moved=moves.places(flat).view(own))
+
+    def value(self, node: fx.Node) -> Activation:
+        """The activation that ``node`` gives."""
+        if isinstance(value := self.values.get(node), Activation):
+            return value
+        if node.op == "get_attr" or node in self.fixed:
+            name = node.target if node.op == "get_attr" else self.traced.name(node)
+            raise ValueError(f"{name} is computed with outside of a module of torch's: use one")
+        raise Blocked(node, "gives several activations, or none: read one of them")
 
     def read(self, before: fx.Node, spread: bool = False) -> str:
         """The name of the activation [B, C, H, W] that ``before`` gives.
 
         ``spread``: one pixel may stand for all.
         """
-        value = self.values.get(before)
-        if before.op == "get_attr" or before in self.fixed:
-            raise ValueError(
-                f"{before.target} is computed with outside of a module of torch's: use one"
-            )
-        if isinstance(value, Activation):
-            if value.moved is None:
-                return value.name
-            found = value.channels
-            pixels = value.shape[2:].numel()
-            if found and not (found.flat and pixels > 1) and (spread or not found.spread):
-                return self.chosen(self.pick_name(before), value, found.chosen)
+        value = self.value(before)
+        return value.name if value.moved is None else self.selected(before, value, spread)
+
+    def selected(self, before: fx.Node, value: Activation, spread: bool = False) -> str:
+        """The name of the channels that ``value``, of ``before``, is made of."""
+        found, pixels = value.channels, value.shape[2:].numel()
+        if found and not (found.flat and pixels > 1) and (spread or not found.spread):
+            return self.chosen(self.pick_name(before), value, found.chosen)
+        if value.name in self.stand_ins:  # of which nothing is known
+            self.values[before] = self.stand_in(before)
+            return self.values[before].name
         raise Blocked(
             before,
-            f"makes {list(shape(before))} of something else than whole channels, and units read"
-            " channels: move whole channels only",
+            f"makes {list(value.places.shape)} of something else than whole channels (as pixels or"
+            " parts of channels), and units read channels: move whole channels only",
         )
+
+    def part(self, before: fx.Node, value: Activation) -> str:
+        """``selected``, or what a concatenation has joined, for what changes nothing in place."""
+        chosen = value.channels.chosen
+        for name, start, width in self.cats.get(value.name, ()):
+            if torch.equal(chosen, torch.arange(start, start + width, device="cpu")):
+                return name
+        return self.selected(before, value)
 
     def whole_map(self, node: fx.Node) -> tuple[str, tuple[int, int]]:
         """What a linear layer reads, flattened, and its (H, W)."""
         before = node.args[0]
-        value = self.values.get(before)
-        found = value.channels if isinstance(value, Activation) else None
+        value = self.value(before)
+        found = value.channels
         if found is None or found.spread or len(shape(node)) != 2:
             raise ValueError(
                 f"reads {list(shape(before))}, and only an nn.Linear over a map that was flattened"
@@ -118,7 +147,8 @@ class Operands(Builder):
     def constant(self, node: fx.Node, operand: object) -> float | Tensor | None:
         """An operand that is a number or a fixed tensor; None for an activation or a parameter."""
         if operand in self.fixed:
-            self.read(operand)
+            tensor = self.fixed[operand]
+            return tensor.item() if tensor.numel() == 1 else tensor
         if isinstance(operand, fx.Node) and has_tensor(operand):
             return None
         return self.traced.constant(node, operand)
@@ -126,6 +156,7 @@ class Operands(Builder):
     def fix(self, node: fx.Node) -> None:
         """A buffer, or what is made of buffers, is known; a parameter is trained."""
         if node.op != "get_attr":
+            self.traced.constant(node, (node.args, node.kwargs))  # those that bind the network
             self.fixed[node] = self.called_with(node, self.fixed)
         elif type(tensor := self.traced.tensor(node)) is Tensor and not tensor.is_meta:
             self.fixed[node] = tensor

@@ -3,48 +3,39 @@
 A handler gets the operands and a node, and gives an activation; ValueErrors say reason and remedy.
 """
 
-import copy
 from collections.abc import Callable
 
+import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from nr.conversion import moves
+from nr.conversion.arithmetic import add, negative, product, quotient
 from nr.conversion.building import Activation
-from nr.conversion.functions import plain_class, plain_module
-from nr.conversion.making import activations, classifier, fixed_filter, head, norm, scale, unit
-from nr.conversion.modes import FOLLOWS
-from nr.conversion.operands import BATCH_NORMS, WEIGHING, Blocked, Operands
-from nr.conversion.recording import FROZEN
+from nr.conversion.functions import plain_class
+from nr.conversion.making import fixed_filter
+from nr.conversion.modules import NO_SCALES, NORM_WORDS, called, function, in_mode, pad
+from nr.conversion.operands import Operands
 from nr.conversion.words import arguments, inputs, shape, word
-from nr.network.graph import ADD, CAT, MUL
-from nr.network.plain import KINDS, Affine
+from nr.network.graph import ADD, CAT
+from nr.network.plain import Affine
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
-NORM_WORDS = ("layer_norm", "group_norm", "rms_norm", "instance_norm", "local_response_norm")
-NO_SCALES = (
-    " (LayerNorm as in convnext and transformers) is no batch norm, whose scales are measured: only"
-    " networks with batch norm after their convolutions can be converted"
-)
-CONVS = (nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose3d)
-SPATIAL = ({2, 3}, {-1, -2})  # dimensions whose mean is a global average pooling
-# What treats each element by itself.
-ELEMENTWISE = tuple(
-    cls for cls, kind in KINDS.items() if not kind.resizes and cls not in (nn.Dropout2d, nn.PReLU)
-)
+
+MAKING = ("tensor", "as_tensor", "full", "ones", "zeros")  # functions that make constants
 
 
 def converted(given: Operands, node: fx.Node) -> object:
     """What ``node`` gives, with all that it needs written down; None for what is not read."""
     module, read = given.module(node), inputs(node)
-    if node.op == "get_attr" or (read and all(n in given.fixed for n in read)):
+    made = word(node) in MAKING or (read and all(n in given.fixed for n in read))
+    if node.op == "get_attr" or made:
         return given.fix(node)
-    if module is not None:
-        return called(given, node, module)
     if word(node) in OPERATORS:
         return OPERATORS[word(node)](given, node)
-    if word(node) in moves.WORDS:
+    if isinstance(module, moves.MODULES) or word(node) in moves.WORDS:
         return move(given, node)
+    if module is not None:
+        return called(given, node, module)
     if plain_class(node) is not None:
         return function(given, node)
     what = getattr(node.target, "__name__", node.target)
@@ -53,122 +44,83 @@ def converted(given: Operands, node: fx.Node) -> object:
     raise ValueError(f"{what} is not known to nr: use nn modules")
 
 
-# Modules.
-
-
-def called(given: Operands, node: fx.Node, module: nn.Module) -> object:
-    refuse_others(node, module)
-    if isinstance(module, BATCH_NORMS):
-        return normed(given, node, module)
-    if isinstance(module, WEIGHING):
-        return None if given.is_normed(node) else layer(given, node)
-    if isinstance(module, moves.MODULES):
-        return move(given, node)
-    made = plain(given, node, copy.deepcopy(module))
-    if [*module.parameters()]:
-        given.take(node)
-    return made
-
-
-def refuse_others(node: fx.Node, module: nn.Module) -> None:
-    """Refuse the modules of torch that have no exact form in units."""
-    kind = type(module).__name__
-    if isinstance(module, NORMS):
-        raise ValueError(kind + NO_SCALES)
-    if isinstance(module, CONVS):
-        raise ValueError(f"{kind} is no nn.Conv2d, which is the only convolution that units have")
-    if kind == FROZEN:
-        raise ValueError(
-            "FrozenBatchNorm2d has no scale that is trained, so nothing of it can be measured:"
-            " use nn.BatchNorm2d, in eval mode and without gradients where it is to be frozen"
-        )
-    if len(inputs(node)) != 1:
-        raise ValueError(f"{kind} reads {len(inputs(node))} activations, and units read one")
-
-
-def normed(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
-    """A batch norm: of the unit before it, or one before a convolution; its activations after."""
-    if module.weight is None or module.running_mean is None:
-        raise ValueError(
-            "has no scale or no running statistics: affine=True and track_running_stats=True are"
-            " needed"
-        )
-    after = [] if type(module) in BATCH_NORMS else activations(module)
-    before = node.args[0]
-    weighs = isinstance(given.module(before), WEIGHING) and given.is_normed(before)
-    if weighs and given.values.get(before) is None:
-        try:
-            value = layer(given, before, module)
-            given.modules[value.name].norm_name = str(node.target)
-        except ValueError as error:
-            raise (error if isinstance(error, Blocked) else Blocked(before, str(error))) from error
-    else:
-        value = given.put(node, norm(module), given.read(before))
-    given.take(node)
-    for child in after:
-        name = f"{node.target}_{type(child).__name__.lower()}"
-        value = given.add(name, copy.deepcopy(child), value.name, shape(node))
-    return value
-
-
-def layer(given: Operands, node: fx.Node, after: nn.Module | None = None) -> Activation:
-    """A convolution, or a linear layer over a whole map, with the batch norm after it."""
-    linear = isinstance(given.module(node), nn.Linear)
-    name, window = given.whole_map(node) if linear else (given.read(node.args[0]), None)
-    made = unit(given.take(node), after, window)
-    made.linear = linear
-    return given.put(node, made, name)
-
-
-def ending(given: Operands, node: fx.Node) -> Activation:
-    """A layer that gives an output."""
-    if isinstance(given.module(node), nn.Linear):
-        name, window = given.whole_map(node)
-        return given.put(node, classifier(given.take(node), window), name)
-    name = given.read(node.args[0])
-    return given.put(node, head(given.take(node)), name)
-
-
-# What changes each channel by itself.
-
-
-def plain(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
-    """A module that treats each channel by itself; wiring tries those it does not know."""
-    (before,) = inputs(node)
-    if len(shape(node)) == 2 and type(module) not in KINDS:
-        raise ValueError(
-            f"{type(module).__name__} between linear layers is not known to nr: use one of torch's"
-        )
-    value = given.values[before]
-    if type(module) in ELEMENTWISE and isinstance(value, Activation) and value.moved is not None:
-        found = value.channels
-        if found is None or found.flat:  # before it is moved it can as well pass it
-            if hasattr(module, "inplace") and value.moved.numel() < value.shape.numel():
-                module.inplace = False  # others read the rest
-            made = given.add(given.traced.name(node), module, value.name, value.shape)
-            return made._replace(moved=value.moved)
-    return given.put(node, module, given.read(before))
-
-
-def function(given: Operands, node: fx.Node) -> Activation:
-    """A function that is a plain module."""
-    if "dropout" in word(node) and not node.meta[FOLLOWS]:
-        raise ValueError("the mode of this functional dropout is fixed: use nn.Dropout")
-    module = plain_module(node, lambda argument: given.traced.constant(node, argument))
-    return plain(given, node, in_mode(given, node, module))
-
-
-def in_mode(given: Operands, node: fx.Node, module: nn.Module) -> nn.Module:
-    """``module`` in the mode of the one in whose forward ``node`` is."""
-    return module.train(given.traced.modules[given.traced.path(node)].training)
-
-
 def mean(given: Operands, node: fx.Node) -> Activation:
-    dims = arguments(node, "input", "dim", "keepdim").get("dim")
-    if not isinstance(dims, list | tuple) or {*dims} not in SPATIAL:
-        raise ValueError("is no mean over H and W in one: use nn.AdaptiveAvgPool2d(1)")
-    pool = in_mode(given, node, nn.AdaptiveAvgPool2d(1))
-    return given.put(node, pool, given.read(node.args[0]))
+    """A mean over H, W or both."""
+    value, dims = _reduced(given, node)
+    whole = moves.averaged(value.places, value.shape, dims)
+    if whole is None:
+        raise ValueError(
+            "is no mean over H and W in one, or over one of them, and mixes channels: use"
+            " nn.AdaptiveAvgPool2d(1)"
+        )
+    sides = 1 if all(whole) else tuple(1 if gone else None for gone in whole)
+    pool = in_mode(given, node, nn.AdaptiveAvgPool2d(sides))
+    after = [1 if gone else side for side, gone in zip(value.shape[2:], whole, strict=True)]
+    size = torch.Size((*value.shape[:2], *after))
+    made = given.add(given.traced.name(node), pool, value.name, size)
+    kept = value.places
+    for dim in sorted(dims, reverse=True):
+        kept = kept.select(dim, 0)
+    moved = moves.pooled(kept, value.shape, whole).view(shape(node))
+    return made if torch.equal(moved, made.places) else made._replace(moved=moved)
+
+
+def _reduced(given: Operands, node: fx.Node) -> tuple[Activation, set[int]]:
+    """What a mean or sum reads, and the dimensions over which it is."""
+    found = arguments(node, "input", "dim", "keepdim", "dtype", "_stacklevel")
+    value, dims = given.value(found["input"]), found.get("dim")
+    dims = (dims,) if isinstance(dims, int) else dims or range(value.places.ndim)
+    return value, {dim % value.places.ndim for dim in dims}
+
+
+def total(given: Operands, node: fx.Node) -> Activation:
+    """A sum over parts of the channels, each as many."""
+    names = _parts(given, node)
+    return given.joined(node, ADD, names)
+
+
+def softmax(given: Operands, node: fx.Node) -> Activation:
+    """Of two parts of the channels: the sigmoid of their differences."""
+    names = _parts(given, node)
+    name, size = given.traced.name(node), given.shapes[names[0]]
+    if len(names) != 2:
+        raise ValueError(f"softmax of {len(names)} parts mixes channels: take two, or a sigmoid")
+    gates = []
+    for one, other in (names, names[::-1]):
+        minus = given.add(f"{name}_negative", Affine(-1.0, 0.0), other, size)
+        both = given.join(f"{name}_difference", ADD, [one, minus.name], size)
+        gates.append(given.add(f"{name}_sigmoid", nn.Sigmoid(), both.name, size).name)
+    return stacked(given, node, gates, node.args[1] if len(node.args) > 1 else node.kwargs["dim"])
+
+
+def _parts(given: Operands, node: fx.Node) -> list[str]:
+    """The parts of the channels that stand side by side along a dimension."""
+    value, dims = _reduced(given, node)
+    found = [
+        value._replace(moved=p) for d in dims for p in moves.parts(value.places, value.shape, d)
+    ]
+    if len(dims) > 1 or found[0].places.shape[1] == 1 or found[0].channels is None:
+        raise ValueError(
+            f"{word(node)} over something else than two or more parts of whole channels mixes"
+            " channels, or depends on the size of the map: use a mean over H and W"
+        )
+    return [given.part(inputs(node)[0], part) for part in found]
+
+
+def stack(given: Operands, node: fx.Node) -> Activation:
+    found = arguments(node, "tensors", "dim")
+    names = [given.read(part) for part in found["tensors"]]
+    return stacked(given, node, names, found.get("dim", 0))
+
+
+def stacked(given: Operands, node: fx.Node, names: list[str], dim: int) -> Activation:
+    """Activations side by side along a dimension of their own."""
+    own, size = list(shape(node)), given.shapes[names[0]]
+    del own[dim]
+    whole = torch.Size((size[0], size[1] * len(names), *size[2:]))
+    value = given.join(given.traced.name(node), CAT, names, whole)
+    each = [part.reshape(own) for part in value.places.chunk(len(names), 1)]
+    return value._replace(moved=torch.stack(each, dim % (len(own) + 1)))
 
 
 def filtered(given: Operands, node: fx.Node) -> Activation:
@@ -179,78 +131,6 @@ def filtered(given: Operands, node: fx.Node) -> Activation:
     if weight is None or options.pop("bias", None) is not None:
         raise ValueError("computes the weights that it convolves with: use nn.Conv2d")
     return given.put(node, fixed_filter(weight, options), given.read(x))
-
-
-def affine(given: Operands, node: fx.Node, x: fx.Node, factor=1.0, term=0.0) -> Activation:
-    """factor·x + term, with constants."""
-    if isinstance(factor, Tensor) or isinstance(term, Tensor):
-        raise ValueError("computes with constants of several numbers: use modules of torch")
-    return given.put(node, Affine(float(factor), float(term)), given.read(x))
-
-
-def scaled(given: Operands, node: fx.Node, x: fx.Node, factor: fx.Node) -> Activation:
-    """A product with a parameter of one number a channel."""
-    weight = given.traced.tensor(factor)
-    wide = weight.ndim > 1 and weight.shape[-2:] != (1, 1)
-    if weight.numel() != shape(x)[1] or wide or not isinstance(weight, nn.Parameter):
-        raise ValueError(
-            f"multiplies by {factor.target}, {list(weight.shape)}: only a parameter of one number"
-            " a channel, [C, 1, 1], is known to nr"
-        )
-    return given.add(str(factor.target), scale(weight), given.read(x), shape(node))
-
-
-# What joins and moves channels.
-
-
-def sides(node: fx.Node) -> tuple[object, object]:
-    """What a sum, difference, product or quotient is of."""
-    found = arguments(node, "input", "other", "alpha")
-    if found.get("alpha", 1) != 1:
-        raise ValueError("a sum with alpha is not known to nr: multiply before it")
-    return found["input"], found["other"]
-
-
-def add(given: Operands, node: fx.Node) -> Activation:
-    """A sum or difference of activations, or with a constant."""
-    a, b = sides(node)
-    sign = -1 if word(node) == "sub" else 1
-    left, right = (given.constant(node, side) for side in (a, b))
-    if right is not None:
-        return affine(given, node, a, term=sign * right)
-    if left is not None:
-        return affine(given, node, b, sign, left)
-    names = [given.read(side) for side in (a, b)]
-    if {shape(a), shape(b)} != {shape(node)}:
-        raise ValueError("adds activations of different shapes: give them one")
-    if sign < 0:
-        name = f"{given.traced.name(node)}_negative"
-        names[1] = given.add(name, Affine(-1.0, 0.0), names[1], shape(b)).name
-    return given.join(given.traced.name(node), ADD, names, shape(node))
-
-
-def product(given: Operands, node: fx.Node) -> Activation:
-    """A product of two activations, or with a constant or a parameter."""
-    a, b = sides(node)
-    for one, other in ((a, b), (b, a)):
-        if (number := given.constant(node, other)) is not None:
-            return affine(given, node, one, number)
-        if other.op == "get_attr":
-            return scaled(given, node, one, other)
-    names = [given.read(side, spread=True) for side in (a, b)]
-    return given.join(given.traced.name(node), MUL, names, shape(node))
-
-
-def quotient(given: Operands, node: fx.Node) -> Activation:
-    a, b = sides(node)
-    number = given.constant(node, b)
-    if number is None:
-        raise ValueError("divides by what is no constant: this is not known to nr")
-    return affine(given, node, a, 1 / number)
-
-
-def negative(given: Operands, node: fx.Node) -> Activation:
-    return affine(given, node, node.args[0], -1)
 
 
 def cat(given: Operands, node: fx.Node) -> Activation:
@@ -264,9 +144,10 @@ def cat(given: Operands, node: fx.Node) -> Activation:
 
 def move(given: Operands, node: fx.Node) -> object:
     """What only moves elements, run on their places."""
-    value = given.values[inputs(node)[0]]
-    if not isinstance(value, Activation):
+    value = given.values.get(inputs(node)[0])
+    if isinstance(value, list | tuple) and not isinstance(value, Activation):
         return value[node.args[1]]
+    value = given.value(inputs(node)[0])
     read = {n: value.places for n in inputs(node) if given.values.get(n) is value}
     read |= {n: given.fixed[n].cpu() for n in inputs(node) if n in given.fixed}
     found = given.called_with(node, read)
@@ -275,8 +156,8 @@ def move(given: Operands, node: fx.Node) -> object:
 
 def copied(given: Operands, node: fx.Node) -> object:
     """A copy, which what follows may change in place."""
-    value = given.values[node.args[0]]
-    if not isinstance(value, Activation) or value.moved is not None:
+    value = given.value(node.args[0])
+    if value.moved is not None:
         return move(given, node)
     return given.join(given.traced.name(node), CAT, [value.name], shape(node))
 
@@ -290,5 +171,9 @@ OPERATORS: dict[str, Callable[[Operands, fx.Node], object]] = {
     "cat": cat,
     "clone": copied,
     "mean": mean,
+    "pad": pad,
+    "softmax": softmax,
+    "stack": stack,
+    "sum": total,
     "conv2d": filtered,
 }

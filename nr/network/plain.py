@@ -78,6 +78,28 @@ class Affine(nn.Module):
         return f"{self.factor}, {self.term}"
 
 
+class Gain(nn.Module):
+    """weight·x, with one trained number."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
+class PaddedMaxPool2d(nn.MaxPool2d):
+    """A max pooling of maps with -inf around them: ``sides`` of left, right, top and bottom."""
+
+    def __init__(self, sides: tuple[int, ...], *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.sides = tuple(sides)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(nn.functional.pad(x, self.sides, value=-math.inf))
+
+
 class Filter(nn.Module):
     """Every channel convolved with one fixed ``window`` [h, w]; files only name it."""
 
@@ -132,7 +154,9 @@ KINDS = {
         Kind(nn.ZeroPad2d, ("padding",), **_SIZED),
         Kind(nn.ReflectionPad2d, ("padding",), **_SIZED),
         Kind(nn.ReplicationPad2d, ("padding",), **_SIZED),
+        Kind(PaddedMaxPool2d, ("sides", *_POOL, "dilation", "ceil_mode"), resizes=True),
         Kind(Affine, ("factor", "term"), linear=True),
+        Kind(Gain, linear=True),
         Kind(FixedSize, ("size", "reader"), **_SIZED),
     )
 }
