@@ -20,7 +20,6 @@ from nr.conversion.words import arguments, inputs, shape, word
 from nr.network.graph import ADD, CAT
 from nr.network.plain import Affine
 
-
 MAKING = ("tensor", "as_tensor", "full", "ones", "zeros")  # functions that make constants
 
 

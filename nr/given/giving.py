@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nr.conversion.operators import ELEMENTWISE
+from nr.conversion.modules import ELEMENTWISE
 from nr.given.layers import batch_norm, convolution, head
 from nr.network.checks import refuse_sharded
 from nr.network.convolutions import ConvBN

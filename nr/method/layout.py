@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nr.network.graph import ADD, CAT, IMAGE, MUL, Pick
 from nr.network.layers import Classifier
-from nr.network.numbers import Lists
+from nr.network.numbers import Lists, nth
 from nr.network.steps import Layer, Step, Wiring
 from nr.network.units import Norm
 
@@ -54,10 +54,10 @@ class Layout:
             self.lists[step.name] = (step.numbers[0],) * len(last)  # of the image, which stays
             return
         if isinstance(step.op, Classifier):  # of classes, which stay too
-            self.lists[step.name] = (self.plan.canonical(step.numbers)[0],) * len(last)
+            self.lists[step.name] = (step.numbers[0],) * len(last)
             return
         if step.name in self.plan.by_name or isinstance(step.op, Pick):
-            found = self.made(self.plan.canonical(step.numbers))
+            found = self.made(step.numbers)
             if not any(map(len, found)):
                 return
             need = self.needed(step, found)
@@ -65,8 +65,10 @@ class Layout:
             found, need = tuple(map(torch.cat, zip(*here.values(), strict=True))), None
         elif step.op == MUL:
             found, need = self.multiply(step)
+        elif step.op == ADD:
+            found, need = self.add(step, here)
         else:
-            found, need = last, last if step.op == ADD else None
+            found, need = last, None
         self.lists[step.name] = found
         if need is not None:
             for k, given in here.items():
@@ -77,11 +79,21 @@ class Layout:
         if not all(map(torch.equal, need, given)):
             self.needs[step.name, k] = need
 
+    def add(self, step: Step, here: dict[int, Lists]) -> tuple[Lists, None]:
+        """The list of a sum, as of the last operand that is there; the others give it beside."""
+        own = step.numbers
+        sides = {k: self.plan.steps[step.inputs[k]].numbers for k in here}
+        last = max(here)
+        found = tuple(self.beside(sides[last], own, stream) for stream in here[last])
+        for k, side in sides.items():
+            need = tuple(self.beside(own, side, stream) for stream in found)
+            self.want(step, k, need, here[k])
+        return found, None
+
     def multiply(self, step: Step) -> tuple[Lists, None]:
         """The list of what is multiplied, and of its factors what stands beside it."""
-        canonical = self.plan.canonical
-        sides = [canonical(self.plan.steps[name].numbers) for name in step.inputs]
-        own = canonical(step.numbers)
+        sides = [self.plan.steps[name].numbers for name in step.inputs]
+        own = step.numbers
         main = next(k for k, side in enumerate(sides) if all(map(torch.equal, side, own)))
         found = self.lists[step.inputs[main]]
         for k, side in enumerate(sides):
@@ -91,12 +103,15 @@ class Layout:
         return found, None
 
     def beside(self, own: Lists, other: Lists, made: Tensor) -> Tensor:
-        """For channels of ``own`` those that stood beside them in ``other``."""
-        count = len(self.plan.source)
-        given, beside = torch.cat(own), torch.cat(other)
+        """For channels of ``own`` those that stood beside them in ``other``.
+
+        Of several equal ones the n-th is beside the n-th.
+        """
+        given, beside, old = torch.cat(own), torch.cat(other), made % len(self.plan.source)
         order = given.argsort(stable=True)
-        at = torch.searchsorted(given[order], made % count)
-        return beside[order[at]] + made - made % count
+        first = torch.searchsorted(given[order], old)
+        last = torch.searchsorted(given[order], old, right=True) - 1
+        return beside[order[torch.minimum(first + nth(made), last)]] + made - old
 
     def dropped(self) -> tuple[str, ...]:
         """The sums and concatenations that go on without some of what they read."""
@@ -122,7 +137,7 @@ class Layout:
 
     def sources(self, layer: Layer, made: Tensor, ins: int, outs: int) -> Tensor:
         """Of groups of outputs, in their order, the inputs."""
-        reads = torch.cat(self.plan.canonical(layer.reads)).view(-1, ins)
-        first = torch.cat(self.plan.canonical(layer.numbers))[::outs]
+        reads = torch.cat(layer.reads).view(-1, ins)
+        first = torch.cat(layer.numbers)[::outs]
         columns = [self.beside((first,), (column,), made[::outs]) for column in reads.unbind(1)]
         return torch.stack(columns, dim=1).flatten()

@@ -131,13 +131,13 @@ def _copy_norm(ours: Values, theirs: Values, places: tuple[Tensor, Tensor]) -> N
 
 def moves(layout: Layout, made: Mapping[str, Op]) -> dict[str, Move]:
     """Where the channels of everything that was ``made`` come from."""
-    canonical, steps = layout.plan.canonical, layout.plan.steps
+    steps = layout.plan.steps
     return {
         name: Move(
             _bare(steps[name].op),
             _bare(unit),
-            (layout.read(name), canonical(steps[steps[name].inputs[0]].numbers)),
-            (layout.lists[name], canonical(steps[name].numbers)),
+            (layout.read(name), steps[steps[name].inputs[0]].numbers),
+            (layout.lists[name], steps[name].numbers),
         )
         for name, unit in made.items()
     }

@@ -40,22 +40,22 @@ def places(wanted: Tensor, given: Tensor) -> Tensor:
     """Where each of ``wanted`` stands in ``given``, the n-th of equal ones as the n-th there."""
     order = given.argsort(stable=True)
     first = torch.searchsorted(given[order], wanted)
-    return order[first + _nth(wanted)]
+    return order[first + nth(wanted)]
 
 
-def _nth(numbers: Tensor) -> Tensor:
+def nth(numbers: Tensor) -> Tensor:
     """How many equal ones stand before each: [C]."""
     order = numbers.argsort(stable=True)
     ranked = numbers[order]
-    nth = torch.empty_like(numbers)
-    nth[order] = count_to(len(numbers)) - torch.searchsorted(ranked, ranked)
-    return nth
+    found = torch.empty_like(numbers)
+    found[order] = count_to(len(numbers)) - torch.searchsorted(ranked, ranked)
+    return found
 
 
 def matched(new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
     """Where the channels that both lists hold stand in each, the n-th of equal ones as the n-th."""
     times = max(len(new), len(old), 1)
-    keys, theirs = new * times + _nth(new), old * times + _nth(old)
+    keys, theirs = new * times + nth(new), old * times + nth(old)
     order = theirs.argsort()
     at = torch.searchsorted(theirs[order], keys).clamp(max=max(len(old) - 1, 0))
     if not len(old):

@@ -132,7 +132,3 @@ class Wiring:
     @property
     def image_channels(self) -> int:
         return len(self.steps[IMAGE].numbers[0])
-
-    def canonical(self, numbers: Lists) -> Lists:
-        """With one number for all that sums add to each other."""
-        return tuple(self.ties.sum[stream] for stream in numbers)
