@@ -114,7 +114,8 @@ def plain(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
             f"{type(module).__name__} between linear layers is not known to nr: use one of torch's"
         )
     value = given.value(before)
-    if type(module) in ELEMENTWISE and value.moved is not None:
+    known = value.moved is not None and value.name not in given.stand_ins
+    if type(module) in ELEMENTWISE and known:
         found = value.channels
         if (
             found is None or found.flat or value.moved.ndim > 4

@@ -110,6 +110,8 @@ class Operands(Builder):
         """What a linear layer reads, flattened, and its (H, W)."""
         before = node.args[0]
         value = self.value(before)
+        if value.name in self.stand_ins and value.shape != shape(before):
+            value = self.values[before] = self.stand_in(before)
         found = value.channels
         if found is None or found.spread or len(shape(node)) != 2:
             raise ValueError(

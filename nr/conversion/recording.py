@@ -230,7 +230,7 @@ def _watched(tracer: Tracer) -> Iterator[None]:
 
     def refused(cls, *args, **kwargs):
         if tracer.computing:
-            return apply.__func__(cls, *args, **kwargs)
+            return apply.__get__(None, cls)(*args, **kwargs)
         what = f"calls {cls.__name__}, an autograd function, whose gradient would be lost"
         if cls.__name__ == "CheckpointFunction":
             what = "computes under activation checkpointing, which would be lost"

@@ -57,7 +57,8 @@ class Layout:
             self.lists[step.name] = (step.numbers[0],) * len(last)
             return
         if step.name in self.plan.by_name or isinstance(step.op, Pick):
-            found = self.made(step.numbers)
+            order = self.order(step.numbers)
+            found = tuple(self.beside(order, step.numbers, made) for made in self.made(order))
             if not any(map(len, found)):
                 return
             need = self.needed(step, found)
@@ -73,6 +74,11 @@ class Layout:
         if need is not None:
             for k, given in here.items():
                 self.want(step, k, need, given)
+
+    def order(self, numbers: Lists) -> Lists:
+        """By what channels are put in order: alike in all that sums add, but those of one list."""
+        same = tuple(self.plan.ties.sum[stream] for stream in numbers)
+        return same if len(torch.cat(same).unique()) == sum(map(len, same)) else numbers
 
     def want(self, step: Step, k: int, need: Lists, given: Lists) -> None:
         """Have the input k of a step in the order ``need``."""

@@ -390,7 +390,7 @@ def head(m, x):
 
 
 REFUSED = {
-    "tuple": (lambda m, x: (head(m, x), x), "logits of an nn.Linear alone"),
+    "tuple": (lambda m, x: (head(m, x), 3), "logits of an nn.Linear alone"),
     "softmax": (lambda m, x: head(m, x).softmax(1), "softmax"),
     "inplace": (lambda m, x: head(m, x.relu_() + x), "sum|in place"),
     "both": (lambda m, x: head(m, x * x[:, :1]), "getitem|mul"),
@@ -400,8 +400,8 @@ REFUSED = {
     "alpha": (lambda m, x: head(m, torch.add(m.pool(x), m.pool(x), alpha=2)), "alpha"),
     "half a channel": (lambda m, x: head(m, x[:, :, 1:]), "something else than whole channels"),
     "size": (lambda m, x: m.fc(torch.flatten(x, 1)), "other image_size|image_size"),
-    "means": (lambda m, x: m.fc(x.mean(3).mean(2)), "mean: is no mean over H and W in one: use"),
-    "moved": (lambda m, x: m.fc(x.view(x.shape[0], 4, -1).mean(2)), "mean: is no mean over H"),
+    "means": (lambda m, x: head(m, x * x.mean(1, True)), "mean: is no mean over H and W in one"),
+    "moved": (lambda m, x: m.fc(x.view(x.shape[0], 2, -1, 6).mean(3)[..., 0]), "mean: is no mean"),
     "named": (lambda m, x: head(m, torch.special.expit(x)), "not known"),
 }
 

@@ -234,15 +234,35 @@ def test_scales_move_without_changing_any_output(name):
     assert close(outputs(network), before)
 
 
-def test_what_reads_classes_is_refused():
-    class Reader(Fcn):
-        def forward(self, x):
-            low = self.stem(x)
-            maps = self.aux(low)
-            return maps, self.classifier(self.body(torch.cat([low[:, :9], maps], 1)))
+class Reader(Fcn):
+    """An output that another layer reads, too."""
 
+    def forward(self, x):
+        low = self.stem(x)
+        maps = self.aux(low)
+        return maps, self.classifier(self.body(torch.cat([low[:, :9], maps], 1)))
+
+
+def test_an_output_that_a_layer_reads_is_of_features():
+    torch.manual_seed(0)
+    model = Reader().double()
+    random_norms(model)
+    network = nr.convert(model, SIZE)
+    for training in (False, True):
+        model.train(training), network.train(training)
+        torch.manual_seed(1)
+        wanted = model(images())
+        torch.manual_seed(1)
+        found = network(images())
+        for output, other in zip(found, wanted, strict=True):
+            assert relative_difference(output[:, 0], other) < EXACT
+
+
+def test_what_reads_classes_is_refused():
+    graph = (network := nr.convert(plain("fcn"), SIZE)).features
+    graph.rewrite([*graph.nodes, nr.Node("both", "cat", ("aux.1", "stem.2"))], {})
     with pytest.raises(ValueError, match="joins features with what a classifier gives"):
-        nr.convert(Reader(), SIZE)
+        nr.utilization(network)
 
 
 def test_a_description_of_outputs_that_are_not_there_is_refused():

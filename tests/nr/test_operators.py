@@ -165,3 +165,52 @@ def test_operations_are_converted_worn_down_rebuilt_and_merged(name, tmp_path):
     wanted = summed(network)
     nr.merge(network)
     assert close(summed(network), wanted)
+
+
+class Backbone(nn.Module):
+    """Maps of features, each of which the next layer reads, in a list: no classifier at all."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = ((3, 12), (12, 9), (9, 7))
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, 2, 1) for i, o in sizes)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(o) for _, o in sizes)
+
+    def forward(self, x):
+        found = []
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = norm(conv(x)).relu()
+            found.append(x)
+        return [*found, x.mean((2, 3))]
+
+
+def test_a_backbone_gives_its_features_through_heads_that_begin_as_the_identity():
+    torch.manual_seed(0)
+    model = Backbone().double()
+    random_norms(model)
+    network = nr.convert(model, SIZE)
+    for training in (False, True):
+        found = [output[:, 0] for output in outputs(network, training)]
+        assert [len(output.shape) for output in found] == [4, 4, 4, 2]
+        assert close(found, outputs(model, training))
+    before = outputs(wear(network))
+    assert nr.utilization(network).ratio < 1
+    nr.rejuvenate(network, "full")
+    assert close([output[:, :1] for output in outputs(network)], before)
+    wanted = summed(network)
+    nr.merge(network)
+    assert close(summed(network), wanted)
+
+
+def test_parts_of_one_convolution_that_are_added_stay_in_their_places():
+    """What a sum adds has one number for life; which part it is does not get lost."""
+    torch.manual_seed(0)
+    model = Net(lambda m, x: x[:, :4] + x[:, 8:] - x[:, 4:8], body=nn.Conv2d(4, 9, 3, padding=1))
+    random_norms(model.double())
+    network = nr.convert(model, SIZE)
+    before = outputs(wear(network))
+    nr.rejuvenate(network, "removed")
+    assert close([outputs(network)[0][:, :1]], before)
+    wanted = summed(network)
+    nr.merge(network)
+    assert close(summed(network), wanted)
