@@ -11,6 +11,7 @@ import nr
 from utils.data.batches import TestBatches, TrainBatches
 from utils.data.identity import folder_name, known_by
 from utils.data.sets import load_cifar
+from utils.files import Plain
 from utils.machine import distributed
 from utils.training import options, phases, script
 from utils.training.given import Flags, parsed
@@ -22,7 +23,7 @@ IMAGE_SIZE = 32  # pixels, H = W
 DATASETS = ("cifar10", "cifar100", "folder", "synthetic")
 
 
-def parse(argv: list[str] | None) -> tuple[Flags, dict]:
+def parse(argv: list[str] | None) -> tuple[Flags, Plain]:
     """The flags, checked, and the builder options that they mean."""
     parser = options.shared_parser(
         "cifar",

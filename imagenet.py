@@ -16,6 +16,7 @@ from utils.data.photographs import (
     make_synthetic,
     usual_test_batch,
 )
+from utils.files import Plain
 from utils.machine import distributed
 from utils.training import options, phases, script
 from utils.training.given import Flags, parsed
@@ -27,7 +28,7 @@ LEAST_BATCH = 2  # images: VGG's hidden layers have batch norm over 1x1 maps
 LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times
 
 
-def parse(argv: list[str] | None) -> tuple[Flags, dict]:
+def parse(argv: list[str] | None) -> tuple[Flags, Plain]:
     """The flags, checked, and the builder options that they mean."""
     parser = options.shared_parser(
         "imagenet",

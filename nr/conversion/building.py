@@ -34,7 +34,7 @@ class Activation(NamedTuple):
 class Builder:
     """Nodes of a graph in order, with their modules."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.nodes: list[Node] = []
         self.modules: dict[str, nn.Module] = {}
         self.shapes: dict[str, torch.Size] = {}  # of what the nodes give, by name

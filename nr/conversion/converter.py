@@ -1,6 +1,7 @@
 """The conversion itself: each traced node in order, then the outputs."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import fx, nn
@@ -10,7 +11,7 @@ from nr.conversion.obstacles import Obstacles
 from nr.conversion.operands import BATCH_NORMS, WEIGHING, Blocked, Operands
 from nr.conversion.operators import converted, ending
 from nr.conversion.tracing import Traced
-from nr.conversion.words import has_tensor, in_place, inputs, readers, shape, word
+from nr.conversion.words import first, has_tensor, in_place, inputs, readers, shape, word
 from nr.network.graph import FLAT, Graph, Outputs
 from nr.network.layers import Classifier, Network
 from nr.network.plain import FixedSize
@@ -27,17 +28,17 @@ class Converter(Operands):
     def __init__(self, traced: Traced, obstacles: Obstacles):
         super().__init__(traced)
         self.obstacles = obstacles
-        self.heads: set[fx.Node] = set()
+        self.heads: dict[fx.Node, nn.Linear | nn.Conv2d] = {}
 
     def network(self) -> Network:
         """The whole network: features up to the last linear layer, which is the classifier."""
         outputs, nodes = self.traced.outputs, self.traced.nodes
         last = self.last(outputs)
-        self.heads = self.found_heads(outputs) if last is None else set()
-        for node in nodes[1 : nodes.index(last) if last else -1]:
+        self.heads = self.found_heads(outputs) if last is None else {}
+        for node in nodes[1 : nodes.index(last[0]) if last else -1]:
             if has_tensor(node):
                 self.values[node] = self.attempt(node)
-        made = None if last is None else self.classifier(last)
+        made = None if last is None else self.classifier(*last)
         ends = self.ends(outputs) if last is None else (None, None)
         if self.traced.bound is not None:
             self.bind(FixedSize(self.traced.size, self.traced.bound))
@@ -51,7 +52,9 @@ class Converter(Operands):
         while True:
             try:
                 self.refuse_in_place(node)
-                return ending(self, node) if node in self.heads else converted(self, node)
+                if node in self.heads:
+                    return ending(self, node, self.heads[node])
+                return converted(self, node)
             except ValueError as error:
                 at = error.node if isinstance(error, Blocked) else node
                 self.values[at] = self.block(node if at in blocked else at, error)
@@ -66,25 +69,25 @@ class Converter(Operands):
 
     def refuse_in_place(self, node: fx.Node) -> None:
         changes = in_place(node, self.module(node))
-        if changes and len(list(readers(node.args[0]))) > 1:
+        if changes and len(list(readers(first(node)))) > 1:
             raise ValueError("changes in place what others read too: use inplace=False")
 
     # The ends of the network.
 
-    def last(self, outputs: tuple[object, object]) -> fx.Node | None:
+    def last(self, outputs: tuple[Any, Any]) -> tuple[fx.Node, nn.Linear] | None:
         """The linear layer that gives the only output, the same in both modes."""
         end, other = outputs
         while end is other and isinstance(end, fx.Node):
             module, before = self.module(end), inputs(end)
             if type(module) is nn.Linear and len(shape(end)) == 2:
-                return end
+                return end, module
             flat = isinstance(module, nn.Identity | nn.Flatten) or word(end) == "flatten"
             if not flat or len(before) != 1 or shape(end) != shape(before[0]):
                 return None
             end = other = before[0]
         return None
 
-    def classifier(self, last: fx.Node) -> Classifier:
+    def classifier(self, last: fx.Node, layer: nn.Linear) -> Classifier:
         """The classifier, behind the features."""
         try:
             self.take(last)
@@ -93,16 +96,16 @@ class Converter(Operands):
             name, window = self.whole_map(last)
         except ValueError as error:
             self.obstacles.add(self.traced.name(last), str(error))
-            self.values[last.args[0]] = self.stand_in(last.args[0])
+            self.values[first(last)] = self.stand_in(first(last))
             name, window = self.whole_map(last)
         self.end_with(name)
-        made = classifier(self.module(last), window)
+        made = classifier(layer, window)
         made.name = str(last.target)
         return made
 
-    def found_heads(self, outputs: object) -> set[fx.Node]:
+    def found_heads(self, outputs: object) -> dict[fx.Node, nn.Linear | nn.Conv2d]:
         """The layers, without a norm behind them, that give the outputs."""
-        found: set[fx.Node] = set()
+        found: dict[fx.Node, nn.Linear | nn.Conv2d] = {}
         for end in pytree.tree_leaves(outputs):
             if not isinstance(end, fx.Node) and end is not None:
                 self.obstacles.add(type(end).__name__, ENDS)
@@ -110,8 +113,8 @@ class Converter(Operands):
             while open_:
                 node = open_.pop()
                 module = self.module(node)
-                if type(module) in (nn.Linear, nn.Conv2d):
-                    found.add(node)
+                if type(module) is nn.Linear or type(module) is nn.Conv2d:
+                    found[node] = module
                 elif self.follows(node, module):
                     open_ += inputs(node)
                 else:

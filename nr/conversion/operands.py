@@ -3,6 +3,8 @@
 Every handler of an operation gets it, and a node; its errors have no names, which are added once.
 """
 
+from typing import Any
+
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
@@ -10,7 +12,7 @@ from nr.conversion.building import Activation, Builder
 from nr.conversion.obstacles import opaque
 from nr.conversion.tracing import Traced
 from nr.conversion.values import RESULT
-from nr.conversion.words import has_tensor, readers, shape, word
+from nr.conversion.words import first, has_tensor, readers, shape, word
 from nr.network.graph import IMAGE
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
@@ -35,7 +37,7 @@ class Operands(Builder):
         super().__init__()
         self.traced = traced
         image = traced.nodes[0]
-        self.values: dict[fx.Node, object] = {image: Activation(IMAGE, shape(image))}
+        self.values: dict[fx.Node, Any] = {image: Activation(IMAGE, shape(image))}
         self.fixed: dict[fx.Node, Tensor] = {}
         self.called: set[str] = set()  # modules with weights that have become part of something
 
@@ -79,16 +81,16 @@ class Operands(Builder):
 
     def whole_map(self, node: fx.Node) -> tuple[str, tuple[int, int]]:
         """What a linear layer reads, flattened, and its (H, W)."""
-        before = node.args[0]
+        before = first(node)
         value = self.values.get(before)
         found = value.channels if isinstance(value, Activation) else None
-        if found is None or found.spread or len(shape(node)) != 2:
+        if value is None or found is None or found.spread or len(shape(node)) != 2:
             raise ValueError(
                 f"reads {list(shape(before))}, and only an nn.Linear over a map that was flattened"
                 " is a convolution: put nn.Flatten() before it"
             )
-        sides = tuple(value.shape[2:]) or (1, 1)
-        return self.chosen(self.pick_name(node), value, found.chosen), sides
+        height, width = value.shape[2:] or (1, 1)
+        return self.chosen(self.pick_name(node), value, found.chosen), (height, width)
 
     def pick_name(self, node: fx.Node) -> str:
         """What a selection is called: as the buffer with its places, if there is one."""
@@ -105,17 +107,16 @@ class Operands(Builder):
         after = list(readers(node))
         return len(after) == 1 and isinstance(self.module(after[0]), BATCH_NORMS)
 
-    def take(self, node: fx.Node) -> nn.Module:
-        """The module of a node. Raises ValueError for one that is called a second time."""
-        if node.target in self.called:
+    def take(self, node: fx.Node) -> None:
+        """Take the module of a node. Raises ValueError for one that is called a second time."""
+        if str(node.target) in self.called:
             raise ValueError(
                 "is called more than once, and each place in a network of units has weights of its"
                 " own: use a module for each"
             )
-        self.called.add(node.target)
-        return self.traced.module(node)
+        self.called.add(str(node.target))
 
-    def constant(self, node: fx.Node, operand: object) -> float | Tensor | None:
+    def constant(self, node: fx.Node, operand: Any) -> Any:
         """An operand that is a number or a fixed tensor; None for an activation or a parameter."""
         if operand in self.fixed:
             self.read(operand)
@@ -130,11 +131,13 @@ class Operands(Builder):
         elif type(tensor := self.traced.tensor(node)) is Tensor and not tensor.is_meta:
             self.fixed[node] = tensor
 
-    def called_with(self, node: fx.Node, read: dict[fx.Node, Tensor]) -> object:
+    def called_with(self, node: fx.Node, read: dict[fx.Node, Tensor]) -> Any:
         """What ``node`` gives for these tensors, with the sizes that it was traced with."""
         known = {n: n.meta[RESULT] for n in node.all_input_nodes} | read
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-        if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        read_, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+        args: Any = read_
         module = self.traced.module(node)
-        return (node.target if module is None else module)(*args, **kwargs)
+        call: Any = node.target if module is None else module
+        if node.op == "call_method":
+            return getattr(args[0], call)(*args[1:], **kwargs)
+        return call(*args, **kwargs)

@@ -5,6 +5,7 @@ A handler gets the operands and a node, and gives an activation; ValueErrors say
 
 import copy
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
@@ -12,11 +13,22 @@ from torch import Tensor, fx, nn
 from nr.conversion import moves
 from nr.conversion.building import Activation
 from nr.conversion.functions import plain_class, plain_module
-from nr.conversion.making import activations, classifier, fixed_filter, head, norm, scale, unit
+from nr.conversion.making import (
+    BatchNorms,
+    Weighing,
+    activations,
+    classifier,
+    fixed_filter,
+    head,
+    norm,
+    scale,
+    unit,
+)
 from nr.conversion.modes import FOLLOWS
 from nr.conversion.operands import BATCH_NORMS, WEIGHING, Blocked, Operands
 from nr.conversion.recording import FROZEN
-from nr.conversion.words import arguments, inputs, shape, word
+from nr.conversion.words import arguments, first, inputs, shape, word
+from nr.network.convolutions import ConvBN
 from nr.network.graph import ADD, CAT, MUL
 from nr.network.plain import KINDS, Affine
 
@@ -38,16 +50,17 @@ def converted(given: Operands, node: fx.Node) -> object:
     """What ``node`` gives, with all that it needs written down; None for what is not read."""
     module, read = given.module(node), inputs(node)
     if node.op == "get_attr" or (read and all(n in given.fixed for n in read)):
-        return given.fix(node)
+        given.fix(node)
+        return None
     if module is not None:
         return called(given, node, module)
     if word(node) in OPERATORS:
         return OPERATORS[word(node)](given, node)
     if word(node) in moves.WORDS:
         return move(given, node)
-    if plain_class(node) is not None:
-        return function(given, node)
-    what = getattr(node.target, "__name__", node.target)
+    if (cls := plain_class(node)) is not None:
+        return function(given, node, cls)
+    what = getattr(node.target, "__name__", str(node.target))
     if word(node) in NORM_WORDS:
         raise ValueError(what + NO_SCALES)
     raise ValueError(f"{what} is not known to nr: use nn modules")
@@ -61,7 +74,7 @@ def called(given: Operands, node: fx.Node, module: nn.Module) -> object:
     if isinstance(module, BATCH_NORMS):
         return normed(given, node, module)
     if isinstance(module, WEIGHING):
-        return None if given.is_normed(node) else layer(given, node)
+        return None if given.is_normed(node) else layer(given, node, module)
     if isinstance(module, moves.MODULES):
         return move(given, node)
     made = plain(given, node, copy.deepcopy(module))
@@ -86,7 +99,7 @@ def refuse_others(node: fx.Node, module: nn.Module) -> None:
         raise ValueError(f"{kind} reads {len(inputs(node))} activations, and units read one")
 
 
-def normed(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
+def normed(given: Operands, node: fx.Node, module: BatchNorms) -> Activation:
     """A batch norm: of the unit before it, or one before a convolution; its activations after."""
     if module.weight is None or module.running_mean is None:
         raise ValueError(
@@ -94,12 +107,12 @@ def normed(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
             " needed"
         )
     after = [] if type(module) in BATCH_NORMS else activations(module)
-    before = node.args[0]
-    weighs = isinstance(given.module(before), WEIGHING) and given.is_normed(before)
-    if weighs and given.values.get(before) is None:
+    before = first(node)
+    weighing = given.module(before) if given.is_normed(before) else None
+    if isinstance(weighing, WEIGHING) and given.values.get(before) is None:
         try:
-            value = layer(given, before, module)
-            given.modules[value.name].norm_name = str(node.target)
+            value = layer(given, before, weighing, module)
+            cast(ConvBN, given.modules[value.name]).norm_name = str(node.target)
         except ValueError as error:
             raise (error if isinstance(error, Blocked) else Blocked(before, str(error))) from error
     else:
@@ -111,22 +124,27 @@ def normed(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
     return value
 
 
-def layer(given: Operands, node: fx.Node, after: nn.Module | None = None) -> Activation:
+def layer(
+    given: Operands, node: fx.Node, module: Weighing, after: BatchNorms | None = None
+) -> Activation:
     """A convolution, or a linear layer over a whole map, with the batch norm after it."""
-    linear = isinstance(given.module(node), nn.Linear)
-    name, window = given.whole_map(node) if linear else (given.read(node.args[0]), None)
-    made = unit(given.take(node), after, window)
+    linear = isinstance(module, nn.Linear)
+    name, window = given.whole_map(node) if linear else (given.read(first(node)), None)
+    given.take(node)
+    made = unit(module, after, window)
     made.linear = linear
     return given.put(node, made, name)
 
 
-def ending(given: Operands, node: fx.Node) -> Activation:
+def ending(given: Operands, node: fx.Node, module: nn.Linear | nn.Conv2d) -> Activation:
     """A layer that gives an output."""
-    if isinstance(given.module(node), nn.Linear):
+    if isinstance(module, nn.Linear):
         name, window = given.whole_map(node)
-        return given.put(node, classifier(given.take(node), window), name)
-    name = given.read(node.args[0])
-    return given.put(node, head(given.take(node)), name)
+        given.take(node)
+        return given.put(node, classifier(module, window), name)
+    name = given.read(first(node))
+    given.take(node)
+    return given.put(node, head(module), name)
 
 
 # What changes each channel by itself.
@@ -144,17 +162,17 @@ def plain(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
         found = value.channels
         if found is None or found.flat:  # before it is moved it can as well pass it
             if hasattr(module, "inplace") and value.moved.numel() < value.shape.numel():
-                module.inplace = False  # others read the rest
+                vars(module)["inplace"] = False  # others read the rest
             made = given.add(given.traced.name(node), module, value.name, value.shape)
             return made._replace(moved=value.moved)
     return given.put(node, module, given.read(before))
 
 
-def function(given: Operands, node: fx.Node) -> Activation:
+def function(given: Operands, node: fx.Node, cls: type[nn.Module]) -> Activation:
     """A function that is a plain module."""
     if "dropout" in word(node) and not node.meta[FOLLOWS]:
         raise ValueError("the mode of this functional dropout is fixed: use nn.Dropout")
-    module = plain_module(node, lambda argument: given.traced.constant(node, argument))
+    module = plain_module(node, cls, lambda argument: given.traced.constant(node, argument))
     return plain(given, node, in_mode(given, node, module))
 
 
@@ -168,7 +186,7 @@ def mean(given: Operands, node: fx.Node) -> Activation:
     if not isinstance(dims, list | tuple) or {*dims} not in SPATIAL:
         raise ValueError("is no mean over H and W in one: use nn.AdaptiveAvgPool2d(1)")
     pool = in_mode(given, node, nn.AdaptiveAvgPool2d(1))
-    return given.put(node, pool, given.read(node.args[0]))
+    return given.put(node, pool, given.read(first(node)))
 
 
 def filtered(given: Operands, node: fx.Node) -> Activation:
@@ -181,7 +199,9 @@ def filtered(given: Operands, node: fx.Node) -> Activation:
     return given.put(node, fixed_filter(weight, options), given.read(x))
 
 
-def affine(given: Operands, node: fx.Node, x: fx.Node, factor=1.0, term=0.0) -> Activation:
+def affine(
+    given: Operands, node: fx.Node, x: fx.Node, factor: Any = 1.0, term: Any = 0.0
+) -> Activation:
     """factor·x + term, with constants."""
     if isinstance(factor, Tensor) or isinstance(term, Tensor):
         raise ValueError("computes with constants of several numbers: use modules of torch")
@@ -191,10 +211,11 @@ def affine(given: Operands, node: fx.Node, x: fx.Node, factor=1.0, term=0.0) -> 
 def scaled(given: Operands, node: fx.Node, x: fx.Node, factor: fx.Node) -> Activation:
     """A product with a parameter of one number a channel."""
     weight = given.traced.tensor(factor)
-    wide = weight.ndim > 1 and weight.shape[-2:] != (1, 1)
-    if weight.numel() != shape(x)[1] or wide or not isinstance(weight, nn.Parameter):
+    size = shape(factor)
+    wide = len(size) > 1 and size[-2:] != (1, 1)
+    if size.numel() != shape(x)[1] or wide or not isinstance(weight, nn.Parameter):
         raise ValueError(
-            f"multiplies by {factor.target}, {list(weight.shape)}: only a parameter of one number"
+            f"multiplies by {factor.target}, {list(size)}: only a parameter of one number"
             " a channel, [C, 1, 1], is known to nr"
         )
     return given.add(str(factor.target), scale(weight), given.read(x), shape(node))
@@ -203,7 +224,7 @@ def scaled(given: Operands, node: fx.Node, x: fx.Node, factor: fx.Node) -> Activ
 # What joins and moves channels.
 
 
-def sides(node: fx.Node) -> tuple[object, object]:
+def sides(node: fx.Node) -> tuple[Any, Any]:
     """What a sum, difference, product or quotient is of."""
     found = arguments(node, "input", "other", "alpha")
     if found.get("alpha", 1) != 1:
@@ -250,7 +271,7 @@ def quotient(given: Operands, node: fx.Node) -> Activation:
 
 
 def negative(given: Operands, node: fx.Node) -> Activation:
-    return affine(given, node, node.args[0], -1)
+    return affine(given, node, first(node), -1)
 
 
 def cat(given: Operands, node: fx.Node) -> Activation:
@@ -267,7 +288,7 @@ def move(given: Operands, node: fx.Node) -> object:
     value = given.values[inputs(node)[0]]
     if not isinstance(value, Activation):
         return value[node.args[1]]
-    read = {n: value.places for n in inputs(node) if given.values.get(n) is value}
+    read = {n: given.values[n].places for n in inputs(node) if given.values.get(n) is value}
     read |= {n: given.fixed[n].cpu() for n in inputs(node) if n in given.fixed}
     found = given.called_with(node, read)
     return pytree.tree_map(lambda part: value._replace(moved=part.contiguous()), found)
@@ -275,7 +296,7 @@ def move(given: Operands, node: fx.Node) -> object:
 
 def copied(given: Operands, node: fx.Node) -> object:
     """A copy, which what follows may change in place."""
-    value = given.values[node.args[0]]
+    value = given.values[first(node)]
     if not isinstance(value, Activation) or value.moved is not None:
         return move(given, node)
     return given.join(given.traced.name(node), CAT, [value.name], shape(node))

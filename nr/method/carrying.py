@@ -84,7 +84,7 @@ class _Carried:
             if NAMES in group:
                 group[NAMES] = [name for name, _ in pairs]
 
-    def carried(self, move: Move, held: Parameters) -> dict[nn.Parameter, dict]:
+    def carried(self, move: Move, held: Parameters) -> dict[Tensor, dict[str, object]]:
         """The state of the heirs of one move, whose old parameters are ``held``."""
         states = {path: self.state[p] for path, p in held.items() if self.state.get(p)}
         found = {}
@@ -134,7 +134,7 @@ def _kin(path: str, move: Move, held: Parameters) -> list[str]:
     return list(held)[:1]
 
 
-def _tensor(entries: dict[str, dict], path: str, name: str, default: Tensor) -> Tensor:
+def _tensor(entries: dict[str, dict[str, object]], path: str, name: str, default: Tensor) -> Tensor:
     """One state of one parameter, where it has it."""
     value = entries.get(path, {}).get(name)
     return value if isinstance(value, Tensor) else default

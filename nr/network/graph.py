@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from nr.network.layers import Classifier, on_streams
+from nr.network.layers import Classifier, Given, on_streams
 from nr.network.units import Streamed, Streams
 
 IMAGE = "image"  # the node that everything comes from
@@ -81,7 +81,7 @@ class Graph(Streamed, nn.Module):
         for part in path:
             if part not in place._modules:
                 place.add_module(part, nn.Module())
-            place = place._modules[part]
+            place = place.get_submodule(part)
         place.add_module(last, module)
 
     def module(self, node: Node) -> nn.Module | None:
@@ -97,8 +97,8 @@ class Graph(Streamed, nn.Module):
             if node.op not in (*WORDS, None):
                 raise ValueError(f"{node.name}: operation {node.op!r} is none of {WORDS}")
             known.add(node.name)
-        if missing := self.ends() - known:
-            raise ValueError(f"{sorted(missing)[0]}: is an output, and no node")
+        if lost := self.ends() - known:
+            raise ValueError(f"{sorted(lost)[0]}: is an output, and no node")
         self.orders = {mode: _order(self.nodes, self.ends(mode)) for mode in (False, True)}
 
     def given(self, training: bool) -> Outputs:
@@ -111,7 +111,7 @@ class Graph(Streamed, nn.Module):
             return {self.nodes[-1].name}
         return {name for m in modes or (False, True) for name in tree_leaves(self.given(m)) if name}
 
-    def forward(self, x: Streams):
+    def forward(self, x: Streams) -> Given:
         values = {IMAGE: x}
         for node, free in self.orders[self.training]:
             read = [values[name] for name in node.inputs]
@@ -146,7 +146,7 @@ def _keep(place: nn.Module, paths: set[tuple[str, ...]]) -> None:
         inner = {path[1:] for path in paths if path[0] == name}
         if not inner:
             delattr(place, name)
-        elif () not in inner:
+        elif child is not None and () not in inner:
             _keep(child, inner)
 
 
@@ -171,7 +171,7 @@ def _order(nodes: list[Node], ends: Set[str]) -> list[tuple[Node, list[str]]]:
     return list(zip(nodes, frees, strict=True))
 
 
-def _stacked(outputs: Outputs, values: Mapping[str, Streams]):
+def _stacked(outputs: Outputs, values: Mapping[str, Streams]) -> Given:
     """``outputs`` with the streams of each [B, S, ...]."""
     if outputs is None:
         return None

@@ -194,7 +194,9 @@ def end_half_started(error: Exception) -> None:
             return
 
 
-def send_refusal(results: Queue, error: Exception, result: tuple[int, object]) -> None:
+def send_refusal(
+    results: "Queue[tuple[int, str]]", error: Exception, result: tuple[int, object]
+) -> None:
     """Send why a result cannot be sent in its place, or the main process would wait for ever."""
     workers = getattr(get_worker_info(), "num_workers", 0)
     results.put((result[0], refusal(workers, error) or f"--workers {workers}: {one_line(error)}"))

@@ -76,7 +76,8 @@ def _write_onnx(network: Network, path: Path, images: Tensor) -> Tensor:
             f"--export {path}: {error.name} is not installed: pip install {' '.join(ONNX)}"
         ) from error
     program = torch.onnx.export(_program(network, images), dynamo=True, verbose=False)
-    write_atomically(path, program.model_proto.SerializeToString())
+    if program is not None:  # as torch's annotation would have it
+        write_atomically(path, program.model_proto.SerializeToString())
     again = runtime.InferenceSession(path)
     (name,) = (given.name for given in again.get_inputs())
     parts = (again.run(None, {name: part.numpy()})[0] for part in (images[:3], images[3:]))

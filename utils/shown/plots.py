@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import write_atomically
-from utils.shown.log import Phase, phases
+from utils.shown.log import Phase, Row, phases
 
 SURVIVED, REJUVENATED, BEFORE = "#2f6fa8", "#f2962e", "#1f2933"
 TRAIN, VALID, USAGE, SEARCH = "#8d99a6", "#a3195b", "#2a9d6f", "#eef1f4"
@@ -45,7 +45,7 @@ STYLE = matplotlib.RcParams(
 )
 
 
-def curves(rows: list[dict], path: Path) -> None:
+def curves(rows: list[Row], path: Path) -> None:
     """Draw losses, errors and utilization over the epochs, rejuvenation marked, into ``path``.
 
     ``rows``: the rows of log.txt in order, accuracies in percent. No rows, no picture.
@@ -144,7 +144,7 @@ def scales(history: list[list[int]], dead: float, path: Path) -> None:
         save(figure, path)
 
 
-def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
+def comparison(runs: list[tuple[str, list[Row]]], path: Path) -> None:
     """Draw the validation errors of several runs over each other into ``path``.
 
     ``runs``: (label, rows of log.txt); epoch 0 is the start of the first train phase, the first
@@ -267,7 +267,7 @@ def whole_numbers() -> MaxNLocator:
     return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
-def _error_title(rows: list[dict]) -> str:
+def _error_title(rows: list[Row]) -> str:
     """The best validation error of the train phases is the result, so the title states it."""
     trained = [epoch for epoch, row in enumerate(rows) if row["Phase"] == "train"]
     if not trained:

@@ -16,7 +16,7 @@ from torch import Tensor
 from nr.files import archive
 from nr.network.layers import Network
 from utils.errors import InputError
-from utils.files import telling
+from utils.files import Plain, telling
 from utils.machine import distributed
 from utils.training.older import upgraded
 
@@ -32,13 +32,13 @@ class CheckpointError(InputError):
     """A file that is no checkpoint, a damaged one, or one of another network."""
 
 
-def save(path: Path, payload: dict) -> None:
+def save(path: Path, payload: Plain) -> None:
     """Write a sealed checkpoint atomically."""
     with telling():
         archive.write_sealed(path, payload)
 
 
-def save_last(folder: Path, payload: dict, best: bool = False) -> None:
+def save_last(folder: Path, payload: Plain, best: bool = False) -> None:
     """Write checkpoint.pth.tar, keeping the one before it as checkpoint.prev.pth.tar.
 
     ``best``: write model_best.pth.tar as well, and first: a run that is killed between the two
@@ -99,7 +99,7 @@ def _link(path: Path, name: Path) -> None:
         raise InputError(f"{name}: could not be written: {error.strerror}") from error
 
 
-def read(path: str | Path) -> dict:
+def read(path: str | Path) -> Plain:
     """The content of a checkpoint, on the CPU. Raises CheckpointError naming the file."""
     with telling(CheckpointError):
         content = archive.read_sealed(path)
@@ -112,7 +112,7 @@ def read(path: str | Path) -> dict:
     return payload
 
 
-def read_last(folder: Path) -> tuple[Path, dict] | None:
+def read_last(folder: Path) -> tuple[Path, Plain] | None:
     """The last checkpoint of a folder and its path; the one before it where that is damaged.
 
     None where there is neither. Raises CheckpointError where none can be read.
@@ -130,7 +130,7 @@ def read_last(folder: Path) -> tuple[Path, dict] | None:
         return previous, payload
 
 
-def refuse_different(found: tuple[Path, dict] | None) -> None:
+def refuse_different(found: tuple[Path, Plain] | None) -> None:
     """InputError in every process unless all of them found the same checkpoint, or none.
 
     ``found``: its path and content. Machines that share no disk may each have their own.
@@ -158,7 +158,7 @@ def put_damaged_aside(folder: Path) -> None:
     keep_as(folder / PREVIOUS, folder / LAST)
 
 
-def network(payload: dict, path: str | Path) -> Network:
+def network(payload: Plain, path: str | Path) -> Network:
     """Build the network of ``payload`` with its weights. Raises CheckpointError naming ``path``."""
     try:
         structure = payload["structure"]
@@ -198,7 +198,7 @@ def refuse_non_finite(weights: Mapping[str, Tensor], source: object) -> None:
         )
 
 
-def rng_state() -> dict:
+def rng_state() -> Plain:
     """The random generators of Python, numpy and torch (CPU and every GPU) as plain data."""
     numpy = np.random.get_state(legacy=False)
     keys = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
@@ -211,7 +211,7 @@ def rng_state() -> dict:
     }
 
 
-def set_rng_state(state: dict) -> None:
+def set_rng_state(state: Plain) -> None:
     """Put the random generators back; those of GPUs only where as many are there."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]

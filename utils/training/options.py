@@ -12,6 +12,7 @@ import models
 from models import pretrained
 from nr.network.convolutions import ConvBN
 from nr.network.units import CROSS, PRUNED
+from utils.files import Plain
 from utils.machine import compiler
 
 LARGEST = 2**64 - 1  # whole number that a flag takes
@@ -305,7 +306,7 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
         parser.error(f"--start-epoch {args.start_epoch}: has to be below --{flag} {end}")
 
 
-def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.Namespace) -> dict:
+def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.Namespace) -> Plain:
     """The builder's keywords (without num_classes), tried out on no memory before any work."""
     if args.pretrained and (not pretrained.torchvision_name(args.arch) or args.width_mult != 1):
         known = " ".join(_pretrained(family))

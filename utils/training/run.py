@@ -12,6 +12,7 @@ import models
 from nr.network.layers import Network
 from utils.data.batches import Testing, Training
 from utils.errors import DataError, InputError
+from utils.files import Plain
 from utils.machine import bfloat16, distributed
 from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
@@ -36,12 +37,12 @@ class Run:
     def __init__(
         self,
         args: Flags,
-        spec: dict,
+        spec: Plain,
         devices: list[torch.device],
         folder: RunFolder,
         sparsity: float,
         classes: Sequence[str],
-        data: dict | None = None,
+        data: Plain | None = None,
     ):
         self.args, self.spec, self.classes, self.data = args, spec, list(classes), data
         self.folder, self.stop, self.sparsity = folder, StopRequest(), sparsity
@@ -80,7 +81,7 @@ class Run:
             models.build(self.spec["family"], self.spec["arch"], **self.spec["options"])
         )
 
-    def _resume(self, path: Path, payload: dict) -> None:
+    def _resume(self, path: Path, payload: Plain) -> None:
         print(f"==> Resuming from {path}")
         with checkpoint.restoring(path):
             if wrong := unfit(payload, self.spec, self.args, self.classes, self.data):
