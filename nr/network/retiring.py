@@ -43,10 +43,10 @@ def retire(
 @cache
 def _watch_optimizers() -> None:
     """Look at the parameters of every optimizer before its steps, from the first rebuild on."""
-    register_optimizer_step_pre_hook(_refuse_gone)
+    # A step may be compiled, around it. Not a decorator: torch's compiler takes seconds to load.
+    register_optimizer_step_pre_hook(torch.compiler.disable(_refuse_gone))
 
 
-@torch.compiler.disable  # a step may be compiled, around it
 def _refuse_gone(optimizer: Optimizer, *_: object) -> None:
     if any(GONE in vars(p) for group in optimizer.param_groups for p in group["params"]):
         raise RuntimeError(
