@@ -67,11 +67,15 @@ class Graph(Streamed, nn.Module):
         self.rewrite(nodes, modules)
 
     def rewrite(self, nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> None:
-        """Take other nodes: those with ``modules``, and those whose modules are here already."""
+        """Take other nodes: those with ``modules``, and those whose modules are here already.
+
+        Modules stand in the order of their nodes, as they do in a network from a file: it is by
+        their order that an optimizer's file knows the parameters.
+        """
         self.nodes = list(nodes)
         for name, module in modules.items():
             self.put(name, module)
-        _keep(self, {tuple(node.name.split(".")) for node in self.nodes if node.op is None})
+        _keep(self, [tuple(node.name.split(".")) for node in self.nodes if node.op is None])
         self.check()
 
     def put(self, name: str, module: nn.Module) -> None:
@@ -140,14 +144,17 @@ class Graph(Streamed, nn.Module):
         return tuple(reduce(combine, parts) for parts in streams)
 
 
-def _keep(place: nn.Module, paths: set[tuple[str, ...]]) -> None:
-    """Remove the modules that no path leads to."""
-    for name, child in list(place._modules.items()):
-        inner = {path[1:] for path in paths if path[0] == name}
-        if not inner:
-            delattr(place, name)
-        elif child is not None and () not in inner:
-            _keep(child, inner)
+def _keep(place: nn.Module, paths: list[tuple[str, ...]]) -> None:
+    """Remove the modules that no path leads to, and have the others in the order of the paths."""
+    inner: dict[str, list[tuple[str, ...]]] = {}
+    for first, *rest in paths:
+        inner.setdefault(first, []).append(tuple(rest))
+    children = {name: place.get_submodule(name) for name in inner}
+    place._modules.clear()
+    place._modules.update(children)
+    for name, rests in inner.items():
+        if () not in rests:
+            _keep(children[name], rests)
 
 
 def read_by(nodes: list[Node], ends: Set[str]) -> list[Node]:
