@@ -90,7 +90,7 @@ def restored(
     No memory is taken before the shapes are known to match. ``like`` has the custom modules.
     """
     weights = _checked_weights(weights)
-    network = build_on_meta(description, like and _modules_of(like))
+    network = build_on_meta(description, like and modules_of(like))
     if like is not None:
         if not alike(structure(network), structure(like)):
             raise ValueError("its modules are not those of the network to load into")
@@ -135,7 +135,7 @@ def _is_pick(op: object) -> bool:
     return isinstance(op, dict) and op["type"] == "Pick"
 
 
-def _modules_of(network: Network) -> Custom:
+def modules_of(network: Network) -> Custom:
     """A finder of copies of the custom modules of ``network``."""
 
     def find(place: str, name: str) -> nn.Module:

@@ -236,6 +236,13 @@ def test_what_is_wrong_is_named_and_evaluation_does_not_mind(flags, words):
     assert mismatch(payload(), SPEC, FLAGS | flags | {"evaluate": True}) is None
 
 
+def test_a_converted_network_may_be_evaluated_at_another_size():
+    """And its checkpoint may be from before its description had one."""
+    spec = SPEC | {"options": SPEC["options"] | {"image_size": 64}}
+    assert mismatch(payload(), spec, FLAGS | {"evaluate": True}) is None
+    assert mismatch(payload(), spec, FLAGS) is None
+
+
 @pytest.mark.parametrize(("rounds", "fits"), [(1, False), (2, True), (3, True)])
 def test_a_round_that_the_flags_do_not_have_is_wrong(rounds, fits):
     later = payload()

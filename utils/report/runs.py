@@ -10,7 +10,7 @@ import torch
 
 import models
 import nr
-from models.converted import PREFIX
+from nr.files.archive import modules_of
 from nr.files.building import build_on_meta
 from nr.network.graph import IMAGE
 from nr.network.wiring import wiring
@@ -163,10 +163,15 @@ def described(spec: Plain, structure: Plain | None = None) -> nr.Network:
     """The network of a run.json without memory; as it was built where there is no structure."""
     if structure is not None and "widths" in structure:
         structure = upgraded(spec, structure)
-    if structure is not None:
-        return build_on_meta(structure)
+    try:
+        if structure is not None:
+            return build_on_meta(structure)
+    except ValueError:  # of modules that nr does not know
+        if not models.converted.split(spec["arch"]):
+            raise
     with torch.device("meta"):
-        return models.build(spec["family"], spec["arch"], **spec["options"])
+        built = models.build(spec["family"], spec["arch"], **spec["options"])
+    return built if structure is None else build_on_meta(structure, modules_of(built))
 
 
 @cache
@@ -188,8 +193,8 @@ def count(network: nr.Network, image_size: int) -> tuple[int, int, int]:
 
 def model_name(spec: Plain) -> str:
     """As in the published tables, or as -a takes it, with the width where it is not 1."""
-    if spec["arch"].startswith(PREFIX):
-        return f"torchvision:{spec['arch'].removeprefix(PREFIX)}"
+    if ":" in (name := models.full_name(spec["arch"])):
+        return name
     arch, options = spec["arch"].removesuffix("_nr").removesuffix("_bn"), spec["options"]
     if spec["family"] == "cifar" and arch == "resnet":
         depth = options.get("depth", 110)

@@ -13,8 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import models
+from models import converted
 from nr.files import archive
 from nr.network.layers import Network
+from utils.data.normalisation import USUAL, Normalisation
 from utils.errors import InputError
 from utils.files import Plain, telling
 from utils.machine import distributed
@@ -164,15 +167,38 @@ def network(payload: Plain, path: str | Path) -> Network:
         structure = payload["structure"]
         if payload["format"] == OLDER:
             structure = upgraded(payload["network"], structure)
-        return archive.restored(structure, payload["state_dict"])
+        return _restored(payload["network"], structure, payload["state_dict"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: its network cannot be rebuilt: {reason}") from error
 
 
+def _restored(spec: Plain, structure: Plain, weights: object) -> Network:
+    """The network; modules that nr does not know are those of the library that it comes from."""
+    try:
+        return archive.restored(structure, weights)
+    except ValueError:
+        if not converted.split(spec["arch"]):
+            raise
+    like = models.build(spec["family"], spec["arch"], **spec["options"])
+    return archive.restored(structure, weights, like)
+
+
 def load_network(path: str | Path) -> Network:
     """The network of a checkpoint file, on the CPU, in eval mode."""
     return network(read(path), path).eval()
+
+
+def normalisation(flags: Plain, family: str) -> Normalisation:
+    """Of the images of a run with these flags: that of pretrained weights, or the family's."""
+    found = flags.get("normalisation")
+    return USUAL[family] if found is None else Normalisation(*found)
+
+
+def load_normalisation(path: str | Path) -> Normalisation:
+    """Of the images of the run of a checkpoint file."""
+    payload = read(path)
+    return normalisation(payload["args"], payload["network"]["family"])
 
 
 @contextmanager

@@ -52,7 +52,7 @@ def mismatch(payload: Plain, spec: Plain, flags: Plain) -> str | None:
 
     Another network is always wrong; other data or another seed only for training on.
     """
-    if payload["network"] != spec:
+    if _without_size(payload["network"]) != _without_size(spec):
         return f"holds {payload['network']}, but the flags say {spec}"
     if flags["evaluate"]:
         return None
@@ -74,6 +74,11 @@ def mismatch(payload: Plain, spec: Plain, flags: Plain) -> str | None:
             flag = name.replace("_", "-")
             return f"stands inside an epoch, so --{flag} cannot change here"
     return None
+
+
+def _without_size(spec: Plain) -> Plain:
+    """A network's description without the size of its images, which only training on compares."""
+    return spec | {"options": {k: v for k, v in spec["options"].items() if k != "image_size"}}
 
 
 def done(payload: Plain) -> Plain:

@@ -11,6 +11,7 @@ import torch
 import models
 from nr.network.layers import Network
 from utils.data.batches import Testing, Training
+from utils.data.normalisation import Normalisation
 from utils.errors import DataError, InputError
 from utils.files import Plain
 from utils.machine import bfloat16, distributed
@@ -68,6 +69,10 @@ class Run:
     def network(self) -> Network:
         return self.trainer.network
 
+    @property
+    def normalisation(self) -> Normalisation:
+        return checkpoint.normalisation(vars(self.args), self.spec["family"])
+
     def _begin(self) -> None:
         seed = self.args.manualSeed
         if seed is None:
@@ -88,6 +93,8 @@ class Run:
                 raise InputError(f"{path}: {wrong}")
             if not self.args.evaluate:
                 vars(self.args).update(done(payload))
+            if found := payload["args"].get("normalisation"):
+                self.args.normalisation = found
             network = checkpoint.network(payload, path)
             checkpoint.refuse_non_finite(network.state_dict(), path)
             self.state = RunState(**payload["run"])
