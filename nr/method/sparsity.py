@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from nr.network.layers import Network
 from nr.network.units import Unit
@@ -49,6 +50,15 @@ def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
             torch._foreach_add_(gradients, amounts)
         else:
             torch._foreach_add_(gradients, signs, alpha=scale * sparsity)
+
+
+@torch.no_grad()
+def penalise_before(optimizer: Optimizer, units: list[Unit], sparsity: float) -> None:
+    """Add the penalty on the scales of ``units`` to what ``optimizer`` is about to step on."""
+    # A GradScaler leaves it to a fused step to divide the gradients by its scale.
+    scale = getattr(optimizer, "grad_scale", None)
+    sign = -1 if optimizer.param_groups[0].get("maximize") else 1
+    _penalise(units, sparsity, sign if scale is None else sign * scale)
 
 
 def prunable_units(model: Network) -> list[Unit]:
@@ -99,10 +109,7 @@ class SGD(torch.optim.SGD):
         """One step; a closure is not supported, since the penalty follows its gradients."""
         if closure is not None:
             raise ValueError("nr.SGD: step takes no closure")
-        # A GradScaler leaves it to a fused step to divide the gradients by its scale.
-        scale = getattr(self, "grad_scale", None)
-        sign = -1 if self.param_groups[0]["maximize"] else 1
-        _penalise(self.units, self.sparsity, sign if scale is None else sign * scale)
+        penalise_before(self, self.units, self.sparsity)
         super().step()
 
 
