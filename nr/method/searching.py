@@ -1,5 +1,7 @@
 """The search phase in a loop of one's own: a penalty that no step forgets, and one rebuild."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
@@ -11,6 +13,9 @@ from nr.method.rejuvenation import Report, rejuvenate
 from nr.method.sparsity import SGD, penalise_before, prunable_units
 from nr.method.utilization import utilization
 from nr.network.layers import Network
+
+Arguments, Named = tuple[Any, ...], dict[str, Any]  # of a step, the optimizer first
+Both = tuple[Arguments, Named]
 
 
 class Search:
@@ -32,7 +37,7 @@ class Search:
         optimizer: Optimizer,
         sparsity: float,
         target: float = 0.5,
-        **options,
+        **options: Any,
     ):
         if not 0 <= target <= 1:
             raise ValueError(f"target: {target!r} is no utilization from 0 to 1")
@@ -80,14 +85,14 @@ class Search:
         """What is to be done now, and the seed of fresh weights: the same on all processes."""
         size = self.options.get("image_size")
         ratio = utilization(self.model, self.budget == "flops", size).ratio
-        agreed: list = [None, 0]
+        agreed: list[Any] = [None, 0]
         if ratio <= self.target:
             agreed = [plan(self.model, **self.options), int(torch.randint(2**62, ()))]
         if dist.is_available() and dist.is_initialized():
             dist.broadcast_object_list(agreed)
         return agreed[0], agreed[1]
 
-    def _penalise(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple | None:
+    def _penalise(self, optimizer: Optimizer, args: Arguments, kwargs: Named) -> Both | None:
         """Before a step: its penalty, or a closure that adds it after the gradients."""
         own, *rest = args
         closure = kwargs.get("closure") or (rest[0] if rest else None)
