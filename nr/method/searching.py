@@ -14,9 +14,6 @@ from nr.method.sparsity import SGD, penalise_before, prunable_units
 from nr.method.utilization import utilization
 from nr.network.layers import Network
 
-Arguments, Named = tuple[Any, ...], dict[str, Any]  # of a step, the optimizer first
-Both = tuple[Arguments, Named]
-
 
 class Search:
     """Penalises ``model`` at every step of ``optimizer``, until it is rebuilt.
@@ -92,7 +89,9 @@ class Search:
             dist.broadcast_object_list(agreed)
         return agreed[0], agreed[1]
 
-    def _penalise(self, optimizer: Optimizer, args: Arguments, kwargs: Named) -> Both | None:
+    def _penalise(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before a step: its penalty, or a closure that adds it after the gradients."""
         own, *rest = args
         closure = kwargs.get("closure") or (rest[0] if rest else None)
