@@ -41,6 +41,8 @@ METHOD = {
     "nr_from_scratch": False,
     "nr_flops": False,
     "nr_round_to": 1,
+    "nr_keep": None,
+    "nr_carry": False,
 }
 
 
@@ -190,7 +192,7 @@ FLAGS_OF_PLAIN = {"pretrained": None} | identity.PLAIN
 @pytest.mark.parametrize(
     ("run", "args", "known"),
     [
-        (SEARCH, {}, {"pretrained": None}),  # nothing has, and the flags decide
+        (SEARCH, {}, {"pretrained": None, "nr_keep": None}),  # nothing has, and the flags decide
         (replace(TRAIN, search_epochs=0), {"nr_target": 1.0}, FLAGS_OF_PLAIN),
         # As the first programs have let it be called.
         (

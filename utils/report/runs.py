@@ -100,7 +100,7 @@ def summary(
     params, params_with_cross, macs = counts
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
-    kept.setdefault("nr_rounds", ROUNDS)
+    kept = {"nr_rounds": ROUNDS, "nr_keep": None, "nr_carry": False} | kept
     data = known["digest"] if known else data_name(args)
     sparsity = sparsity_text(rows)
     evaluation = read_evaluation(folder)
@@ -221,6 +221,8 @@ def arm_name(args: Plain) -> str:
     arm += ", by FLOPs" if args["nr_flops"] else ""
     rounded = args.get("nr_round_to", 1)
     arm += f", multiples of {rounded}" if rounded > 1 else ""
+    arm += f", {' '.join(args['nr_keep'])} kept" if args.get("nr_keep") else ""
+    arm += ", momentum carried" if args.get("nr_carry") else ""
     arm += ", pretrained" if args.get("pretrained") else ""
     count = args.get("nr_rounds", ROUNDS)
     return arm if count == 1 else f"{arm}, {count} rounds"

@@ -6,6 +6,7 @@ import re
 import torch
 
 import models
+import nr
 from models import converted, pretrained
 from nr.network.convolutions import ConvBN
 from utils.files import Plain
@@ -67,6 +68,10 @@ def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.N
         parser.error(f"--{flag}")
     except RuntimeError as error:
         parser.error(f"--width-mult, --growthRate: no such network: {str(error).splitlines()[0]}")
+    try:
+        nr.hold(network, keep=args.nr_keep or ())
+    except ValueError as error:
+        parser.error(f"--nr-{error}")
     widest = max(max(m.out_channels) for m in network.modules() if isinstance(m, ConvBN))
     if args.nr_round_to > widest:
         parser.error(f"--nr-round-to {args.nr_round_to}: the widest layer has {widest} channels")

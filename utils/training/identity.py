@@ -24,7 +24,11 @@ PLAIN = {
     "nr_bn_target": None,
     "nr_round_to": 1,
     "nr_rounds": 1,
+    "nr_keep": None,
+    "nr_carry": False,
 }
+# Of any network: from which weights it began, and what stays of it.
+FROM_START = ("pretrained", "nr_keep")
 # Of a rejuvenated network: the flags that say how, and what a run without them had.
 REJUVENATED = {
     "nr_target": None,
@@ -32,6 +36,7 @@ REJUVENATED = {
     "nr_from_scratch": False,
     "nr_flops": False,
     "nr_round_to": 1,
+    "nr_carry": False,
 }
 
 
@@ -84,7 +89,7 @@ def _without_size(spec: Plain) -> Plain:
 def done(payload: Plain) -> Plain:
     """The flags that say what has been done to the network of a checkpoint, with their values."""
     was, run = payload["args"], payload["run"]
-    found, later = {"pretrained": was.get("pretrained")}, run.get("round", 1) > 1
+    found, later = {name: was.get(name) for name in FROM_START}, run.get("round", 1) > 1
     trains = run["phase"] == "train"
     if trains and not later and run["search_epochs"] == 0:
         target = max(was["nr_target"], NO_REJUVENATION)
@@ -121,6 +126,8 @@ def _flag(name: str, value: object) -> str:
     flag = f"--{name.replace('_', '-')}"
     if value is None or isinstance(value, bool):
         return flag
+    if isinstance(value, list):
+        return " ".join([flag, *value])
     return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
 
 

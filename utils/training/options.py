@@ -12,6 +12,16 @@ from utils.training import archs
 
 LARGEST = 2**64 - 1  # whole number that a flag takes
 MOST_DIGITS = 1000  # characters that are read as a number at all
+# Flags that say how a network is rejuvenated.
+NEEDING = (
+    "nr_compress_only",
+    "nr_from_scratch",
+    "nr_bn_target",
+    "nr_round_to",
+    "nr_rounds",
+    "nr_keep",
+    "nr_carry",
+)
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 
 
@@ -197,6 +207,17 @@ def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
         help="survivors and new widths in multiples of N",
     )
     add(
+        "--nr-keep",
+        nargs="+",
+        metavar="PATTERN",
+        help="layers that stay as wide as they are, by patterns of their names, such as 'layer4.*'",
+    )
+    add(
+        "--nr-carry",
+        action="store_true",
+        help="survivors keep their momentum through a rebuild, which otherwise begins afresh",
+    )
+    add(
         "--nr-max-epochs",
         type=positive_int,
         metavar="N",
@@ -262,11 +283,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
         parser.error(f"--schedule {' '.join(map(str, args.schedule))}: epochs must increase")
     if args.evaluate and not args.resume:
         parser.error("-e evaluates the checkpoint named by --resume, and none is named")
-    needing = ("nr_compress_only", "nr_from_scratch", "nr_bn_target", "nr_round_to", "nr_rounds")
-    for name in needing if args.nr_target >= NO_REJUVENATION else ():
+    for name in NEEDING if args.nr_target >= NO_REJUVENATION else ():
         if getattr(args, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             parser.error(f"--{flag}: --nr-target {args.nr_target:g} never rejuvenates")
+    if args.nr_carry and args.nr_from_scratch:
+        parser.error("--nr-carry: --nr-from-scratch keeps no weights, and no momentum either")
     if args.nr_rounds > 1 and args.nr_cross == "attention" and not args.nr_from_scratch:
         parser.error(
             f"--nr-rounds {args.nr_rounds}: --nr-cross attention has gates, which cannot be merged"

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import models
+import nr
 from nr.network.layers import Network
 from utils.data.batches import Testing, Training
 from utils.data.normalisation import Normalisation
@@ -82,9 +83,9 @@ class Run:
             seed, self.args.nr_target, self.sparsity, self.args.start_epoch
         )
         seed_generators(seed, NETWORK)
-        self.trainer.use(
-            models.build(self.spec["family"], self.spec["arch"], **self.spec["options"])
-        )
+        network = models.build(self.spec["family"], self.spec["arch"], **self.spec["options"])
+        nr.hold(network, keep=self.args.nr_keep or ())
+        self.trainer.use(network)
 
     def _resume(self, path: Path, payload: Plain) -> None:
         print(f"==> Resuming from {path}")

@@ -57,6 +57,13 @@ class Trainer:
         self.model = distributed.parallel(self.network, self.devices)
         self.optimizer = self.optimized(self.network)
 
+    def go_on(self, carried: bool) -> None:
+        """Train the network as it was rebuilt; ``carried``: with the momentum of what survived."""
+        before = self.optimizer
+        self.use(self.network)
+        if carried:
+            self.optimizer = nr.carry(before)
+
     def epoch(
         self,
         state: RunState,
