@@ -2,6 +2,7 @@
 
 import copy
 from inspect import isroutine
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,12 @@ Parameters = dict[str, nn.Parameter]  # of one unit or classifier, by name in it
 NAMES = "param_names"  # of an optimizer's group, where it was given names
 
 
+Made = TypeVar("Made", bound=Optimizer)
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
-def carry(optimizer: Optimizer) -> Optimizer:
+def carry(optimizer: Made) -> Made:
     """A new optimizer of the class and options of ``optimizer``, for its network as rebuilt since.
 
     Call it after nr.rejuvenate or nr.merge. Whatever survived keeps its rows of every state tensor
