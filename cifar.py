@@ -11,8 +11,9 @@ import nr
 from utils.data.batches import TestBatches, TrainBatches
 from utils.data.identity import folder_name, known_by
 from utils.data.sets import load_cifar
+from utils.files import Plain
 from utils.machine import distributed
-from utils.training import options, phases, script
+from utils.training import archs, options, phases, script
 from utils.training.given import Flags, parsed
 from utils.training.penalty import Penalty
 from utils.training.run import Run
@@ -22,7 +23,7 @@ IMAGE_SIZE = 32  # pixels, H = W
 DATASETS = ("cifar10", "cifar100", "folder", "synthetic")
 
 
-def parse(argv: list[str] | None) -> tuple[Flags, dict]:
+def parse(argv: list[str] | None) -> tuple[Flags, Plain]:
     """The flags, checked, and the builder options that they mean."""
     parser = options.shared_parser(
         "cifar",
@@ -50,7 +51,7 @@ def parse(argv: list[str] | None) -> tuple[Flags, dict]:
     add("--nr-sparsity", type=options.real(0), default=1e-4, help="λ of the penalty on scales")
     args = parsed(parser, argv)
     options.check(parser, args, args.dataset)
-    return args, options.check_network(parser, "cifar", args)
+    return args, archs.check_network(parser, "cifar", args)
 
 
 @finished()
@@ -68,13 +69,18 @@ def main(argv: list[str] | None = None) -> int:
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "cifar", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity, train_set.classes, data)
-    script.begin_pretrained(run)
+    script.begin(run)
     share = (distributed.rank(), distributed.world())
-    test_batches = TestBatches(test_set, args.test_batch, *share)
+    test_batches = TestBatches(test_set, args.test_batch, *share, normalisation=run.normalisation)
     if args.evaluate:
         return script.evaluate(run, test_batches)
     train_batches = TrainBatches(
-        train_set, args.train_batch, run.state.seed, *share, devices=len(devices)
+        train_set,
+        args.train_batch,
+        run.state.seed,
+        *share,
+        devices=len(devices),
+        normalisation=run.normalisation,
     )
     return rejuvenation(run, args, train_batches, test_batches)
 

@@ -16,8 +16,9 @@ from utils.data.photographs import (
     make_synthetic,
     usual_test_batch,
 )
+from utils.files import Plain
 from utils.machine import distributed
-from utils.training import options, phases, script
+from utils.training import archs, options, phases, script
 from utils.training.given import Flags, parsed
 from utils.training.penalty import Penalty
 from utils.training.run import Run
@@ -27,7 +28,7 @@ LEAST_BATCH = 2  # images: VGG's hidden layers have batch norm over 1x1 maps
 LEAST_IMAGE_SIZE = 32  # pixels: the networks halve them five times
 
 
-def parse(argv: list[str] | None) -> tuple[Flags, dict]:
+def parse(argv: list[str] | None) -> tuple[Flags, Plain]:
     """The flags, checked, and the builder options that they mean."""
     parser = options.shared_parser(
         "imagenet",
@@ -75,7 +76,7 @@ def parse(argv: list[str] | None) -> tuple[Flags, dict]:
         parser.error(f"--train-batch {args.train_batch}: at least {LEAST_BATCH} are needed")
     args.arch = ALIASES.get(args.arch, args.arch)
     options.check(parser, args, "synthetic" if args.synthetic else "imagenet")
-    return args, options.check_network(parser, "imagenet", args)
+    return args, archs.check_network(parser, "imagenet", args)
 
 
 @finished()
@@ -96,9 +97,9 @@ def main(argv: list[str] | None = None) -> int:
     keywords["num_classes"] = len(train_set.classes)
     spec = {"family": "imagenet", "arch": args.arch, "options": keywords}
     run = Run(args, spec, devices, folder, args.nr_sparsity_start, train_set.classes, data)
-    script.begin_pretrained(run)
+    script.begin(run)
     place = (args.workers, devices[0], distributed.rank(), distributed.world())
-    val_batches = TestBatches(val_set, args.test_batch, *place)
+    val_batches = TestBatches(val_set, args.test_batch, *place, normalisation=run.normalisation)
     if args.evaluate:
         return script.evaluate(run, val_batches)
     train_batches = TrainBatches(
@@ -108,6 +109,7 @@ def main(argv: list[str] | None = None) -> int:
         *place,
         devices=len(devices),
         iter_size=args.iter_size,
+        normalisation=run.normalisation,
     )
     return rejuvenation(run, args, train_batches, val_batches)
 

@@ -1,4 +1,4 @@
-"""The networks of the paper, built from nr's units."""
+"""The networks of the paper, built from nr's units; those of torchvision and timm, converted."""
 
 import importlib
 import inspect
@@ -18,14 +18,20 @@ def archs(family: str) -> Mapping[str, Callable[..., Network]]:
 
 def file_name(arch: str) -> str:
     """``arch`` as files can be called: torchvision_<name> for torchvision:<name>."""
-    return arch.replace("torchvision:", converted.PREFIX, 1)
+    found = converted.split(arch)
+    return "_".join(found) if found else arch
+
+
+def full_name(arch: str) -> str:
+    """``arch`` as -a takes it: torchvision:<name> for torchvision_<name>."""
+    found = converted.split(arch)
+    return ":".join(found) if found else arch
 
 
 def builder(family: str, arch: str) -> Callable[..., Network]:
     """What makes ``models.<family>.<arch>``. Raises ValueError for an unknown name."""
-    name = file_name(arch)
-    if family in FAMILIES and name.startswith(converted.PREFIX):
-        return partial(converted.network, family, name.removeprefix(converted.PREFIX))
+    if family in FAMILIES and (found := converted.split(arch)):
+        return partial(converted.network, family, *found)
     if family not in FAMILIES or arch not in archs(family):
         raise ValueError(f"arch {arch}: models.{family} has no such network")
     return archs(family)[arch]

@@ -1,102 +1,100 @@
-"""torchvision's weights in our networks: of its ResNets in ours, of any network in it converted."""
+"""Weights of torchvision and timm in our networks: of ResNets in ours, of any network converted."""
 
 import re
-import warnings
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-import nr
-from models.converted import PREFIX, original
+from models import converted
 from models.imagenet.resnet import PLANS
-from nr.network.layers import Network
-from nr.network.plain import Size
+from nr.network.layers import Classifier, Network
 
 ARCHS = {f"resnet{depth}_nr": f"resnet{depth}" for depth in PLANS}  # ours: torchvision's
 CLASSIFIER = "classifier.linears.0."
-NO_WEIGHTS = (
-    "holds something else than a state_dict, tensors by name, or is damaged; write it with"
-    " torch.save(model.state_dict(), FILE)"
-)
 COUNTER = "num_batches_tracked"  # of batch norm: no weight, and not in every file
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that files may lack; they begin afresh
 
 
-def torchvision_name(arch: str) -> str | None:
-    """torchvision's name of ``arch``, or None where it has no weights of it."""
-    return arch.removeprefix(PREFIX) if arch.startswith(PREFIX) else ARCHS.get(arch)
+def source(arch: str) -> tuple[str, str]:
+    """The library that has weights of ``arch``, and its name there. ValueError where none has."""
+    found = ("torchvision", ARCHS[arch]) if arch in ARCHS else converted.split(arch)
+    if found is None:
+        raise ValueError(f"arch {arch}: neither torchvision nor timm has weights of it")
+    return found
 
 
 def read(arch: str, file: str | None) -> dict[str, Tensor]:
-    """The weights of torchvision's ``arch``, by its names: of ``file`` or downloaded.
+    """The weights of ``arch``, by the names of its library: of ``file`` or downloaded.
 
-    ``file``: a state_dict as torch.save writes it. ValueError, in one line, where there is none.
+    ``file``: a state_dict as torch.save writes it, or what timm takes. ValueError, in one line,
+    where there is none.
     """
-    try:
-        if file is None:
-            import torchvision  # takes a second, which a file does not need
+    library, name = source(arch)
+    return converted.LIBRARIES[library].weights(name, file)
 
-            weights = torchvision.models.get_model_weights(torchvision_name(arch)).DEFAULT
-            return dict(weights.get_state_dict(progress=True))
-        with warnings.catch_warnings():  # of torch, about what is no file of its
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # of the network, the file system, pickle and torch
-        if file is None:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"torchvision's {torchvision_name(arch)} cannot be had: {reason}"
-            ) from error
-        reason = getattr(error, "strerror", None) or NO_WEIGHTS
-        raise ValueError(f"{file}: {reason}") from error
-    if not isinstance(content, Mapping) or not all(torch.is_tensor(v) for v in content.values()):
-        raise ValueError(f"{file}: {NO_WEIGHTS}")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of the images, as pixels / 255, that weights of ``arch`` are made for."""
+    library, name = source(arch)
+    return converted.LIBRARIES[library].normalisation(name)
 
 
 def load(network: Network, weights: Mapping[str, Tensor], arch: str | None = None) -> bool:
-    """Copy torchvision's ``weights`` into ``network``, a fresh ResNet or the converted ``arch``.
+    """Copy a library's ``weights`` into ``network``, a fresh ResNet or the converted ``arch``.
 
-    Where they are of another number of classes the classifier stays as it is, and False is
+    Where they are of another number of classes the classifiers stay as they are, and False is
     returned. ValueError, and the network as it was, where a name or shape is not the network's.
     """
     own = {k: v for k, v in network.state_dict().items() if not k.endswith(COUNTER)}
-    if arch is not None and arch.startswith(PREFIX):
-        weights = converted(arch.removeprefix(PREFIX), weights, network.image_size)
-        given = {name: (name, weight) for name, weight in weights.items()}
+    if arch is not None and (named := converted.split(arch)):
+        given = {k: (k, v) for k, v in renewed(*named, weights, network).items()}
     else:
         given = {renamed(k): (k, v) for k, v in weights.items() if not k.endswith(COUNTER)}
     for name, (theirs, _) in given.items():
         if name not in own:
             raise ValueError(f"{theirs}: the network has no such weight")
-    whole = True
+    whole, heads = True, tuple(heads_of(network))
     for name, tensor in own.items():
         if name not in given:
             raise ValueError(f"there are no weights for {name}")
         theirs, found = given[name]
         if found.shape == tensor.shape:
             continue
-        if not name.startswith(CLASSIFIER) or found.shape[1:] != tensor.shape[1:]:
+        if not name.startswith(heads) or found.shape[1:] != tensor.shape[1:]:
             raise ValueError(
                 f"{theirs}: is {tuple(found.shape)}, the network's is {tuple(tensor.shape)}"
             )
         whole = False
-    kept = {k: v for k, (_, v) in given.items() if whole or not k.startswith(CLASSIFIER)}
+    kept = {k: v for k, (_, v) in given.items() if whole or not k.startswith(heads)}
     network.load_state_dict(kept, strict=False)
     return whole
 
 
-def converted(name: str, weights: Mapping[str, Tensor], size: int | Size) -> dict[str, Tensor]:
-    """torchvision's ``weights`` of ``name`` under our names, of any number of classes."""
-    matrices = [tensor for tensor in weights.values() if tensor.ndim == 2]
-    if not matrices:
-        raise ValueError(f"these are no weights of {name}: no linear layer is among them")
-    model = original(name, num_classes=len(matrices[-1]))
+def heads_of(network: Network) -> list[str]:
+    """What the names of the weights of all classifiers begin with."""
+    modules = network.named_modules()
+    return [f"{name}.linears.0." for name, module in modules if isinstance(module, Classifier)]
+
+
+def renewed(
+    library: str, name: str, weights: Mapping[str, Tensor], network: Network
+) -> dict[str, Tensor]:
+    """The ``weights`` under the names of ``network``, of any number of classes."""
+    classes = network.heads[0].num_classes
+    model = converted.original(library, name, classes)
+    *_, last = (key for key, tensor in model.state_dict().items() if tensor.ndim > 1)
+    found = len(weights[last]) if last in weights else classes
+    if found != classes:
+        model = converted.original(library, name, found)
     try:
-        model.load_state_dict(weights)
+        missing, unknown = model.load_state_dict(weights, strict=False)
     except RuntimeError as error:
         raise ValueError(" ".join(str(error).split())[:200]) from error
-    return nr.convert(model, size).state_dict()
+    missing = [key for key in missing if not key.startswith(AUXILIARY)]
+    if missing or unknown:
+        what = f"Missing key: {missing[0]}" if missing else f"Unknown key: {unknown[0]}"
+        raise ValueError(f"these are no weights of {name}: {what}")
+    return converted.in_units(model, network.image_size).state_dict()
 
 
 def renamed(name: str) -> str:

@@ -11,6 +11,7 @@ from nr.method.merging import merge
 from nr.method.planning import Plan, plan
 from nr.method.rejuvenation import rejuvenate
 from nr.method.rescaling import rescale
+from nr.method.searching import Search
 from nr.method.sparsity import SGD, grow_sparsity, penalise
 from nr.method.utilization import utilization
 from nr.network.convolutions import Conv, ConvBN
@@ -34,6 +35,7 @@ __all__ = [
     "Node",
     "Plan",
     "Residual",
+    "Search",
     "build",
     "carry",
     "convert",

@@ -22,7 +22,7 @@ LONGEST = (
     "training/run/test_rounds.py",
     "scripts/test_torchrun.py",
     "nr/test_conversion.py",
-    "nr/test_memory_order.py",
+    "machine/test_memory_order.py",
     "study/test_study.py",
     "test_compiling.py",
     "data/test_sets.py",
@@ -45,8 +45,8 @@ QUICK = (
     "training/test_penalty.py",
     "training/test_transitions.py",
 )
-# In these rooms, but what the CPU's library computes, and what pip builds.
-NOT_QUICK = ("nr/test_memory_order.py", "nr/test_package.py")
+# In these rooms, but what pip builds.
+NOT_QUICK = ("nr/test_package.py",)
 
 torch.set_num_threads(1)
 # What was compiled for this machine's CPU crashes where the environment names a lesser one.

@@ -34,6 +34,7 @@ FAMILIES = {
     "bottleneck": partial(bottleneck, depth=14, width_mult=0.25),  # two blocks of 4, 8, 16 (x4)
     "dense": partial(densenet, depth=16, growth_rate=4),  # stem 8, three blocks of two layers
 }
+PARTS = {"vgg": 3, "basic": 3, "bottleneck": 3, "dense": 4}  # with two stages of each kind
 MODES = ("removed", "attention", "full")
 CLASSES = 10
 
@@ -42,6 +43,15 @@ def build(family: str, seed: int = 0) -> Network:
     """A small network of this family with its own initial weights."""
     torch.manual_seed(seed)
     return FAMILIES[family]()
+
+
+def beginning(family: str, model: Network) -> Network:
+    """The first ``PARTS``, classified: tracing and compiling take as long as a network is deep."""
+    parts = list(model.features.named_children())[: PARTS[family]]
+    features = Chain(OrderedDict(parts, pool=nn.AdaptiveAvgPool2d(1)))
+    with torch.no_grad():
+        (maps,) = features((torch.zeros(2, 3, 8, 8),))  # [2, C, 1, 1]
+    return Network(features, Classifier(maps.shape[1], CLASSES), image_size=32)
 
 
 def tiny(width: int = 4, classes: int = 2) -> Network:

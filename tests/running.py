@@ -20,8 +20,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from nr.network.wiring import wiring
 from tests.forks import ROOT, Fork
-from tests.helpers import kill, prunable
+from tests.helpers import kill
 from tests.made import make_synthetic
 from utils.data import synthetic
 from utils.training import trainer
@@ -100,8 +101,8 @@ def _let_die(shares: dict[int, float]) -> None:
     def train(model: nn.Module, batches: object, epoch: int, *rest: object) -> Tensor:
         sums = train_epoch(model, batches, epoch, *rest)
         network = getattr(model, "module", model)
-        for name, layer in prunable(network).items() if epoch in shares else ():
-            kill(network, {name: slice(int(shares[epoch] * layer.unit.out_channels[0]))})
+        for layer in wiring(network).prunable if epoch in shares else ():
+            kill(network, {layer.name: slice(int(shares[epoch] * len(layer.numbers[0])))})
         return sums
 
     trainer.train_epoch = train

@@ -42,7 +42,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(settings, "WARM_UP", 1)
     monkeypatch.delenv(real.VARIABLE, raising=False)
     monkeypatch.setattr(measuring, "keep_freed_memory", lambda: None)
-    monkeypatch.setattr(table, "footprint_in_child", table.footprint)  # a child is slow
+    monkeypatch.setattr(table, "footprint_in_child", training.footprint)  # a child is slow
     monkeypatch.setattr(table, "in_processes", in_this_process)
     monkeypatch.setattr(converted, "NAMES", ("mobilenet_v3_small",))
     monkeypatch.setattr(converted, "SELECTIONS", "shufflenet_v2_x0_5")

@@ -20,6 +20,7 @@ from models.cifar import densenet, resnet, vgg11_bn
 from tests.helpers import (
     MODES,
     batch,
+    beginning,
     kill,
     logits_of,
     loss_of,
@@ -35,13 +36,13 @@ BACKEND = "inductor" if EVERYTHING else "aot_eager_decomp_partition"
 NO_COMPILER = EVERYTHING and not any(map(shutil.which, ("c++", "g++", "clang++")))
 FAMILIES = {
     "vgg": functools.partial(vgg11_bn, width_mult=1 / 16),
-    "resnet": functools.partial(resnet, depth=8, width_mult=0.25),
+    "basic": functools.partial(resnet, depth=8, width_mult=0.25),
     "dense": functools.partial(densenet, depth=10, growth_rate=4),
 }
 PLAIN = "plain"
-SOME = [("resnet", PLAIN), ("vgg", "removed"), ("resnet", "attention"), ("dense", "full")]
+SOME = [("basic", PLAIN), ("vgg", "removed"), ("basic", "attention"), ("dense", "full")]
 RUN = (
-    "-d synthetic --subset 50 -a resnet --depth 8 --width-mult 0.0625 --train-batch 10"
+    "-d synthetic --subset 50 -a vgg11_bn --width-mult 0.0625 --train-batch 10"
     " --test-batch 10 --schedule 9 --lr 0.01 --nr-target 1 --manualSeed 0 --compile"
 )
 
@@ -54,7 +55,7 @@ pytestmark = [
 def network(family: str, form: str) -> nn.Module:
     """With logits of about 1, and after rejuvenation of a half live one with open cross blocks."""
     torch.manual_seed(0)
-    model = vary(FAMILIES[family]())
+    model = vary(beginning(family, FAMILIES[family]()))
     if form != PLAIN:
         for name, layer in prunable(model).items():
             kill(model, {name: slice(layer.unit.out_channels[0] // 2)})

@@ -10,6 +10,7 @@ import re
 import shutil
 import weakref
 from argparse import Namespace
+from collections import OrderedDict
 from itertools import product
 
 import pytest
@@ -20,14 +21,14 @@ from torch._inductor import config as inductor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import nr
-from models.cifar import densenet, resnet, vgg11_bn
-from tests.benchmark import table
+from models.cifar import densenet, resnet
 from tests.benchmark import training as steps
 from tests.helpers import (
     CLASSES,
     FAMILIES,
     MODES,
     batch,
+    beginning,
     bottleneck,
     build,
     kill,
@@ -201,8 +202,8 @@ def test_a_smaller_last_batch_compiles_once_more(counter):
         assert compiled_in(counter, in_use(model), 8, 8, 5) == [2, 2, 0, 0]
 
 
-SHORT = {  # of one block a stage: tracing takes as long as a network is deep
-    "vgg": functools.partial(vgg11_bn, width_mult=1 / 16),
+SHORT = {  # of one block a stage
+    "vgg": FAMILIES["vgg"],
     "basic": functools.partial(resnet, depth=8, width_mult=0.25),
     "bottleneck": functools.partial(bottleneck, depth=8, width_mult=0.25),
     "dense": functools.partial(densenet, depth=10, growth_rate=4),
@@ -218,8 +219,8 @@ REPEATED = {("basic", "attention"), ("dense", "attention")}  # here with blocks 
 )
 def test_a_network_is_one_graph(counter, family, mode, monkeypatch):
     """fullgraph raises where a graph would break."""
-    if (family, mode) not in REPEATED:
-        monkeypatch.setitem(FAMILIES, family, SHORT[family])
+    whole = FAMILIES[family] if (family, mode) in REPEATED else SHORT[family]
+    monkeypatch.setitem(FAMILIES, family, lambda: beginning(family, whole()))
     model, (images, labels) = network(family, mode), batch()
     model.compile(fullgraph=True, dynamic=False)
     for graphs, training in enumerate((True, False), start=1):
@@ -266,6 +267,12 @@ def test_a_compiled_network_lets_go_of_its_old_weights(counter):
 def test_compiled_logits_and_gradients_are_those_of_the_eager_network(mode):
     torch._dynamo.reset()
     model, (images, labels) = half_live(), batch()
+    parts = dict(model.features.named_children())  # each costs a second of g++ or more
+    if mode is None:
+        parts |= {"second": nn.Identity(), "relu2": nn.Identity()}
+    else:
+        parts |= {"halve": nn.Identity()}
+    model = nr.Network(nr.Chain(OrderedDict(parts)), model.classifier, image_size=8)
     if mode is not None:
         nr.rejuvenate(model, mode)
         open_cross_blocks(model)
@@ -305,7 +312,7 @@ def test_half_the_checkpoint_and_less_memory_without_the_cross_connections():
     """Of whole processes, which set threads of their own, as no fork may; with the momentum."""
     size = {"width_mult": 0.5}
     search, removed = (
-        table.footprint_in_child("vgg19_bn", size, phase, "cpu", 2, 2)
+        steps.footprint_in_child("vgg19_bn", size, phase, "cpu", 2, 2)
         for phase in ("search", "removed")
     )
     assert removed[0] < search[0]

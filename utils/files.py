@@ -3,10 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nr
 from nr.files import archive
 from utils.errors import InputError
+
+# Plain data of a file or the flags: numbers, words, tensors, lists and dicts of them, by name.
+Plain = dict[str, Any]
 
 
 @contextmanager

@@ -1,17 +1,19 @@
 """Sums, differences, products and quotients: of activations, constants and parameters."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx, nn
 
 from nr.conversion.building import Activation
 from nr.conversion.making import gain, scale
 from nr.conversion.operands import Operands
-from nr.conversion.words import arguments, inputs, shape, word
+from nr.conversion.words import arguments, first, inputs, shape, word
 from nr.network.graph import ADD, CAT, MUL
 from nr.network.plain import Affine
 
 
-def sides(node: fx.Node) -> tuple[object, object]:
+def sides(node: fx.Node) -> tuple[Any, Any]:
     """What a sum, difference, product or quotient is of."""
     found = arguments(node, "input", "other", "alpha")
     if found.get("alpha", 1) != 1:
@@ -66,10 +68,12 @@ def quotient(given: Operands, node: fx.Node) -> Activation:
 
 
 def negative(given: Operands, node: fx.Node) -> Activation:
-    return affine(given, node, node.args[0], -1)
+    return affine(given, node, first(node), -1)
 
 
-def affine(given: Operands, node: fx.Node, x: fx.Node, factor=1.0, term=0.0) -> Activation:
+def affine(
+    given: Operands, node: fx.Node, x: fx.Node, factor: Any = 1.0, term: Any = 0.0
+) -> Activation:
     """factor·x + term, with constants: numbers, or of an image one a channel."""
     before = given.read(x)
     if isinstance(factor, Tensor) or isinstance(term, Tensor):
@@ -81,7 +85,7 @@ def affine(given: Operands, node: fx.Node, x: fx.Node, factor=1.0, term=0.0) -> 
     return made
 
 
-def channelwise(given: Operands, node: fx.Node, x: Activation, *constants) -> Activation:
+def channelwise(given: Operands, node: fx.Node, x: Activation, *constants: Any) -> Activation:
     """factor·x + term of an image, with constants of one number a channel."""
     count, name = x.shape[1], given.traced.name(node)
     tensors = [torch.as_tensor(constant, device="cpu") for constant in constants]
@@ -106,12 +110,12 @@ def _named(given: Operands, node: fx.Node) -> str:
 
 def scaled(given: Operands, node: fx.Node, x: fx.Node, factor: fx.Node) -> Activation:
     """A product with a parameter of one number, or of one a channel."""
-    weight = given.traced.tensor(factor)
-    wide = weight.ndim > 1 and weight.shape[-2:] != (1, 1)
-    each = weight.numel() == shape(x)[1] and not wide
-    if not isinstance(weight, nn.Parameter) or not (each or weight.numel() == 1):
+    weight, size = given.traced.tensor(factor), shape(factor)
+    wide = len(size) > 1 and size[-2:] != (1, 1)
+    each = size.numel() == shape(x)[1] and not wide
+    if not isinstance(weight, nn.Parameter) or not (each or size.numel() == 1):
         raise ValueError(
-            f"multiplies by {factor.target}, {list(weight.shape)}: only a parameter of one number,"
+            f"multiplies by {factor.target}, {list(size)}: only a parameter of one number,"
             " or of one a channel, [C, 1, 1], is known to nr"
         )
     made = scale(weight) if each else gain(weight)

@@ -1,6 +1,7 @@
 """The conversion itself: each traced node in order, then the outputs."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch.utils._pytree as pytree
 from torch import fx, nn
@@ -11,7 +12,7 @@ from nr.conversion.obstacles import Obstacles
 from nr.conversion.operands import Blocked, Operands
 from nr.conversion.operators import converted
 from nr.conversion.tracing import Traced
-from nr.conversion.words import has_tensor, in_place, inputs, readers, shape, word
+from nr.conversion.words import first, has_tensor, in_place, inputs, readers, shape, word
 from nr.network.graph import FLAT, Graph, Outputs
 from nr.network.layers import Classifier, Network
 from nr.network.plain import FixedSize
@@ -28,7 +29,7 @@ class Converter(Operands):
     def __init__(self, traced: Traced, obstacles: Obstacles):
         super().__init__(traced)
         self.obstacles = obstacles
-        self.heads: set[fx.Node] = set()
+        self.heads: dict[fx.Node, nn.Linear | nn.Conv2d] = {}
         self.features: set[fx.Node] = set()  # outputs that no head gives
 
     def network(self) -> Network:
@@ -37,10 +38,10 @@ class Converter(Operands):
         last = self.last(outputs)
         if last is None:
             self.find_heads(outputs)
-        for node in nodes[1 : nodes.index(last) if last else -1]:
+        for node in nodes[1 : nodes.index(last[0]) if last else -1]:
             if has_tensor(node):
                 self.values[node] = self.attempt(node)
-        made = None if last is None else self.classifier(last)
+        made = None if last is None else self.classifier(*last)
         ends = self.ends(outputs) if last is None else (None, None)
         self.prune({*pytree.tree_leaves(ends), self.nodes[-1].name})
         if self.traced.bound is not None:
@@ -55,7 +56,9 @@ class Converter(Operands):
         while True:
             try:
                 self.refuse_in_place(node)
-                return ending(self, node) if node in self.heads else converted(self, node)
+                if node in self.heads:
+                    return ending(self, node, self.heads[node])
+                return converted(self, node)
             except Exception as error:  # ValueErrors, and what a call in an odd form may raise
                 at = error.node if isinstance(error, Blocked) else node
                 self.values[at] = self.block(node if at in blocked else at, error)
@@ -63,7 +66,7 @@ class Converter(Operands):
                     return self.values[at]
                 blocked.add(at)
 
-    def block(self, node: fx.Node, error: Exception) -> object:
+    def block(self, node: fx.Node, error: Exception) -> Any:
         """Note what is in the way at ``node``; returns a stand-in for what it gives."""
         text = str(error)
         if not isinstance(error, ValueError):
@@ -73,25 +76,25 @@ class Converter(Operands):
 
     def refuse_in_place(self, node: fx.Node) -> None:
         changes = in_place(node, self.module(node))
-        if changes and len(list(readers(node.args[0]))) > 1:
+        if changes and len(list(readers(first(node)))) > 1:
             raise ValueError("changes in place what others read too: use inplace=False")
 
     # The ends of the network.
 
-    def last(self, outputs: tuple[object, object]) -> fx.Node | None:
+    def last(self, outputs: tuple[Any, Any]) -> tuple[fx.Node, nn.Linear] | None:
         """The linear layer that gives the only output, the same in both modes."""
         end, other = outputs
         while end is other and isinstance(end, fx.Node):
             module, before = self.module(end), inputs(end)
             if type(module) is nn.Linear and len(shape(end)) == 2:
-                return end
+                return end, module
             flat = isinstance(module, nn.Identity | nn.Flatten) or word(end) == "flatten"
             if not flat or len(before) != 1 or shape(end) != shape(before[0]):
                 return None
             end = other = before[0]
         return None
 
-    def classifier(self, last: fx.Node) -> Classifier:
+    def classifier(self, last: fx.Node, layer: nn.Linear) -> Classifier:
         """The classifier, behind the features."""
         try:
             self.take(last)
@@ -100,10 +103,10 @@ class Converter(Operands):
             name, window = self.whole_map(last)
         except ValueError as error:
             self.obstacles.add(self.traced.name(last), str(error))
-            self.values[last.args[0]] = self.stand_in(last.args[0])
+            self.values[first(last)] = self.stand_in(first(last))
             name, window = self.whole_map(last)
         self.end_with(name)
-        made = classifier(self.module(last), window)
+        made = classifier(layer, window)
         made.name = str(last.target)
         return made
 
@@ -117,11 +120,9 @@ class Converter(Operands):
             if not isinstance(end, fx.Node) or end.op in ("placeholder", "get_attr"):
                 name = self.traced.name(end) if isinstance(end, fx.Node) else type(end).__name__
                 self.obstacles.add(name, ENDS)
-        ways = {end: self.way(end) for end in ends if isinstance(end, fx.Node)}
+        ways = {end: _way(self.traced, end) for end in ends if isinstance(end, fx.Node)}
         while True:
-            follow = {
-                node for way in ways.values() for node in way if not _is_layer(self.module(node))
-            }
+            follow = {n for way in ways.values() for n, layer in way.items() if layer is None}
             read = [
                 end
                 for end, way in ways.items()
@@ -129,22 +130,9 @@ class Converter(Operands):
             ]
             if not read:
                 break
-            ways |= dict.fromkeys(read, frozenset())
+            ways |= {end: {} for end in read}
         self.features = {end for end, way in ways.items() if not way}
-        self.heads = {node for way in ways.values() for node in way if _is_layer(self.module(node))}
-
-    def way(self, end: fx.Node) -> frozenset[fx.Node]:
-        """What follows layers without a norm behind them and gives ``end``, with these layers."""
-        found, open_ = set(), [end]
-        while open_:
-            node = open_.pop()
-            module = self.module(node)
-            weighs = module is not None and [*module.parameters()]
-            if node.op in ("placeholder", "get_attr") or (weighs and not _is_layer(module)):
-                return frozenset()
-            found.add(node)
-            open_ += [] if _is_layer(module) else inputs(node)
-        return frozenset(found)
+        self.heads = {n: layer for way in ways.values() for n, layer in way.items() if layer}
 
     def ends(self, outputs: tuple[object, object]) -> tuple[Outputs, Outputs]:
         """The outputs of eval and of train mode as names of nodes; None where they are the same."""
@@ -178,5 +166,19 @@ class Converter(Operands):
         return self.join(name, FLAT, [given], shape(node)).name if flat else given
 
 
-def _is_layer(module: nn.Module | None) -> bool:
-    return type(module) in (nn.Linear, nn.Conv2d)
+def _way(traced: Traced, end: fx.Node) -> dict[fx.Node, nn.Linear | nn.Conv2d | None]:
+    """What gives ``end``, back to layers without a norm behind them; nothing if there are none."""
+    found: dict[fx.Node, nn.Linear | nn.Conv2d | None] = {}
+    open_ = [end]
+    while open_:
+        node = open_.pop()
+        module = traced.module(node)
+        if type(module) is nn.Linear or type(module) is nn.Conv2d:
+            found[node] = module
+            continue
+        weighs = module is not None and [*module.parameters()]
+        if weighs or node.op in ("placeholder", "get_attr"):
+            return {}
+        found[node] = None
+        open_ += inputs(node)
+    return found

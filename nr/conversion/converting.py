@@ -6,6 +6,7 @@ has no form in units is an obstacle: noted, with a stand-in behind which the con
 """
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def convert(
     """
     state = torch.get_rng_state()
     network, found = _converted(model, image_size, scales)
-    if found:
+    if found or network is None:
         torch.set_rng_state(state)  # as if nothing had been made
         raise ValueError(str(found[0]))
     hold(network, keep, freeze)
@@ -66,7 +67,9 @@ def obstacles(model: nn.Module, image_size: int | Size, scales: bool = False) ->
 
 
 @torch.inference_mode(False)
-def _converted(model: nn.Module, image_size: int | Size, scales: bool) -> tuple:
+def _converted(
+    model: nn.Module, image_size: int | Size, scales: bool
+) -> tuple[Network | None, Obstacles]:
     """The network, or what would be of it, and all obstacles."""
     found = Obstacles()
     try:
@@ -82,7 +85,7 @@ def _converted(model: nn.Module, image_size: int | Size, scales: bool) -> tuple:
         if not found and scales:
             add_scales(network)
             plan = wiring(network)
-    if not found and not plan.prunable:
+    if not found and plan is not None and not plan.prunable:
         remedy = "give scales=True, or use a variant with batch norm"
         if scales:
             remedy = "sums and products hold all that a scale could stand behind"
@@ -113,7 +116,7 @@ def _refuse_other(model: object) -> None:
 
 def _wired(made: Converter, network: Network, found: Obstacles) -> Wiring | None:
     """The walk over the network, with a stand-in for each node that it refuses."""
-    graph = network.features
+    graph = cast(Graph, network.features)
     while True:
         try:
             return wiring(network)

@@ -1,13 +1,14 @@
 """Functions of torch in a traced graph that are plain modules, or become modules of torch."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch.nn.functional as F
 from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from nr.conversion.values import LARGER, RESULT
-from nr.conversion.words import arguments, word
+from nr.conversion.words import arguments, first, word
 from nr.network.convolutions import pair
 from nr.network.plain import KINDS
 
@@ -16,7 +17,7 @@ _PLAIN = {cls.__name__.lower(): cls for cls in KINDS if cls.__module__.startswit
 _PLAIN |= {"interpolate": nn.Upsample, "pad": nn.ZeroPad2d}
 _OTHER = (nn.Identity, nn.PReLU)  # of which there is no function, or one with a parameter
 _PADS = {"constant": nn.ZeroPad2d, "reflect": nn.ReflectionPad2d, "replicate": nn.ReplicationPad2d}
-_WEIGHING = {
+_WEIGHING: dict[Any, tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
 }
@@ -29,22 +30,23 @@ def plain_class(node: fx.Node) -> type[nn.Module] | None:
     return None if cls in _OTHER else cls
 
 
-def plain_module(node: fx.Node, constant: Callable[[object], object]) -> nn.Module:
-    """The plain module that a function is, with its arguments made ``constant``.
+def plain_module(
+    node: fx.Node, cls: type[nn.Module], constant: Callable[[dict[str, Any]], dict[str, Any]]
+) -> nn.Module:
+    """The plain module of class ``cls`` that a function is, with arguments made ``constant``.
 
     Raises ValueError for arguments that no such module has.
     """
-    cls = plain_class(node)
     names = [name for name in KINDS[cls].arguments if name != "inplace"]
     if word(node) == "pad":
         given = constant(arguments(node, "input", "pad", "mode", "value"))
-        cls, sides = _PADS.get(given.get("mode", "constant")), list(given["pad"])
-        if cls is None or given.get("value") or any(sides[4:]):
+        padding, sides = _PADS.get(given.get("mode", "constant")), list(given["pad"])
+        if padding is None or given.get("value") or any(sides[4:]):
             raise ValueError(
                 "only zeros, reflected or repeated pixels can be padded, at H and W, and -inf"
                 " before a max pooling: use one of these"
             )
-        return cls(tuple(sides[:4]) + (0,) * (4 - len(sides)))
+        return padding(tuple(sides[:4]) + (0,) * (4 - len(sides)))
     ignored = ["inplace", "training"] if "dropout" in word(node) else ["inplace"]
     given = constant(arguments(node, "input", *names, *ignored))
     return cls(**{name: value for name, value in given.items() if name in names})
@@ -60,10 +62,10 @@ def rewrite(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
         if node.target in _WEIGHING:
             _weigh(graph, node, modules)
         elif word(node) == "contiguous":
-            node.replace_all_uses_with(node.args[0])
+            node.replace_all_uses_with(first(node))
             graph.erase_node(node)
         elif word(node) in _WHOLE and _is_whole(node):
-            _replace(graph, node, _WHOLE[word(node)], (node.args[0], 1))
+            _replace(graph, node, _WHOLE[word(node)], (first(node), 1))
 
 
 def _weigh(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
@@ -77,10 +79,12 @@ def _weigh(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> Non
     out, width, *window = weight.shape
     options = given | {"bias": bias is not None, "device": "meta"}
     if node.target is F.linear:
-        made = nn.Linear(width, out, **options)
+        made: nn.Linear | nn.Conv2d = nn.Linear(width, out, **options)
     else:
-        made = nn.Conv2d(width * given.get("groups", 1), out, window, **options)
-    made.weight, made.bias = weight, bias
+        sides = window[0], window[1]
+        made = nn.Conv2d(width * given.get("groups", 1), out, sides, **options)
+    made.weight = weight
+    made.register_parameter("bias", bias)
     path = read[0].target.removesuffix(".weight")
     modules[path] = made.train(modules[read[0].target.rpartition(".")[0]].training)
     _replace(graph, node, path, (x,))
@@ -90,29 +94,30 @@ def _parameter(node: object, modules: dict[str, nn.Module]) -> nn.Parameter | No
     """The parameter that a node gives; None for any other."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
-    path, _, name = node.target.rpartition(".")
+    path, _, name = str(node.target).rpartition(".")
     return modules[path]._parameters.get(name)
 
 
 def _is_whole(node: fx.Node) -> bool:
     """Whether the window of a pooling is its own input's H and W, and nothing is around it."""
     around = ("stride", "padding", "divisor_override", "return_indices")
-    given = dict(zip(("input", "kernel_size", *around[:2]), node.args, strict=False)) | node.kwargs
+    names = ("input", "kernel_size", *around[:2])
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     if len(node.args) > 4 or given.get("dilation", 1) != 1 or any(map(given.get, around)):
         return False
 
     def fits(at: str) -> bool:
-        window = fx.node.map_arg(given["kernel_size"], lambda n: n.meta.get(at))
+        window: Any = fx.node.map_arg(given["kernel_size"], lambda n: n.meta.get(at))
         found = getattr(given["input"].meta.get(at), "shape", ())
         return tuple(pair(window)) == tuple(found[2:])
 
     return LARGER in node.meta and fits(RESULT) and fits(LARGER)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, target: Callable | str, args: tuple) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
     """Have a call of a function, or of the module of this path, in the place of ``node``."""
     with graph.inserting_before(node):
-        call = graph.call_module if isinstance(target, str) else graph.call_function
+        call: Any = graph.call_module if isinstance(target, str) else graph.call_function
         new = call(target, args)
     new.meta = node.meta
     node.replace_all_uses_with(new)

@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,12 @@ def hidden(model: nn.Module) -> Iterator[tuple[str, str]]:
             )
 
 
-def surroundings() -> tuple:
+def surroundings() -> tuple[Any, ...]:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks is None
 
 
-def drawn_from(like: Tensor) -> tuple:
+def drawn_from(like: Tensor) -> tuple[Any, ...]:
     """The states of the generators that a forward may draw from."""
     found = [torch.get_rng_state().tolist(), random.getstate()]
     if like.is_cuda:

@@ -1,44 +1,48 @@
 """nr's units, norms and classifiers with the weights of torch's layers."""
 
 import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from nr.network.convolutions import Conv, ConvBN
 from nr.network.layers import Classifier, Head
-from nr.network.norms import COUNT, norm_like, take_after
+from nr.network.norms import COUNT, Bias, norm_like, take_after
 from nr.network.plain import Filter, Gain, Size
 from nr.network.units import Norm
 
+Weighing = nn.Linear | nn.Conv2d | nn.ConvTranspose2d
+BatchNorms = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 
-def unit(layer: nn.Module, after: nn.Module | None, window: Size | None) -> ConvBN:
+
+def unit(layer: Weighing, after: BatchNorms | None, window: Size | None) -> ConvBN:
     """A convolution, or a linear layer over a map of ``window`` pixels, and its batch norm.
 
     Raises ValueError for what is no plain layer.
     """
-    options = {} if after is None else {"eps": after.eps, "momentum": after.momentum}
+    options = _window(layer, window)
     if after is None:
-        options["bias"] = layer.bias is not None
-    made = (Conv if after is None else ConvBN)(**_window(layer, window), **options)
+        made: ConvBN = Conv(**options, bias=layer.bias is not None)
+        take_after(made.biases[0], layer)
+        biased(made.biases[0], layer)
+    else:
+        made = ConvBN(**options, eps=after.eps, momentum=after.momentum)
+        _normed(made, after)
+        if layer.bias is not None:  # a constant that the norm takes off again
+            made.batch_norms[0].running_mean.sub_(layer.bias)
     take_after(made.convs[0], layer)
     weight = made.convs[0].weight
     weight.copy_(layer.weight.view_as(weight))
-    if after is None:
-        take_after(made.norms[0], layer)
-        biased(made.norms[0], layer)
-        return made
-    _normed(made, after)
-    if layer.bias is not None:
-        made.norms[0].running_mean.sub_(layer.bias)  # a constant that the norm takes off again
     return made
 
 
-def _window(layer: nn.Module, window: Size | None) -> dict:
-    """What a unit has of a convolution or linear layer."""
+def _window(layer: Weighing, window: Size | None) -> dict[str, Any]:
+    """What a unit has of a convolution, or of a linear layer over a map of ``window`` pixels."""
     if isinstance(layer, nn.Linear):
-        sides = window[0] * window[1]
-        channels = {"in_channels": layer.in_features // sides, "out_channels": layer.out_features}
+        window = window or (1, 1)
+        in_channels = layer.in_features // (window[0] * window[1])
+        channels = {"in_channels": in_channels, "out_channels": layer.out_features}
         return channels | {"kernel_size": window, "padding": 0}
     transposed = type(layer) is nn.ConvTranspose2d
     if type(layer) not in (nn.Conv2d, nn.ConvTranspose2d) or layer.padding_mode != "zeros":
@@ -49,21 +53,21 @@ def _window(layer: nn.Module, window: Size | None) -> dict:
     names = ("in_channels", "out_channels", "kernel_size", "stride", "dilation", "groups")
     found = {name: getattr(layer, name) for name in names}
     same = layer.padding == "same" and all(side % 2 for side in layer.kernel_size)
-    padding = {"valid": 0, "same": None if same else "same"}.get(layer.padding, layer.padding)
-    found["padding"] = padding
+    words: dict[object, object] = {"valid": 0, "same": None if same else "same"}
+    found["padding"] = words.get(layer.padding, layer.padding)
     if transposed:
         found |= {"transposed": True, "output_padding": layer.output_padding}
     return found
 
 
-def norm(after: nn.Module) -> Norm:
+def norm(after: BatchNorms) -> Norm:
     """A batch norm before a convolution."""
     made = Norm(after.num_features, eps=after.eps, momentum=after.momentum)
     _normed(made, after)
     return made
 
 
-def activations(after: nn.Module) -> list[nn.Module]:
+def activations(after: BatchNorms) -> list[nn.Module]:
     """The modules that a class derived from nn.BatchNorm2d calls after it, in order.
 
     Found by comparing it with batch norm and its own children, outputs and statistics, in both
@@ -99,7 +103,7 @@ def _run(steps: list[nn.Module], x: Tensor, training: bool) -> Tensor:
     return x
 
 
-def fixed_filter(weight: Tensor, options: dict) -> Filter:
+def fixed_filter(weight: Tensor, options: dict[str, Any]) -> Filter:
     """A convolution of each channel with the same fixed window. Raises ValueError for others."""
     groups, dilation = options.pop("groups", 1), options.pop("dilation", 1)
     alone = weight.shape[:2] == (groups, 1) and dilation in (1, (1, 1), [1, 1])
@@ -113,10 +117,8 @@ def fixed_filter(weight: Tensor, options: dict) -> Filter:
 
 def scale(weight: Tensor) -> Norm:
     """A product with a parameter of one number a channel."""
-    made = Norm(weight.numel(), eps=None)
-    own = made.norms[0].to(weight.device, weight.dtype)
-    own.weight.copy_(weight.flatten())
-    own.weight.requires_grad_(weight.requires_grad)
+    made = Norm(weight.numel(), eps=None).to(weight.device, weight.dtype)
+    made.scales[0].copy_(weight.flatten()).requires_grad_(weight.requires_grad)
     return made
 
 
@@ -134,10 +136,10 @@ def passing(width: int, maps: bool, like: Tensor) -> Classifier:
     return made
 
 
-def _normed(made: ConvBN | Norm, after: nn.Module) -> None:
+def _normed(made: ConvBN | Norm, after: BatchNorms) -> None:
     """Give a unit the batch norm ``after``."""
     if isinstance(after, nn.SyncBatchNorm):
-        made.norms[0] = norm_like(after, after.num_features)
+        made.norms[0] = norm_like(after, after.num_features)  # type: ignore[arg-type]
     take_after(made.norms[0], after)
     made.norms[0].load_state_dict(after.state_dict())
 
@@ -161,7 +163,10 @@ def head(conv: nn.Conv2d) -> Head:
     return _same(Head(*channels, padding=padding, **options, bias=conv.bias is not None), conv)
 
 
-def _same(made: Classifier, layer: nn.Module) -> Classifier:
+H = TypeVar("H", bound=Classifier)
+
+
+def _same(made: H, layer: nn.Linear | nn.Conv2d) -> H:
     """A classifier with the weights of ``layer``."""
     take_after(made.linears[0], layer)
     made.linears[0].weight.copy_(layer.weight)
@@ -169,7 +174,7 @@ def _same(made: Classifier, layer: nn.Module) -> Classifier:
     return made
 
 
-def biased(made: nn.Module, layer: nn.Module) -> None:
+def biased(made: Bias | nn.Linear | nn.Conv2d, layer: Weighing) -> None:
     """The bias of ``layer``, if it has one."""
-    if layer.bias is not None:
+    if layer.bias is not None and made.bias is not None:
         made.bias.copy_(layer.bias).requires_grad_(layer.bias.requires_grad)

@@ -6,7 +6,7 @@ modes differ in a small module without weights (stochastic depth, noise), that i
 
 import copy
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils._pytree as pytree
@@ -26,7 +26,7 @@ class Trace(NamedTuple):
     graph: fx.Graph
     model: nn.Module  # what it was made of, without memory, with constants that it needs
     told: list[fx.Node]
-    log: list[tuple]
+    log: list[tuple[Any, ...]]
 
     @property
     def nodes(self) -> list[fx.Node]:
@@ -77,7 +77,7 @@ def traced(model: nn.Module, channels: int, size: Size, refused: dict[str, str])
 def image_channels(model: nn.Module, size: Size) -> int:
     """How many channels the images have: three where the first convolution takes them."""
 
-    def first(conv: nn.Conv2d, inputs: tuple) -> None:
+    def first(conv: nn.Conv2d, inputs: tuple[Any, ...]) -> None:
         fits = inputs[0].shape[1] == conv.in_channels
         raise _First(3 if fits else conv.in_channels)
 
@@ -136,7 +136,8 @@ def varying(
         refused.setdefault("", f"the forward takes only {BATCH} images at a time")
     for node, value in (values[1] or {}).items():
         node.meta[LARGER] = value
-    return tuple(_varying(trace.nodes, other) for other in values)
+    batched, sized = (_varying(trace.nodes, other) for other in values)
+    return batched, sized
 
 
 def _values(trace: Trace, images: Tensor) -> dict[fx.Node, object] | None:
@@ -196,11 +197,11 @@ def _trace(
     tracer = Tracer(copied, like, whole, refused)
     graph = tracer.run(images)
     if tracer.changed is not None:
-        _call_again(tracer, images)
+        _call_again(tracer, images, *tracer.changed)
     return Trace(graph, copied, [node for node, _ in tracer.told], tracer.log)
 
 
-def _call_again(tracer: Tracer, images: Tensor) -> None:
+def _call_again(tracer: Tracer, images: Tensor, path: str, attribute: str) -> None:
     """Refuse a forward that sets an attribute and does something else for it the next time."""
     model = copy.deepcopy(tracer.model)
     for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
@@ -211,12 +212,11 @@ def _call_again(tracer: Tracer, images: Tensor) -> None:
     except Exception:  # whatever a forward may raise that has been called
         again.log = []
     if again.log != tracer.log:
-        path, attribute = tracer.changed
         reason = f"sets {attribute} in its forward, and computes something else the next time"
         tracer.refuse(reason, path)
 
 
-def _parting(log: list[tuple], other: list[tuple]) -> str | None:
+def _parting(log: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> str | None:
     """The module in which two logs of calls first differ."""
     stack = [""]
     for event, found in zip(log, other, strict=False):

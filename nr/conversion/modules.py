@@ -5,16 +5,18 @@ A handler gets the operands and a node, and gives an activation; ValueErrors say
 
 import copy
 import math
+from typing import cast
 
 from torch import fx, nn
 
 from nr.conversion.building import Activation
 from nr.conversion.functions import plain_class, plain_module
-from nr.conversion.making import activations, classifier, head, norm, unit
+from nr.conversion.making import BatchNorms, Weighing, activations, classifier, head, norm, unit
 from nr.conversion.modes import FOLLOWS
 from nr.conversion.operands import BATCH_NORMS, WEIGHING, Blocked, Operands
 from nr.conversion.recording import FROZEN
-from nr.conversion.words import inputs, readers, shape, word
+from nr.conversion.words import first, inputs, readers, shape, word
+from nr.network.convolutions import ConvBN
 from nr.network.plain import KINDS, PaddedMaxPool2d
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.InstanceNorm2d, nn.LocalResponseNorm)
@@ -35,9 +37,8 @@ def called(given: Operands, node: fx.Node, module: nn.Module) -> object:
     if isinstance(module, BATCH_NORMS):
         return normed(given, node, module)
     if isinstance(module, WEIGHING):
-        return None if given.is_normed(node) else layer(given, node)
-    pools = isinstance(module, nn.MaxPool2d)
-    made = (max_pool if pools else plain)(given, node, copy.deepcopy(module))
+        return None if given.is_normed(node) else layer(given, node, module)
+    made = pooled_or_plain(given, node, copy.deepcopy(module))
     if [*module.parameters()]:
         given.take(node)
     return made
@@ -63,7 +64,7 @@ def refuse_others(node: fx.Node, module: nn.Module) -> None:
         raise ValueError(f"{kind} reads {len(inputs(node))} activations, and units read one")
 
 
-def normed(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
+def normed(given: Operands, node: fx.Node, module: BatchNorms) -> Activation:
     """A batch norm: of the unit before it, or one before a convolution; its activations after."""
     if module.weight is None or module.running_mean is None:
         raise ValueError(
@@ -71,12 +72,12 @@ def normed(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
             " needed"
         )
     after = [] if type(module) in BATCH_NORMS else activations(module)
-    before = node.args[0]
-    weighs = isinstance(given.module(before), WEIGHING) and given.is_normed(before)
-    if weighs and given.values.get(before) is None:
+    before = first(node)
+    weighing = given.module(before) if given.is_normed(before) else None
+    if isinstance(weighing, WEIGHING) and given.values.get(before) is None:
         try:
-            value = layer(given, before, module)
-            given.modules[value.name].norm_name = str(node.target)
+            value = layer(given, before, weighing, module)
+            cast(ConvBN, given.modules[value.name]).norm_name = str(node.target)
         except ValueError as error:
             raise (error if isinstance(error, Blocked) else Blocked(before, str(error))) from error
     else:
@@ -88,22 +89,27 @@ def normed(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
     return value
 
 
-def layer(given: Operands, node: fx.Node, after: nn.Module | None = None) -> Activation:
+def layer(
+    given: Operands, node: fx.Node, module: Weighing, after: BatchNorms | None = None
+) -> Activation:
     """A convolution, or a linear layer over a whole map, with the batch norm after it."""
-    linear = isinstance(given.module(node), nn.Linear)
-    name, window = given.whole_map(node) if linear else (given.read(node.args[0]), None)
-    made = unit(given.take(node), after, window)
+    linear = isinstance(module, nn.Linear)
+    name, window = given.whole_map(node) if linear else (given.read(first(node)), None)
+    given.take(node)
+    made = unit(module, after, window)
     made.linear = linear
     return given.put(node, made, name)
 
 
-def ending(given: Operands, node: fx.Node) -> Activation:
+def ending(given: Operands, node: fx.Node, module: nn.Linear | nn.Conv2d) -> Activation:
     """A layer that gives an output."""
-    if isinstance(given.module(node), nn.Linear):
+    if isinstance(module, nn.Linear):
         name, window = given.whole_map(node)
-        return given.put(node, classifier(given.take(node), window), name)
-    name = given.read(node.args[0])
-    return given.put(node, head(given.take(node)), name)
+        given.take(node)
+        return given.put(node, classifier(module, window), name)
+    name = given.read(first(node))
+    given.take(node)
+    return given.put(node, head(module), name)
 
 
 def plain(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
@@ -114,26 +120,25 @@ def plain(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
             f"{type(module).__name__} between linear layers is not known to nr: use one of torch's"
         )
     value = given.value(before)
-    known = value.moved is not None and value.name not in given.stand_ins
-    if type(module) in ELEMENTWISE and known:
+    known = value.name not in given.stand_ins
+    if type(module) in ELEMENTWISE and value.moved is not None and known:
         found = value.channels
         if (
             found is None or found.flat or value.moved.ndim > 4
         ):  # before it is moved it can as well pass it
             if hasattr(module, "inplace") and value.moved.numel() < value.shape.numel():
-                module.inplace = False  # others read the rest
+                vars(module)["inplace"] = False  # others read the rest
             made = given.add(given.traced.name(node), module, value.name, value.shape)
             return made._replace(moved=value.moved)
     return given.put(node, module, given.read(before))
 
 
-def function(given: Operands, node: fx.Node) -> Activation:
+def function(given: Operands, node: fx.Node, cls: type[nn.Module]) -> Activation:
     """A function that is a plain module."""
     if "dropout" in word(node) and not node.meta[FOLLOWS]:
         raise ValueError("the mode of this functional dropout is fixed: use nn.Dropout")
-    module = plain_module(node, lambda argument: given.traced.constant(node, argument))
-    pools = isinstance(module, nn.MaxPool2d)
-    return (max_pool if pools else plain)(given, node, in_mode(given, node, module))
+    module = plain_module(node, cls, lambda argument: given.traced.constant(node, argument))
+    return pooled_or_plain(given, node, in_mode(given, node, module))
 
 
 def in_mode(given: Operands, node: fx.Node, module: nn.Module) -> nn.Module:
@@ -141,15 +146,15 @@ def in_mode(given: Operands, node: fx.Node, module: nn.Module) -> nn.Module:
     return module.train(given.traced.modules[given.traced.path(node)].training)
 
 
-def max_pool(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
-    """A max pooling, with the -inf that is padded before it."""
+def pooled_or_plain(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
+    """A plain module; a max pooling with the -inf that is padded before it."""
     before = inputs(node)[0]
-    if not _endless(before):
+    if not (isinstance(module, nn.MaxPool2d) and _endless(before)):
         return plain(given, node, module)
     sides = given.traced.constant(before, before.args[1])
     own = {name: getattr(module, name) for name in KINDS[nn.MaxPool2d].arguments}
     made = in_mode(given, node, PaddedMaxPool2d(sides, **own))
-    return given.put(node, made, given.read(before.args[0]))
+    return given.put(node, made, given.read(first(before)))
 
 
 def pad(given: Operands, node: fx.Node) -> Activation | None:
@@ -157,8 +162,8 @@ def pad(given: Operands, node: fx.Node) -> Activation | None:
     after = (plain_class(n) or type(given.module(n)) for n in readers(node))
     if _endless(node) and all(issubclass(cls, nn.MaxPool2d) for cls in after):
         return None
-    return function(given, node)
+    return function(given, node, nn.ZeroPad2d)
 
 
 def _endless(node: fx.Node) -> bool:
-    return word(node) == "pad" and node.kwargs.get("value") == -math.inf
+    return word(node) == "pad" and bool(node.kwargs.get("value") == -math.inf)

@@ -48,8 +48,9 @@ def channels(moved: Tensor, shape: torch.Size) -> Channels | None:
         return None
     if pixels == 1 and moved.ndim == 4 and moved.shape[2:].numel() > 1:
         once = channels(moved[:, :, :1, :1], shape)
-        whole = once is not None and bool((moved == moved[:, :, :1, :1]).all())
-        return once._replace(spread=True) if whole else None
+        if once is None or not bool((moved == moved[:, :, :1, :1]).all()):
+            return None
+        return once._replace(spread=True)
     if moved.ndim == 4 and moved.shape[2:].numel() != pixels:
         return None
     if moved.ndim == 4 and len(shape) == 4 and moved.shape[2:] != shape[2:]:

@@ -78,5 +78,5 @@ class Opaque(Conv):
 
 def opaque(shape: tuple[int, ...], image_channels: int) -> nn.Module:
     """A stand-in for an activation of this shape."""
-    size = tuple(shape[2:]) if len(shape) == 4 else (1, 1)
+    size = (shape[2], shape[3]) if len(shape) == 4 else (1, 1)
     return Opaque(image_channels, shape[1] if len(shape) > 1 else 1, size)

@@ -3,6 +3,8 @@
 Every handler of an operation gets it, and a node; its errors have no names, which are added once.
 """
 
+from typing import Any
+
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
@@ -12,7 +14,7 @@ from nr.conversion.building import Activation, Builder
 from nr.conversion.obstacles import opaque
 from nr.conversion.tracing import Traced
 from nr.conversion.values import RESULT
-from nr.conversion.words import has_tensor, readers, shape, word
+from nr.conversion.words import first, has_tensor, readers, shape, word
 from nr.network.graph import IMAGE
 
 BATCH_NORMS = (nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
@@ -37,7 +39,7 @@ class Operands(Builder):
         image = traced.nodes[0]
         super().__init__(shape(image))
         self.traced = traced
-        self.values: dict[fx.Node, object] = {image: Activation(IMAGE, shape(image))}
+        self.values: dict[fx.Node, Any] = {image: Activation(IMAGE, shape(image))}
         self.images = {IMAGE}  # the image, and what constants have made of it
         self.stand_ins: set[str] = set()
         self.fixed: dict[fx.Node, Tensor] = {}
@@ -47,7 +49,7 @@ class Operands(Builder):
         """Have ``module`` do what ``node`` does."""
         return self.add(self.traced.name(node), module, before, shape(node))
 
-    def stand_in(self, node: fx.Node) -> object:
+    def stand_in(self, node: fx.Node) -> Any:
         """Channels of their own in the place of what ``node`` gives."""
 
         def stand_in(tensor: object) -> object:
@@ -100,15 +102,16 @@ class Operands(Builder):
 
     def part(self, before: fx.Node, value: Activation) -> str:
         """``selected``, or what a concatenation has joined, for what changes nothing in place."""
-        chosen = value.channels.chosen
+        found = value.channels
         for name, start, width in self.cats.get(value.name, ()):
-            if torch.equal(chosen, torch.arange(start, start + width, device="cpu")):
+            own = torch.arange(start, start + width, device="cpu")
+            if found is not None and torch.equal(found.chosen, own):
                 return name
         return self.selected(before, value)
 
     def whole_map(self, node: fx.Node) -> tuple[str, tuple[int, int]]:
         """What a linear layer reads, flattened, and its (H, W)."""
-        before = node.args[0]
+        before = first(node)
         value = self.value(before)
         if value.name in self.stand_ins and value.shape != shape(before):
             value = self.values[before] = self.stand_in(before)
@@ -118,8 +121,8 @@ class Operands(Builder):
                 f"reads {list(shape(before))}, and only an nn.Linear over a map that was flattened"
                 " is a convolution: put nn.Flatten() before it"
             )
-        sides = tuple(value.shape[2:]) or (1, 1)
-        return self.chosen(self.pick_name(node), value, found.chosen), sides
+        height, width = value.shape[2:] or (1, 1)
+        return self.chosen(self.pick_name(node), value, found.chosen), (height, width)
 
     def pick_name(self, node: fx.Node) -> str:
         """What a selection is called: as the buffer with its places, if there is one."""
@@ -136,17 +139,16 @@ class Operands(Builder):
         after = list(readers(node))
         return len(after) == 1 and isinstance(self.module(after[0]), BATCH_NORMS)
 
-    def take(self, node: fx.Node) -> nn.Module:
-        """The module of a node. Raises ValueError for one that is called a second time."""
-        if node.target in self.called:
+    def take(self, node: fx.Node) -> None:
+        """Take the module of a node. Raises ValueError for one that is called a second time."""
+        if str(node.target) in self.called:
             raise ValueError(
                 "is called more than once, and each place in a network of units has weights of its"
                 " own: use a module for each"
             )
-        self.called.add(node.target)
-        return self.traced.module(node)
+        self.called.add(str(node.target))
 
-    def constant(self, node: fx.Node, operand: object) -> float | Tensor | None:
+    def constant(self, node: fx.Node, operand: Any) -> Any:
         """An operand that is a number or a fixed tensor; None for an activation or a parameter."""
         if operand in self.fixed:
             tensor = self.fixed[operand]
@@ -163,11 +165,13 @@ class Operands(Builder):
         elif type(tensor := self.traced.tensor(node)) is Tensor and not tensor.is_meta:
             self.fixed[node] = tensor
 
-    def called_with(self, node: fx.Node, read: dict[fx.Node, Tensor]) -> object:
+    def called_with(self, node: fx.Node, read: dict[fx.Node, Tensor]) -> Any:
         """What ``node`` gives for these tensors, with the sizes that it was traced with."""
         known = {n: n.meta[RESULT] for n in node.all_input_nodes} | read
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
-        if node.op == "call_method":
-            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        read_, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+        args: Any = read_
         module = self.traced.module(node)
-        return (node.target if module is None else module)(*args, **kwargs)
+        call: Any = node.target if module is None else module
+        if node.op == "call_method":
+            return getattr(args[0], call)(*args[1:], **kwargs)
+        return call(*args, **kwargs)

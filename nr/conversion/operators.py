@@ -4,6 +4,7 @@ A handler gets the operands and a node, and gives an activation; ValueErrors say
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 import torch.utils._pytree as pytree
@@ -16,10 +17,11 @@ from nr.conversion.functions import plain_class
 from nr.conversion.making import fixed_filter
 from nr.conversion.modules import NO_SCALES, NORM_WORDS, called, function, in_mode, pad
 from nr.conversion.operands import Operands
-from nr.conversion.words import arguments, inputs, shape, word
+from nr.conversion.words import arguments, first, inputs, shape, word
 from nr.network.graph import ADD, CAT
 from nr.network.plain import Affine
 
+REDUCING = ("input", "dim", "keepdim", "dtype", "_stacklevel")  # arguments of means and sums
 MAKING = ("tensor", "as_tensor", "full", "ones", "zeros")  # functions that make constants
 
 
@@ -28,16 +30,17 @@ def converted(given: Operands, node: fx.Node) -> object:
     module, read = given.module(node), inputs(node)
     made = word(node) in MAKING or (read and all(n in given.fixed for n in read))
     if node.op == "get_attr" or made:
-        return given.fix(node)
+        given.fix(node)
+        return None
     if word(node) in OPERATORS:
         return OPERATORS[word(node)](given, node)
     if isinstance(module, moves.MODULES) or word(node) in moves.WORDS:
         return move(given, node)
     if module is not None:
         return called(given, node, module)
-    if plain_class(node) is not None:
-        return function(given, node)
-    what = getattr(node.target, "__name__", node.target)
+    if (cls := plain_class(node)) is not None:
+        return function(given, node, cls)
+    what = getattr(node.target, "__name__", str(node.target))
     if word(node) in NORM_WORDS:
         raise ValueError(what + NO_SCALES)
     raise ValueError(f"{what} is not known to nr: use nn modules")
@@ -66,7 +69,7 @@ def mean(given: Operands, node: fx.Node) -> Activation:
 
 def _reduced(given: Operands, node: fx.Node) -> tuple[Activation, set[int]]:
     """What a mean or sum reads, and the dimensions over which it is."""
-    found = arguments(node, "input", "dim", "keepdim", "dtype", "_stacklevel")
+    found = arguments(node, *REDUCING)
     value, dims = given.value(found["input"]), found.get("dim")
     dims = (dims,) if isinstance(dims, int) else dims or range(value.places.ndim)
     return value, {dim % value.places.ndim for dim in dims}
@@ -89,7 +92,7 @@ def softmax(given: Operands, node: fx.Node) -> Activation:
         minus = given.add(f"{name}_negative", Affine(-1.0, 0.0), other, size)
         both = given.join(f"{name}_difference", ADD, [one, minus.name], size)
         gates.append(given.add(f"{name}_sigmoid", nn.Sigmoid(), both.name, size).name)
-    return stacked(given, node, gates, node.args[1] if len(node.args) > 1 else node.kwargs["dim"])
+    return stacked(given, node, gates, arguments(node, *REDUCING)["dim"])
 
 
 def _parts(given: Operands, node: fx.Node) -> list[str]:
@@ -145,9 +148,9 @@ def move(given: Operands, node: fx.Node) -> object:
     """What only moves elements, run on their places."""
     value = given.values.get(inputs(node)[0])
     if isinstance(value, list | tuple) and not isinstance(value, Activation):
-        return value[node.args[1]]
+        return value[cast(int, node.args[1])]
     value = given.value(inputs(node)[0])
-    read = {n: value.places for n in inputs(node) if given.values.get(n) is value}
+    read = {n: given.values[n].places for n in inputs(node) if given.values.get(n) is value}
     read |= {n: given.fixed[n].cpu() for n in inputs(node) if n in given.fixed}
     found = given.called_with(node, read)
     return pytree.tree_map(lambda part: value._replace(moved=part.contiguous()), found)
@@ -155,7 +158,7 @@ def move(given: Operands, node: fx.Node) -> object:
 
 def copied(given: Operands, node: fx.Node) -> object:
     """A copy, which what follows may change in place."""
-    value = given.value(node.args[0])
+    value = given.value(first(node))
     if value.moved is not None:
         return move(given, node)
     return given.join(given.traced.name(node), CAT, [value.name], shape(node))

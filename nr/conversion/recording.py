@@ -8,6 +8,7 @@ hold (gradients switched off, autocast, checkpointing, random numbers) is refuse
 import copy
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -62,9 +63,9 @@ class Tracer(fx.Tracer):
         self.shapes = copy.deepcopy(model).eval()  # in train mode a norm may ask for values
         self.names = {module: name for name, module in model.named_modules()}
         self.computing = False
-        self.log: list[tuple] = []
+        self.log: list[tuple[Any, ...]] = []
         self.changed: tuple[str, str] | None = None
-        self.told: list[tuple[fx.Node, tuple]] = []
+        self.told: list[tuple[fx.Node, tuple[int, ...]]] = []
 
     def run(self, images: Tensor) -> fx.Graph:
         """The graph for ``images``. Raises Refusal, Unfit, and whatever the forward raises."""
@@ -79,7 +80,7 @@ class Tracer(fx.Tracer):
         """Note what would be lost, and go on."""
         self.refused.setdefault(self.path if path is None else path, reason)
 
-    def create_args_for_root(self, fn, is_module, concrete_args=None):
+    def create_args_for_root(self, fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """Names are those in ``model``, though torch.fx is given a function that calls it.
 
         So defaults of its arguments count, and a forward that was put on the instance.
@@ -99,7 +100,7 @@ class Tracer(fx.Tracer):
         proxy.node, proxy.tracer = node, self
         return proxy
 
-    def create_arg(self, a: object):
+    def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
         if (
@@ -110,8 +111,10 @@ class Tracer(fx.Tracer):
             raise Refusal(self.path, "computes with what was made of its parameters elsewhere")
         return super().create_arg(a)
 
-    def create_node(self, kind, target, args, kwargs, name=None, type_expr=None) -> fx.Node:
-        node = super().create_node(kind, target, args, kwargs, name, type_expr)
+    def create_node(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **options: Any
+    ) -> fx.Node:
+        node = super().create_node(kind, target, args, kwargs, *rest, **options)
         if kind == "output":
             return node
         self._check_surroundings()
@@ -120,7 +123,7 @@ class Tracer(fx.Tracer):
             self.tell(node.args[0], ())
         if target in DROPOUTS:
             kwargs = {key: value for key, value in kwargs.items() if key != "training"}
-        made = vars(self.model).get(target) if kind == "get_attr" else None  # in the forward
+        made = kind == "get_attr" and vars(self.model).get(target)  # in the forward
         content = made.tolist() if isinstance(made, Tensor) else None
         self.log.append(("node", kind, target, repr((args, kwargs, content))))
         return node
@@ -138,7 +141,7 @@ class Tracer(fx.Tracer):
         finally:
             self.computing = False
 
-    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict) -> object:
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         if self.computing:
             return attr_val
         return super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -147,14 +150,14 @@ class Tracer(fx.Tracer):
         if not name:
             return False
         known = isinstance(module, LEAVES) and not _own_forward(module)
-        known = known or type(module) in self.whole or name in self.whole
-        known = known or type(module).__name__ == FROZEN
-        leaf = known or super().is_leaf_module(module, name)
-        if leaf and "forward" in vars(module):
+        whole = type(module) in self.whole or name in self.whole or type(module).__name__ == FROZEN
+        if (leaf := known or whole or super().is_leaf_module(module, name)) and "forward" in vars(
+            module
+        ):
             self.refuse("has a forward put on the instance, which would be lost", name)
         return leaf
 
-    def call_module(self, module, forward, args, kwargs):
+    def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         """Log what is entered and left, and see whether random numbers were drawn in it."""
         if self.computing:
             return forward(*args, **kwargs)
@@ -182,7 +185,7 @@ class Tracer(fx.Tracer):
         """The module in whose forward the tracer is."""
         return next(reversed(self.module_stack.values()), ("",))[0]
 
-    def tell(self, node: fx.Node, place: tuple[int, int]) -> object:
+    def tell(self, node: fx.Node, place: tuple[int, ...]) -> Any:
         """The value of ``node`` for Python's own use at ``place``."""
         value = node.meta[RESULT]
         if isinstance(value, Tensor):
@@ -196,13 +199,17 @@ class Tracer(fx.Tracer):
                 self.refuse(f"computes under {what}, which would be lost")
 
 
-def _held(model: nn.Module) -> tuple[dict[str, dict], dict[str, tuple[Tensor, int]]]:
+Held = dict[str, dict[str, object]]
+Versions = dict[str, tuple[Tensor, int]]
+
+
+def _held(model: nn.Module) -> tuple[Held, Versions]:
     """The attributes of all modules, and all tensors with their versions."""
     held = {name: dict(vars(module)) for name, module in model.named_modules()}
     return held, {name: (tensor, tensor._version) for name, tensor in _tensors(model).items()}
 
 
-def _compare(tracer: Tracer, held: dict, before: dict) -> None:
+def _compare(tracer: Tracer, held: Held, before: Versions) -> None:
     """See what the forward has changed."""
     for name, module in tracer.model.named_modules():
         for key, value in vars(module).items():
@@ -223,12 +230,12 @@ def _watched(tracer: Tracer) -> Iterator[None]:
     """Notice torch.autocast, on or off, and autograd functions where the forward uses them."""
     enter, apply = torch.autocast.__enter__, vars(torch.autograd.Function)["apply"]
 
-    def noticed(autocast: torch.autocast):
+    def noticed(autocast: torch.autocast) -> Any:
         if not tracer.computing:
             tracer.refuse("computes under torch.autocast, which would be lost")
         return enter(autocast)
 
-    def refused(cls, *args, **kwargs):
+    def refused(cls: type, *args: object, **kwargs: object) -> Any:
         if tracer.computing:
             return apply.__get__(None, cls)(*args, **kwargs)
         what = f"calls {cls.__name__}, an autograd function, whose gradient would be lost"
@@ -236,12 +243,12 @@ def _watched(tracer: Tracer) -> Iterator[None]:
             what = "computes under activation checkpointing, which would be lost"
         raise Refusal(tracer.path, what)
 
-    torch.autocast.__enter__ = noticed
+    torch.autocast.__enter__ = noticed  # type: ignore[method-assign] # for a while
     torch.autograd.Function.apply = classmethod(refused)
     try:
         yield
     finally:
-        torch.autocast.__enter__ = enter
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
         torch.autograd.Function.apply = apply
 
 

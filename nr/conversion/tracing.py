@@ -1,6 +1,7 @@
 """A torch network as a graph of torch.fx whose nodes know their shapes and where they come from."""
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,7 +12,7 @@ from nr.conversion.modes import Trace, added, image_channels, traced, varying
 from nr.conversion.obstacles import Obstacles
 from nr.conversion.recording import Refusal, Unfit
 from nr.conversion.values import RESULT
-from nr.conversion.words import has_tensor, in_place
+from nr.conversion.words import first, has_tensor, in_place
 from nr.network.plain import Size
 
 UNUSED = "what nothing reads is left out of the network: {}"
@@ -89,11 +90,11 @@ class Traced:
 
     def join(self, graph: fx.Graph, end: fx.Node, twins: dict[fx.Node, fx.Node]) -> None:
         """Have the outputs of both modes as those of the graph that computes more."""
-        (own,) = graph.output_node().args
+        own = first(graph.output_node())
         back = {twin: node for node, twin in twins.items()}
         other = own
         if end.graph is not graph:
-            other = fx.node.map_arg(_unpacked(end.args[0]), lambda node: back.get(node, node))
+            other = fx.node.map_arg(_unpacked(first(end)), lambda node: back.get(node, node))
             if any(n.graph is not graph for n in _nodes(other)):
                 other = own
         graph.output_node().args = ((_unpacked(other), _unpacked(own)),)
@@ -103,7 +104,7 @@ class Traced:
         lost = []
         for node in reversed(graph.nodes):
             module = self.module(node)
-            changes = in_place(node, module) and len(node.args[0].users) > 1
+            changes = in_place(node, module) and len(first(node).users) > 1
             if not node.users and node.op not in ("placeholder", "output") and not changes:
                 lost += [str(node.target)] if module and [*module.parameters()] else []
                 graph.erase_node(node)
@@ -115,8 +116,8 @@ class Traced:
         return self.trace.nodes
 
     @property
-    def outputs(self) -> tuple[object, object]:
-        return self.trace.graph.output_node().args[0]
+    def outputs(self) -> tuple[Any, Any]:
+        return first(self.trace.graph.output_node())
 
     def noted(self, node: fx.Node) -> None:
         """What Python asked for is a constant."""
@@ -125,14 +126,14 @@ class Traced:
         except ValueError as error:
             self.obstacles.add(self.name(node), str(error))
 
-    def constant(self, node: fx.Node, argument: object) -> object:
+    def constant(self, node: fx.Node, argument: Any) -> Any:
         """``argument`` of ``node`` with the sizes that are read from tensors as numbers.
 
         What depends on the size of the images binds the network to it. Raises ValueError for what
         depends on how many there are.
         """
 
-        def number(source: fx.Node) -> object:
+        def number(source: fx.Node) -> Any:
             if source in self.batched:
                 raise ValueError("depends on the number of images, which changes")
             if source in self.sized and self.bound is None:
@@ -167,13 +168,13 @@ class Traced:
         return getattr(self.trace.model, name, None) if found is None and not path else found
 
 
-def _nodes(argument: object) -> list[fx.Node]:
+def _nodes(argument: Any) -> list[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(argument, found.append)
     return found
 
 
-def _unpacked(output: object) -> object:
+def _unpacked(output: Any) -> Any:
     """A named tuple as a list."""
     if isinstance(output, fx.Node) and isinstance(output.target, type):
         return [*output.args, *output.kwargs.values()]

@@ -7,9 +7,13 @@ import copy
 import functools
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+
+if TYPE_CHECKING:
+    from nr.conversion.recording import Tracer
 
 RESULT = "nr_result"  # what a node gives: tensors on the meta device, numbers, or tuples of them
 LARGER = "nr_larger"  # what it gives where the images are larger, if it takes them
@@ -35,41 +39,46 @@ def on_meta(model: nn.Module) -> nn.Module:
 def compute(node: fx.Node, known: Callable[[fx.Node], object], model: nn.Module) -> object:
     """What ``node`` gives, where ``known`` gives what other nodes do, with modules of ``model``."""
 
-    def given(a: object) -> object:
+    def given(a: Any) -> Any:
         if isinstance(a, fx.Node):
             return known(a)
         return torch.device("meta") if isinstance(a, torch.device) else a
 
     args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), given)
+    target: Any = node.target
     with torch.device("meta"):
         if node.op == "get_attr":
-            value = functools.reduce(getattr, node.target.split("."), model)
+            value = functools.reduce(getattr, target.split("."), model)
         elif node.op == "call_module":
-            value = model.get_submodule(node.target)(*args, **kwargs)
+            value = model.get_submodule(target)(*args, **kwargs)
         elif node.op == "call_method":
-            value = getattr(args[0], node.target)(*args[1:], **kwargs)
+            value = getattr(args[0], target)(*args[1:], **kwargs)
         else:
-            value = node.target(*args, **kwargs)
+            value = target(*args, **kwargs)
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
 class Value(fx.Proxy):
     """A proxy that is, to Python, the number, size or tuple that it stands for."""
 
+    tracer: "Tracer"
+
     __class__ = property(lambda self: type(self.node.meta[RESULT]))
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return _attribute(self, name)
 
     @classmethod
-    def __torch_function__(cls, function, types, args=(), kwargs=None):
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """A call of torch's; what its parser asked of sizes stays in the graph, so is not told."""
         place = _place()
-        result = fx.Proxy.__torch_function__.__func__(cls, function, types, args, kwargs)
+        result: Any = super().__torch_function__(function, types, args, kwargs)
         result.tracer.told = [each for each in result.tracer.told if each[1] != place]
         return result
 
-    def __deepcopy__(self, memo: dict) -> "Value":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Value":
         return self
 
     def __bool__(self) -> bool:
@@ -97,14 +106,15 @@ class Value(fx.Proxy):
         value = self.node.meta[RESULT]
         return int(self.shape[0]) if isinstance(value, Tensor) else len(value)
 
-    def __iter__(self) -> Iterator:
-        return (self[index] for index in range(len(self)))
+    def __iter__(self) -> Iterator[Any]:
+        own: Any = self  # torch.fx gives it operators when it is imported
+        return (own[index] for index in range(len(self)))
 
 
-class TensorValue(Value, Tensor):
+class TensorValue(Value, Tensor):  # type: ignore[misc] # of what both have, Value's counts
     """A proxy of a tensor, and one itself, since torch's own code looks into what it is given."""
 
-    def __getattribute__(self, name: str):
+    def __getattribute__(self, name: str) -> Any:
         if name in ("node", "tracer") or name.startswith("__"):
             return object.__getattribute__(self, name)
         return _attribute(self, name)

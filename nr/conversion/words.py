@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -45,9 +46,14 @@ def in_place(node: fx.Node, module: nn.Module | None) -> bool:
     return bool(here) or (node.op != "call_module" and called.endswith("_"))
 
 
-def arguments(node: fx.Node, *names: str) -> dict[str, object]:
+def first(node: fx.Node) -> Any:
+    """What a call reads first; of what kind it is says the function that is called."""
+    return node.args[0]
+
+
+def arguments(node: fx.Node, *names: str) -> dict[str, Any]:
     """The arguments of a call by name, those that are given. Raises ValueError for others."""
-    given = dict(zip(names, node.args, strict=False)) | node.kwargs
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     odd = sorted(name for name in {*given} - {*names} if given[name])  # None, False change nothing
     if odd or len(node.args) > len(names):
         raise ValueError(f"{word(node)} with {', '.join(odd) or 'more'} is not known to nr")

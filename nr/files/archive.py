@@ -12,12 +12,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
-from nr.files.building import build_on_meta, freeze
+from nr.files.building import Custom, build_on_meta, freeze
 from nr.files.structure import ENDS, HELD, class_name, structure
 from nr.network.checks import refuse_sharded
 from nr.network.layers import Network
@@ -63,9 +63,10 @@ def load(path: str | Path, into: Network | None = None) -> Network:
     it becomes the network of the file, on its own device and in its own mode, and is returned.
     Raises FileError naming the file for anything else; ``into`` is then as it was.
     """
-    payload = read_sealed(path)
+    content = read_sealed(path)
+    payload = content if isinstance(content, dict) else {}
     for key in ("structure", "state_dict"):
-        if not isinstance(payload, dict) or key not in payload:
+        if key not in payload:
             raise FileError(f"{path}: holds no network of nr's: no {key!r} in it")
     try:
         network = restored(payload["structure"], payload["state_dict"], into)
@@ -81,13 +82,15 @@ def load(path: str | Path, into: Network | None = None) -> Network:
     return into
 
 
-def restored(description: Mapping, weights: object, like: Network | None = None) -> Network:
+def restored(
+    description: Mapping[str, Any], weights: object, like: Network | None = None
+) -> Network:
     """The described network with ``weights``, in train mode. Raises ValueError if they do not fit.
 
     No memory is taken before the shapes are known to match. ``like`` has the custom modules.
     """
     weights = _checked_weights(weights)
-    network = build_on_meta(description, like and _modules_of(like))
+    network = build_on_meta(description, like and modules_of(like))
     if like is not None:
         if not alike(structure(network), structure(like)):
             raise ValueError("its modules are not those of the network to load into")
@@ -119,7 +122,7 @@ def alike(a: object, b: object) -> bool:
     )
 
 
-def _alike_graphs(a: list[dict], b: list[dict]) -> bool:
+def _alike_graphs(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
     """Whether one has the nodes of the other, but for selections and what was dropped."""
     ops = [
         {node["name"]: node["op"] for node in nodes if not _is_pick(node["op"])} for nodes in (a, b)
@@ -132,7 +135,7 @@ def _is_pick(op: object) -> bool:
     return isinstance(op, dict) and op["type"] == "Pick"
 
 
-def _modules_of(network: Network):
+def modules_of(network: Network) -> Custom:
     """A finder of copies of the custom modules of ``network``."""
 
     def find(place: str, name: str) -> nn.Module:
@@ -169,7 +172,7 @@ def write_sealed(path: str | Path, payload: object) -> None:
     """
     with whole_file(Path(path)) as file:
         archive = Sealing(file)
-        torch.save(payload, archive)
+        torch.save(payload, archive)  # type: ignore[arg-type] # torch only writes and flushes
         archive.seal()
 
 
@@ -197,7 +200,7 @@ class Sealing:
         self.file, self.hash, self.held = file, hashlib.sha256(), b""
         self.error: OSError | None = None
 
-    def write(self, data: memoryview) -> int:
+    def write(self, data: bytes | memoryview) -> int:
         count = len(data)
         if count < 2:
             data, self.held = self.held + bytes(data), b""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ Custom = Callable[[str, str], nn.Module]  # (place, class) -> the module
 
 
 @torch.inference_mode(False)
-def build(structure: Mapping) -> Network:
+def build(structure: Mapping[str, object]) -> Network:
     """Make the network that ``structure`` describes, with fresh weights.
 
     Raises ValueError for anything that nr.structure would not write or that does not fit together;
@@ -43,7 +44,7 @@ def build(structure: Mapping) -> Network:
     return _built(structure, _no_custom)
 
 
-def build_on_meta(structure: Mapping, custom: Custom | None = None) -> Network:
+def build_on_meta(structure: Mapping[str, object], custom: Custom | None = None) -> Network:
     """Build without memory for weights, with ``custom`` modules, and walk the result."""
     try:
         with torch.device("meta"):
@@ -64,7 +65,7 @@ def _no_custom(place: str, name: str) -> nn.Module:
     )
 
 
-def _built(structure: Mapping, custom: Custom) -> Network:
+def _built(structure: Mapping[str, Any], custom: Custom) -> Network:
     needed = ("version", "image_size", "features", "classifier")
     read_keys("the network", structure, needed, "frozen", *HELD)
     if structure["version"] not in READ:
@@ -73,8 +74,8 @@ def _built(structure: Mapping, custom: Custom) -> Network:
     described = structure["classifier"]
     head = None if described is None else _head("classifier", described)
     features = _Builder(custom).module("features", structure["features"], DEEPEST)
-    size = size[0] if isinstance(structure["image_size"], int) else size
-    network = Network(features, head, size)
+    square = isinstance(structure["image_size"], int)
+    network = Network(features, head, size[0] if square else size)
     if "frozen" in structure:  # older descriptions do not say it
         freeze(network, structure["frozen"])
     for name in HELD:
@@ -133,14 +134,14 @@ class _Builder:
                 return self.custom(place, str(node["class"]))
         raise ValueError(f"structure: {place}: unknown type {node['type'][:100]!r}")
 
-    def chain(self, place: str, node: dict, depth: int) -> Chain:
+    def chain(self, place: str, node: dict[str, Any], depth: int) -> Chain:
         read_keys(place, node, ("type", "modules"))
         chain = Chain()
         for name, child in node["modules"].items():
             chain.add_module(name, self.module(f"{place}.{name}", child, depth - 1))
         return chain
 
-    def container(self, place: str, node: dict, depth: int) -> Residual | Concat:
+    def container(self, place: str, node: dict[str, Any], depth: int) -> Residual | Concat:
         linear = node["type"] == "Residual" and "activation" in node
         read_keys(place, node, ("type", "branch", "shortcut", *["activation"] * linear))
         branch, shortcut = (
@@ -153,7 +154,7 @@ class _Builder:
             raise ValueError(f"structure: {place}: a Concat has no shortcut")
         return Concat(branch)
 
-    def graph(self, place: str, node: dict, depth: int) -> Graph:
+    def graph(self, place: str, node: dict[str, Any], depth: int) -> Graph:
         read_keys(place, node, ("type", "nodes"), *ENDS)
         nodes, modules = [], {}
         for inner in node["nodes"]:
@@ -178,7 +179,7 @@ def _outputs(place: str, value: object, depth: int) -> Outputs:
     return value
 
 
-def _head(place: str, node: dict, maps: bool = False) -> Classifier:
+def _head(place: str, node: dict[str, Any], maps: bool = False) -> Classifier:
     windows = ("stride", "padding", "dilation") if maps else ()
     read_keys(place, node, ("in_channels", "num_classes", *windows), "bias", "window", "name")
     in_channels = read_widths(place, node["in_channels"])
@@ -186,16 +187,15 @@ def _head(place: str, node: dict, maps: bool = False) -> Classifier:
     bias = read_flag(place, node, "bias", True)
     window = pair(read_window(f"{place} window", node.get("window", [1, 1]), 1))
     options = {n: pair(read_window(f"{place} {n}", node[n], n != "padding")) for n in windows}
+    head = Classifier(1, classes, bias, window)
     if maps:
         head = Head(1, classes, window, **options, bias=bias)
-    else:
-        head = Classifier(1, classes, bias, window)
     head.build(in_channels)
     head.name = read_name(place, node, "name")
     return head
 
 
-def _norm(place: str, node: dict) -> Norm:
+def _norm(place: str, node: dict[str, Any]) -> Norm:
     options = NORM if node.get("eps") is not None else ("gamma", "eps")
     read_keys(place, node, ("type", "channels", *options))
     widths = read_widths(f"{place} channels", node["channels"])
@@ -205,7 +205,7 @@ def _norm(place: str, node: dict) -> Norm:
     return norm
 
 
-def _pick(place: str, node: dict) -> Pick:
+def _pick(place: str, node: dict[str, Any]) -> Pick:
     read_keys(place, node, ("type", "places"))
     lists = node["places"]
     if not isinstance(lists, list) or not 1 <= len(lists) <= 2:
@@ -218,7 +218,7 @@ def _pick(place: str, node: dict) -> Pick:
     return Pick(lists)
 
 
-def _check_norm(place: str, node: dict, names: Iterable[str]) -> None:
+def _check_norm(place: str, node: dict[str, Any], names: Iterable[str]) -> None:
     for name in names:
         value = node[name]
         finite = is_number(value) and math.isfinite(value)
@@ -228,7 +228,7 @@ def _check_norm(place: str, node: dict, names: Iterable[str]) -> None:
         raise ValueError(f"structure: {place}: eps {node['eps']!r} is not positive")
 
 
-def _unit(place: str, node: dict) -> ConvBN:
+def _unit(place: str, node: dict[str, Any]) -> ConvBN:
     norm = NORM if node["type"] == "ConvBN" else ()
     given = [name for name in OPTIONS if name in node]
     optional = OPTIONS if norm else (*OPTIONS, "bias")
@@ -237,7 +237,9 @@ def _unit(place: str, node: dict) -> ConvBN:
     )
     windows = (*WINDOW, *(name for name in ("dilation", "output_padding") if name in given))
     least = {"padding": 0, "output_padding": 0}
-    options = {n: read_window(f"{place} {n}", node[n], least.get(n, 1)) for n in windows}
+    options: dict[str, Any] = {
+        n: read_window(f"{place} {n}", node[n], least.get(n, 1)) for n in windows
+    }
     options["transposed"] = read_flag(place, node, "transposed", False)
     _check_norm(place, node, norm)
     in_channels, out_channels = (
@@ -253,7 +255,7 @@ def _unit(place: str, node: dict) -> ConvBN:
             raise ValueError(f"structure: {place}: form {form!r} connects groups")
     options |= {name: node[name] for name in norm}
     unit = (ConvBN if norm else Conv).formed(form, in_channels, out_channels, **options)
-    if not read_flag(place, node, "bias", True):
+    if isinstance(unit, Conv) and not read_flag(place, node, "bias", True):
         unit.drop_bias()
     unit.norm_name = read_name(place, node, "norm_name")
     unit.linear = read_flag(place, node, "linear", False)
@@ -262,7 +264,9 @@ def _unit(place: str, node: dict) -> ConvBN:
     return unit
 
 
-def _group(place: str, value: object, ins: tuple[int, ...], outs: tuple[int, ...]) -> tuple:
+def _group(
+    place: str, value: object, ins: tuple[int, ...], outs: tuple[int, ...]
+) -> tuple[int, int]:
     """(input, output) channels of one group, of which every stream has whole ones."""
     pair = read_widths(f"{place} group", value)
     if len(pair) != 2:
@@ -274,10 +278,10 @@ def _group(place: str, value: object, ins: tuple[int, ...], outs: tuple[int, ...
     )
     if not whole:
         raise ValueError(f"structure: {place}: {ins} and {outs} are not whole groups of {pair}")
-    return pair
+    return pair[0], pair[1]
 
 
-def _plain(place: str, node: dict, tried: set[tuple[type, str]]) -> nn.Module:
+def _plain(place: str, node: dict[str, Any], tried: set[tuple[type, str]]) -> nn.Module:
     """A module of the table, tried once, since wrong arguments may show only then."""
     kind = BY_NAME[node["type"]]
     read_keys(place, node, ("type", *kind.arguments))

@@ -5,6 +5,8 @@ with its ``type``; the types that exist are those of this page and of nr.network
 description from anywhere is safe to build.
 """
 
+from typing import Any
+
 from torch import nn
 
 from nr.network.convolutions import Conv, ConvBN
@@ -31,7 +33,7 @@ ENDS = ("outputs", "training_outputs")  # of a graph
 CUSTOM = "custom"  # a plain module that is in no table: it has to be given to nr.load
 
 
-def structure(model: Network) -> dict:
+def structure(model: Network) -> dict[str, object]:
     """The whole network but for its weights, as plain data that nr.build takes.
 
     Of each unit: window, form, widths (one a stream), batch norm. ``frozen``: the names of the
@@ -51,7 +53,7 @@ def structure(model: Network) -> dict:
     }
 
 
-def _described(module: nn.Module | None) -> dict | None:
+def _described(module: nn.Module | None) -> dict[str, Any] | None:
     """One module and all in it."""
     if module is None:
         return None
@@ -83,24 +85,24 @@ def _described(module: nn.Module | None) -> dict | None:
     return {"type": CUSTOM, "class": class_name(module)}
 
 
-def _described_head(head: Classifier) -> dict:
-    maps = isinstance(head, Head)
+def _described_head(head: Classifier) -> dict[str, Any]:
+    maps = head.options() if isinstance(head, Head) else {}
     return {
         "in_channels": list(head.in_channels),
         "num_classes": head.num_classes,
         **({"bias": False} if head.linears[0].bias is None else {}),
         **({"name": head.name} if head.name else {}),
         **({"window": list(head.window)} if head.taps > 1 or maps else {}),
-        **({name: list(side) for name, side in head.options().items()} if maps else {}),
+        **{name: list(side) for name, side in maps.items()},
     }
 
 
-def _described_node(graph: Graph, node: Node) -> dict:
+def _described_node(graph: Graph, node: Node) -> dict[str, Any]:
     op = node.op or _described(graph.module(node))
     return {"name": node.name, "op": op, "inputs": list(node.inputs)}
 
 
-def _described_unit(unit: ConvBN) -> dict:
+def _described_unit(unit: ConvBN) -> dict[str, Any]:
     """A unit; what most units do not have is named only where it is there."""
     found = {
         "type": "Conv" if isinstance(unit, Conv) else "ConvBN",
@@ -118,7 +120,7 @@ def _described_unit(unit: ConvBN) -> dict:
     return found | {"gamma": unit.gamma, "eps": norm.eps, "momentum": norm.momentum}
 
 
-def _described_norm(norm: Norm) -> dict:
+def _described_norm(norm: Norm) -> dict[str, Any]:
     found = {"type": "Norm", "channels": list(norm.out_channels), "gamma": norm.gamma}
     own = norm.norms[0]
     batch = isinstance(own, nn.BatchNorm2d)

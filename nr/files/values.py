@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 # Bounds on what a description may ask for; the widest published networks stay far below.
 LARGEST_WIDTH = 2**20  # channels or classes
@@ -14,7 +15,7 @@ def read_keys(place: str, node: object, keys: tuple[str, ...], *optional: str) -
         raise ValueError(f"structure: {place}: expected {', '.join(keys)}, found {found}")
 
 
-def read_flag(place: str, node: Mapping, name: str, usual: bool) -> bool:
+def read_flag(place: str, node: Mapping[str, Any], name: str, usual: bool) -> bool:
     """True or false, ``usual`` where a description does not say it."""
     found = node.get(name, usual)
     if type(found) is not bool:
@@ -22,7 +23,7 @@ def read_flag(place: str, node: Mapping, name: str, usual: bool) -> bool:
     return found
 
 
-def read_name(place: str, node: Mapping, name: str) -> str | None:
+def read_name(place: str, node: Mapping[str, Any], name: str) -> str | None:
     """A path of a module, or None where a description does not say it."""
     found = node.get(name)
     if found is not None and not (isinstance(found, str) and all(found.split("."))):
@@ -42,7 +43,8 @@ def read_window(place: str, value: object, least: int) -> int | tuple[int, int]:
         return read_int(place, value, least, LARGEST_WINDOW)
     if len(value) != 2:
         raise ValueError(f"structure: {place}: {value!r} is not (height, width)")
-    return tuple(read_int(place, side, least, LARGEST_WINDOW) for side in value)
+    height, width = (read_int(place, side, least, LARGEST_WINDOW) for side in value)
+    return height, width
 
 
 def read_widths(place: str, value: object) -> tuple[int, ...]:

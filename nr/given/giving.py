@@ -4,6 +4,7 @@ import copy
 import operator
 from collections.abc import Callable
 from functools import reduce
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,9 @@ from nr.conversion.modules import ELEMENTWISE
 from nr.given.layers import batch_norm, convolution, head
 from nr.network.checks import refuse_sharded
 from nr.network.convolutions import ConvBN
-from nr.network.graph import ADD, CAT, FLAT, IMAGE, Outputs, Pick
+from nr.network.graph import ADD, CAT, FLAT, IMAGE, Graph, Outputs, Pick
 from nr.network.layers import Classifier, Network, Residual
-from nr.network.norms import Bias, Scale
+from nr.network.norms import Bias, Follower, Scale
 from nr.network.numbers import Lists
 from nr.network.plain import Affine, Filter, FixedSize
 from nr.network.steps import Step
@@ -63,7 +64,7 @@ class _Writer:
     def module(self) -> fx.GraphModule:
         """The whole network."""
         ends: Outputs = CLASSIFIER
-        if self.model.classifier is None:
+        if isinstance(self.model.features, Graph) and self.model.classifier is None:
             given = self.model.features.given(self.model.training)
             ends = tree_map(lambda name: name and FEATURES + name, given)
         needed = {*tree_leaves(ends)}
@@ -80,7 +81,7 @@ class _Writer:
                 part.training = self.model.training
         return made
 
-    def joined(self, ends: Outputs) -> object:
+    def joined(self, ends: Outputs) -> Any:
         """The outputs, each the sum over its streams."""
         if isinstance(ends, dict):
             return {name: self.joined(part) for name, part in ends.items()}
@@ -114,7 +115,7 @@ class _Writer:
         """A sum, product or concatenation of each stream; a copy of what is there alone."""
         if step.op == FLAT:
             return tuple(map(self.flattened, reads[0]))
-        made = tuple(self.join(step.op, parts) for parts in zip(*reads, strict=True))
+        made = tuple(self.join(str(step.op), parts) for parts in zip(*reads, strict=True))
         container = self.modules.get(step.name)
         if isinstance(container, Residual) and container.activation is not None:
             made = self.plain(nn.ReLU(), f"{name}.relu", made)
@@ -157,7 +158,7 @@ class _Writer:
             found.append(part)
         return tuple(found)
 
-    def norm(self, name: str, norm: nn.Module, x: fx.Node) -> fx.Node:
+    def norm(self, name: str, norm: Follower, x: fx.Node) -> fx.Node:
         """What follows a convolution, or stands before one."""
         if isinstance(norm, Scale):
             return self.call(operator.mul, self.map(x), self.tensor(name, _spread(norm.weight)))
@@ -174,7 +175,8 @@ class _Writer:
         if isinstance(module, Pick | Filter):
             pairs = enumerate(zip(x, numbers, strict=True))
             return tuple(self.selected(module, name, s, *pair) for s, pair in pairs)
-        write = {Affine: self.affine, FixedSize: self.checked}.get(type(module))
+        writers: dict[type, Any] = {Affine: self.affine, FixedSize: self.checked}
+        write = writers.get(type(module))
         if write is None:
             path, module = self.free(name), copy.deepcopy(module)
             made = {part: self.layer(path, module, part) for part in dict.fromkeys(x)}
@@ -188,7 +190,7 @@ class _Writer:
         """A selection of channels, or each convolved with a fixed window."""
         x, name = self.map(x), name + STREAMS[stream]
         if isinstance(module, Pick):
-            places = torch.tensor(module.places[stream], device=module.places0.device)
+            places = torch.tensor(module.places[stream], device=next(module.buffers()).device)
             return self.call(torch.index_select, x, 1, self.tensor(name, places))
         window = self.tensor(name, module.window.repeat(len(numbers), 1, 1, 1))
         rest = (None, module.stride, module.padding, 1, len(numbers))
@@ -215,7 +217,7 @@ class _Writer:
         x = self.flattened(x) if flat else self.map(x)
         return self.marked(self.graph.call_module(path, (x,)), flat)
 
-    def call(self, function: Callable, *arguments, **options) -> fx.Node:
+    def call(self, function: Callable[..., object], *arguments: Any, **options: Any) -> fx.Node:
         """A call of a function, which gives [B, C] where it reads nothing else."""
         node = self.graph.call_function(function, arguments, options)
         return self.marked(node, self.flat.issuperset(node.all_input_nodes))

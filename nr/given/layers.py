@@ -3,11 +3,11 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nr.network.convolutions import Conv, ConvBN, pair
+from nr.network.convolutions import ConvBN, pair
 from nr.network.layers import Classifier
-from nr.network.norms import take_after
+from nr.network.norms import BatchNorm, take_after
 from nr.network.units import FORMS
 
 
@@ -18,22 +18,23 @@ def convolution(unit: ConvBN, place: int) -> nn.Module:
     """
     conv = copy.deepcopy(unit.convs[place])
     conv.stride = pair(unit.stride)
-    if isinstance(unit, Conv) and unit.form != "attention" and unit.norms[0].bias is not None:
-        biases = [unit.norms[stream].bias for stream in FORMS[unit.form][place][1]]
+    own = [unit.biases[s].bias for s in FORMS[unit.form][place][1]] if unit.biases else []
+    biases: list[Tensor] = [bias for bias in own if bias is not None]
+    if biases and unit.form != "attention":
         conv.bias = nn.Parameter(torch.cat(biases), requires_grad=biases[0].requires_grad)
     return _linear(conv) if unit.linear else conv
 
 
-def _linear(conv: nn.Conv2d) -> nn.Linear:
+def _linear(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Linear:
     """The linear layer over whole maps that a convolution is."""
     weight = conv.weight.detach().flatten(1)  # [o, i·h·w]
-    made = nn.Linear(*weight.shape[::-1], bias=conv.bias is not None, device="meta")
+    made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     made.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
-    made.bias = conv.bias
+    made.register_parameter("bias", conv._parameters["bias"])
     return made.train(conv.training)
 
 
-def batch_norm(norm: nn.Module, flat: bool) -> nn.Module:
+def batch_norm(norm: BatchNorm, flat: bool) -> nn.Module:
     """A batch norm of maps [B, C, H, W], or of [B, C]."""
     cls = nn.BatchNorm1d if flat else nn.BatchNorm2d
     made = cls(norm.num_features, eps=norm.eps, momentum=norm.momentum)

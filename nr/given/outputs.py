@@ -1,17 +1,33 @@
 """Logits of several streams, for code that knows of one."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
+from typing import TYPE_CHECKING, Any, TypedDict, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nr.network.checks import check_network
-from nr.network.layers import Network
+from nr.network.layers import Given, Network
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
-def loss(logits: object, labels: object, **options) -> Tensor:
+Labels = Tensor | Mapping[str, "Labels"] | Sequence["Labels"]
+
+
+class Options(TypedDict, total=False):
+    """What else torch's cross_entropy takes."""
+
+    weight: Tensor | None
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+
+
+def loss(logits: Given, labels: Labels, **options: "Unpack[Options]") -> Tensor:
     """The sum over the streams of the cross-entropies of ``logits`` [B, S, classes, ...].
 
     ``labels``: as torch's cross_entropy takes them for logits [B, classes, ...]. Several heads, in
@@ -20,6 +36,8 @@ def loss(logits: object, labels: object, **options) -> Tensor:
     label_smoothing. Raises ValueError for logits without streams and for heads without labels.
     """
     if isinstance(logits, Tensor):
+        if not isinstance(labels, Tensor):
+            raise ValueError(f"labels: a {type(labels).__name__}, and logits of one head have one")
         streams = _with_streams(logits).unbind(1)
         return reduce(torch.add, (F.cross_entropy(s, labels, **options) for s in streams))
     heads = {name: head for name, head in _heads("logits", logits).items() if head is not None}
@@ -33,7 +51,15 @@ def loss(logits: object, labels: object, **options) -> Tensor:
     return reduce(torch.add, (loss(head, own[name], **options) for name, head in heads.items()))
 
 
-def predict(logits: object) -> object:
+@overload
+def predict(logits: Tensor) -> Tensor: ...
+
+
+@overload
+def predict(logits: Given) -> Given: ...
+
+
+def predict(logits: Given) -> Given:
     """The sum over the streams of ``logits``: [B, S, classes, ...] -> [B, classes, ...].
 
     Of several heads, in a dict or tuple, that of each in the same structure; None stays None.
@@ -55,7 +81,7 @@ def _with_streams(logits: Tensor) -> Tensor:
     return logits
 
 
-def _heads(what: str, given: object) -> dict:
+def _heads(what: str, given: object) -> dict[Any, Any]:
     """Several outputs, or their labels, by name or by place."""
     if not isinstance(given, Mapping | list | tuple):
         raise ValueError(f"{what}: a {type(given).__name__} is no tensor, dict or tuple of tensors")
@@ -75,5 +101,5 @@ class Joined(nn.Module):
         check_network(network)
         self.network = network
 
-    def forward(self, images: Tensor):
+    def forward(self, images: Tensor) -> Given:
         return predict(self.network(images))

@@ -90,7 +90,7 @@ class Budget:
 
         return self.copies(fresh)
 
-    def copies(self, fresh) -> Tensor:
+    def copies(self, fresh: Callable[[int, Family], int]) -> Tensor:
         """How many fresh parts follow each part; something of whatever a layer reads."""
         copies = torch.zeros_like(self.families.part)
         for family, survivors in self.survivors:

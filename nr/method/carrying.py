@@ -2,6 +2,7 @@
 
 import copy
 from inspect import isroutine
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,12 @@ Parameters = dict[str, nn.Parameter]  # of one unit or classifier, by name in it
 NAMES = "param_names"  # of an optimizer's group, where it was given names
 
 
+Made = TypeVar("Made", bound=Optimizer)
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
-def carry(optimizer: Optimizer) -> Optimizer:
+def carry(optimizer: Made) -> Made:
     """A new optimizer of the class and options of ``optimizer``, for its network as rebuilt since.
 
     Call it after nr.rejuvenate or nr.merge. Whatever survived keeps its rows of every state tensor
@@ -54,11 +58,10 @@ class _Carried:
 
     def follow(self) -> None:
         """Through the next rebuild of each parameter that is gone."""
-        heirs: dict[nn.Parameter, list[tuple[str, str, nn.Parameter]]] = {}
         moves: dict[int, tuple[Move, Parameters]] = {}
-        for parameter in self.gone():
-            origin, heirs[parameter] = vars(parameter)[GONE], []
-            if origin is None:
+        gone = self.gone()
+        for parameter in gone:
+            if (origin := vars(parameter)[GONE]) is None:
                 raise ValueError(
                     f"{self.kind}: its network was loaded anew (nr.load with into) after it was"
                     " made, which says nothing of its state: make a new one"
@@ -67,24 +70,39 @@ class _Carried:
                 move, path = origin
                 moves.setdefault(id(move), (move, {}))[1][path] = parameter
         for move, held in moves.values():
-            for path, heir in move.heirs.items():
-                if kin := _kin(path, move, held):
-                    heirs[held[kin[0]]].append((kin[0], path, heir))
             self.state.update(self.carried(move, held))
-        for parameter in heirs:
+        for parameter in gone:
             self.state.pop(parameter, None)
         for group in self.groups:
             names = group.get(NAMES, [""] * len(group["params"]))
-            pairs = [
-                (name.removesuffix(old) + new, heir)
-                for name, p in zip(names, group["params"], strict=True)
-                for old, new, heir in heirs.get(p, [("", "", p)])
-            ]
-            group["params"] = [heir for _, heir in pairs]
+            pairs = self.replaced(dict(zip(group["params"], names, strict=True)), moves)
+            group["params"] = [heir for heir, _ in pairs]
             if NAMES in group:
-                group[NAMES] = [name for name, _ in pairs]
+                group[NAMES] = [name for _, name in pairs]
 
-    def carried(self, move: Move, held: Parameters) -> dict[nn.Parameter, dict]:
+    @staticmethod
+    def replaced(
+        group: dict[nn.Parameter, str], moves: dict[int, tuple[Move, Parameters]]
+    ) -> list[tuple[nn.Parameter, str]]:
+        """The parameters of a group, with names, those of a unit in the order that they have in it.
+
+        So an optimizer of all parameters has them in the order of its network.
+        """
+        found, done = [], set()
+        for parameter, name in group.items():
+            if GONE not in vars(parameter):
+                found.append((parameter, name))
+            elif origin := vars(parameter)[GONE]:
+                move, path = origin
+                _, held = moves[id(move)]
+                for new, heir in move.heirs.items() if id(move) not in done else ():
+                    kin = _kin(new, move, held)
+                    if kin and held[kin[0]] in group:
+                        found.append((heir, name.removesuffix(path) + new))
+                done.add(id(move))
+        return found
+
+    def carried(self, move: Move, held: Parameters) -> dict[Tensor, dict[str, object]]:
         """The state of the heirs of one move, whose old parameters are ``held``."""
         states = {path: self.state[p] for path, p in held.items() if self.state.get(p)}
         found = {}
@@ -134,7 +152,7 @@ def _kin(path: str, move: Move, held: Parameters) -> list[str]:
     return list(held)[:1]
 
 
-def _tensor(entries: dict[str, dict], path: str, name: str, default: Tensor) -> Tensor:
+def _tensor(entries: dict[str, dict[str, object]], path: str, name: str, default: Tensor) -> Tensor:
     """One state of one parameter, where it has it."""
     value = entries.get(path, {}).get(name)
     return value if isinstance(value, Tensor) else default

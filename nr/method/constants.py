@@ -7,6 +7,7 @@ it in the middle of its maps only, so there it is left out.
 """
 
 import copy
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -79,77 +80,77 @@ class _Constants:
         """What one step gives of what is lost in its inputs."""
         live = self.alive.of(step.numbers[0]).to(self.zero.device)
         if isinstance(step.op, Norm):
-            return self.norm(step, given[0], live)
+            return self.norm(step, step.op, given[0], live)
         if isinstance(step.op, ConvBN):
-            return self.unit(step, given[0], live)
+            return self.unit(step, step.op, given[0], live)
         if isinstance(step.op, Classifier):
-            self.classifier(step, given[0])
+            self.classifier(step, step.op, given[0])
             return self.zero.expand(len(live))
         if step.op == CAT:
             return torch.cat(given)
         if step.op == ADD:
-            return sum(given)
+            return reduce(torch.add, given)
         if isinstance(step.op, Pick):
             return given[0][torch.tensor(step.op.places[0], device=self.zero.device)]
         if isinstance(step.op, nn.Module) and given[0].any():
             return _said(step.op, given[0])
         return self.zero.expand(len(live))
 
-    def norm(self, step: Step, given: Tensor, live: Tensor) -> Tensor:
+    def norm(self, step: Step, op: Norm, given: Tensor, live: Tensor) -> Tensor:
         """A dead scale says β, and of a channel that is dead what it makes of its constant."""
-        norm = step.op.norms[0]
-        if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+        said = op.scales[0] * given
+        for norm in op.batch_norms[:1]:
             source = self.plan.steps[step.inputs[0]].numbers[0]
             gone = ~self.alive.of(source).to(self.zero.device)
             scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
             said = norm.bias + torch.where(gone, scale * (given - norm.running_mean), 0)
-            if step.name in self.made:
-                self.made[step.name].norms[0].running_mean.sub_(given[live])
-        else:
-            said = norm.weight * given
+            if isinstance(new := self.made.get(step.name), Norm):
+                new.batch_norms[0].running_mean.sub_(given[live])
         return torch.where(live, self.zero, said)
 
-    def unit(self, step: Step, given: Tensor, live: Tensor) -> Tensor:
+    def unit(self, step: Step, unit: ConvBN, given: Tensor, live: Tensor) -> Tensor:
         """What a convolution makes of constants goes into what follows it."""
-        unit, new, nothing = step.op, self.made.get(step.name), self.zero.expand(len(live))
-        shift = nothing
+        shift = nothing = self.zero.expand(len(live))
+        new = self.made.get(step.name)
         if given.any() and unit.padding == 0 and not unit.transposed:
             (_, _, block), *_ = unit.blocks()
             columns = unit.spread(given)[:, :, 0, 0]  # [1 or o, i]
             shift = (block.sum(dim=(2, 3)) * columns).sum(1)
         if not isinstance(unit, Conv):
-            if new is not None:
-                new.norms[0].running_mean.sub_(shift[live])
+            if isinstance(new, ConvBN):
+                new.batch_norms[0].running_mean.sub_(shift[live])
             return nothing
-        bias, passed = unit.norms[0].bias, nothing
-        if new is None or (bias is None and step.name in self.taken_off):
-            passed = shift if new is not None else nothing
-        elif shift.any():
-            if bias is None:
-                own = Bias(new.norms[0].width).to(shift.device, shift.dtype)
-                new.norms[0] = own.train(new.norms[0].training)
-            new.norms[0].bias.add_(shift[live])
+        bias, passed = unit.biases[0].bias, nothing
+        if bias is None and step.name in self.taken_off:
+            passed = nothing if new is None else shift
+        elif isinstance(new, Conv):
+            _add(new.biases[0], shift[live])
         if unit.group is None:
             return passed
         return torch.where(live, passed, shift if bias is None else shift + bias)  # made of nothing
 
-    def classifier(self, step: Step, given: Tensor) -> None:
-        if isinstance(step.op, Head) and any(step.op.padding):
-            return
-        (_, block), *_ = step.op.blocks()
-        shift = (block.sum(2) * given).sum(1)
-        own = self.made[step.name].linears[0]
-        if shift.any():
-            if own.bias is None:
-                own.bias = nn.Parameter(torch.zeros_like(shift))
-            own.bias.add_(shift)
+    def classifier(self, step: Step, op: Classifier, given: Tensor) -> None:
+        new = self.made[step.name]
+        padded = isinstance(op, Head) and any(op.padding)
+        if not padded and isinstance(new, Classifier):
+            (_, block), *_ = op.blocks()
+            _add(new.linears[0], (block.sum(2) * given).sum(1))
+
+
+def _add(layer: Bias | nn.Linear | nn.Conv2d, shift: Tensor) -> None:
+    """Add ``shift`` [C] to the bias of a layer, which may have none so far."""
+    if shift.any():
+        if layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros_like(shift))
+        layer.bias.add_(shift)
 
 
 def _steady(op: object) -> bool:
     """Whether a plain module gives a constant map as it is."""
-    average = isinstance(op, nn.AvgPool2d) and op.divisor_override is None
-    padded = average and op.padding not in (0, (0, 0)) and op.count_include_pad
-    return isinstance(op, STEADY) or (average and not padded)
+    if not isinstance(op, nn.AvgPool2d):
+        return isinstance(op, STEADY)
+    padded = op.padding not in (0, (0, 0)) and op.count_include_pad
+    return op.divisor_override is None and not padded
 
 
 def _said(module: nn.Module, constant: Tensor) -> Tensor:

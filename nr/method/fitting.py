@@ -1,6 +1,7 @@
 """A plan made elsewhere: whether it fits a network, and what it says of it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -14,7 +15,7 @@ from nr.network.steps import Wiring
 WIDEST = 2**20  # fresh channels of a layer
 
 
-def fitted(model: Network, given: Plan | Mapping) -> tuple[Plan, Cut]:
+def fitted(model: Network, given: Plan | Mapping[str, object]) -> tuple[Plan, Cut]:
     """A plan, or the data of one, and what it says of ``model``. Raises ValueError."""
     found = given if isinstance(given, Plan) else _read(given)
     check_form(found.cross, found.from_scratch)
@@ -47,7 +48,7 @@ def fitted(model: Network, given: Plan | Mapping) -> tuple[Plan, Cut]:
     return found, cut
 
 
-def _read(data: object) -> Plan:
+def _read(data: Any) -> Plan:
     """A plan from its data. Raises ValueError for anything else."""
     try:
         layers = tuple(
@@ -90,8 +91,10 @@ def _check_lists(cut: Cut) -> None:
     layout = cut.layout
     for name, step in cut.wired.steps.items():
         layer = cut.wired.by_name.get(name)
-        wanted = layer is None and step in [head for head, _ in cut.wired.heads]
-        wanted = wanted or (layer is not None and cut.alive.masks(layer)[0].any())
+        if layer is None:
+            wanted = step in [head for head, *_ in cut.wired.heads]
+        else:
+            wanted = bool(cut.alive.masks(layer)[0].any())
         if wanted and cut.changes:
             sides = (layout.lists.get(name, ()), layout.read(name) if name in layout.lists else ())
             if not all(side and all(map(len, side)) for side in sides):

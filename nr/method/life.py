@@ -57,7 +57,8 @@ def lives(plan: Wiring, strong: Tensor, gammas: Tensor, weak: Iterable[Stream] =
     ``weak``: the layers' streams that are dead as a whole. Where the network goes on without one
     it is dead; where it does not, its strongest channel stays.
     """
-    dead, weak = set(), list(weak)
+    dead: set[Stream] = set()
+    weak = list(weak)
     hopeful = strong.clone()  # until it is known of a layer that it is dead
     for name, stream in weak:
         hopeful[plan.by_name[name].numbers[stream]] = True
@@ -247,6 +248,6 @@ def _backward(plan: Wiring, carried: Tensor, dead: set[Stream]) -> tuple[Tensor,
                 else:
                     read[place[layer.reads[stream]]] = True
     read[torch.cat(plan.steps[IMAGE].numbers)] = True
-    for step, _ in plan.heads:
+    for step, *_ in plan.heads:
         read[torch.cat(step.numbers)] = True
     return carried & read, unread

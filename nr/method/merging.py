@@ -5,6 +5,7 @@ rejuvenated ones. A concatenation is read source by source, so its columns are p
 """
 
 import torch
+from torch import nn
 
 from nr.method.layout import Layout
 from nr.method.rebuilding import remade, swap, transplant
@@ -87,7 +88,7 @@ def _refuse_gates(plan: Wiring) -> None:
 
 def _refuse_curved_ends(plan: Wiring) -> None:
     """Raise ValueError where f(a) + f(b) = f(a + b) does not hold behind a classifier."""
-    after = {step.name for step, _ in plan.heads}
+    after = {step.name for step, *_ in plan.heads}
     for step in plan.steps.values():
         if step.name in after or after.isdisjoint(step.inputs):
             continue
@@ -107,6 +108,7 @@ def _refuse_half_frozen(plan: Wiring) -> None:
         for step in plan.steps.values()
         if isinstance(step.op, Unit | Classifier)
         for child, layers in step.op.named_children()
+        if isinstance(layers, nn.ModuleList)
     }
     for name, (first, *others) in lists.items():
         flags = {n: parameter.requires_grad for n, parameter in first.named_parameters()}

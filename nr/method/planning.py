@@ -5,6 +5,7 @@ Paper section 3.3, specification section 5.
 
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from nr.method.budget import Budget, Growth, grows_squared
 from nr.method.cutting import Cut
@@ -62,12 +63,12 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     dropped: tuple[str, ...]
 
-    def data(self) -> dict:
+    def data(self) -> dict[str, object]:
         """All of it as dicts, lists, strings and numbers, for JSON; nr.rejuvenate takes them."""
         return json.loads(json.dumps(asdict(self)))
 
     def __str__(self) -> str:
-        rows = [("layer", "outputs", "survive", "fresh", "new")]
+        rows: list[tuple[Any, ...]] = [("layer", "outputs", "survive", "fresh", "new")]
         rows += [(a.name, a.outputs, len(a.survivors), sum(a.fresh), a.width) for a in self.layers]
         width = max(len(row[0]) for row in rows)
         lines = [f"{name:{width}}" + "".join(f"{x:>9}" for x in cells) for name, *cells in rows]

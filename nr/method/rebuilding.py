@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -41,15 +42,16 @@ def remade(layout: Layout, form: str, apart: Set[str] = frozenset()) -> dict[str
             unit.to(memory_format=torch.channels_last)
     for name in apart & found.keys():
         for layers in found[name].children():
-            layers[1:].requires_grad_(True)
+            for second in [*layers.children()][1:]:
+                second.requires_grad_(True)
     return found
 
 
 def form_of(layer: Layer, form: str, apart: Set[str] = frozenset()) -> str:
     """No mode has cross blocks in the stem, which reads the image twice, or between groups."""
-    alone = not isinstance(layer.unit, ConvBN) or IMAGE in layer.sources or layer.unit.group
-    alone = alone or layer.name in apart
-    return "removed" if form != "plain" and alone else form
+    joined = isinstance(layer.unit, ConvBN) and IMAGE not in layer.sources
+    joined = joined and layer.unit.group is None and layer.name not in apart
+    return form if form == "plain" or joined else "removed"
 
 
 @dataclass
@@ -71,15 +73,19 @@ class Move:
 
     def copy(self, ours: Values, theirs: Values) -> None:
         """Put what the old op has (``theirs``) of all channels that both have into ``ours``."""
-        if isinstance(self.new, Classifier):
-            self.copy_columns(ours, theirs)
-            return
+        if isinstance(self.new, Classifier) and isinstance(self.old, Classifier):
+            self.copy_columns(self.new, self.old, ours, theirs)
+        elif isinstance(self.new, Unit) and isinstance(self.old, Unit):
+            self.copy_unit(self.new, self.old, ours, theirs)
+
+    def copy_unit(self, new: Unit, old: Unit, ours: Values, theirs: Values) -> None:
+        """Of a unit the blocks and the norms of the channels that both have."""
         reads, own = self.reads, self.own
-        for i, o, block in self.new.blocks(_weights(ours)):
-            for old_i, old_o, old_block in self.old.blocks(_weights(theirs)):
+        for i, o, block in new.blocks(_weights(ours)):
+            for old_i, old_o, old_block in old.blocks(_weights(theirs)):
                 rows = matched(own[0][o], own[1][old_o])
                 columns = matched(reads[0][i], reads[1][old_i])
-                if self.old.group is not None:  # a group that lives keeps all its inputs
+                if old.group is not None:  # a group that lives keeps all its inputs
                     columns = (count_to(old_block.shape[1]),) * 2
                 _copy(block, old_block, rows, columns)
         for norm, numbers in enumerate(own[0]):
@@ -87,11 +93,11 @@ class Move:
                 places = matched(numbers, old_numbers)
                 _copy_norm(_inside(ours, norm), _inside(theirs, old_norm), places)
 
-    def copy_columns(self, ours: Values, theirs: Values) -> None:
+    def copy_columns(self, new: Classifier, old: Classifier, ours: Values, theirs: Values) -> None:
         """Of a classifier the columns that both have, and the bias that all streams share."""
-        classes = (count_to(self.old.num_classes),) * 2
-        for stream, block in self.new.blocks(_weights(ours)):
-            for old_stream, old_block in self.old.blocks(_weights(theirs)):
+        classes = (count_to(old.num_classes),) * 2
+        for stream, block in new.blocks(_weights(ours)):
+            for old_stream, old_block in old.blocks(_weights(theirs)):
                 columns = matched(self.reads[0][stream], self.reads[1][old_stream])
                 _copy(block, old_block, classes, columns)
         for name in ours.keys() & theirs.keys():
@@ -134,13 +140,18 @@ def moves(layout: Layout, made: Mapping[str, Op]) -> dict[str, Move]:
     steps = layout.plan.steps
     return {
         name: Move(
-            _bare(steps[name].op),
+            _bare(_old(layout, name)),
             _bare(unit),
             (layout.read(name), steps[steps[name].inputs[0]].numbers),
             (layout.lists[name], steps[name].numbers),
         )
         for name, unit in made.items()
     }
+
+
+def _old(layout: Layout, name: str) -> Op:
+    """The unit or classifier of the network in the place of one that was made."""
+    return cast(Op, layout.plan.steps[name].op)
 
 
 def _bare(op: Op) -> Op:
@@ -154,7 +165,7 @@ def _bare(op: Op) -> Op:
 def transplant(layout: Layout, made: Mapping[str, Op]) -> None:
     """Copy the weights and norms of all channels that the old network has, too."""
     for name, move in moves(layout, made).items():
-        move.copy(made[name].state_dict(), layout.plan.steps[name].op.state_dict())
+        move.copy(made[name].state_dict(), _old(layout, name).state_dict())
 
 
 def swap(model: Network, layout: Layout, made: dict[str, Op], kept: bool = True) -> None:
@@ -167,10 +178,14 @@ def swap(model: Network, layout: Layout, made: dict[str, Op], kept: bool = True)
     for name, move in moves(layout, made).items():
         move.kept = kept
         move.heirs.update(made[name].named_parameters())
-        for path, parameter in layout.plan.steps[name].op.named_parameters():
+        for path, parameter in _old(layout, name).named_parameters():
             move.before[path], origins[id(parameter)] = parameter.shape, (move, path)
     for name, unit in made.items():
-        layout.plan.steps[name].op.adopt(unit)
+        place = _old(layout, name)
+        if isinstance(unit, Classifier) and isinstance(place, Classifier):  # noqa: SIM114
+            place.adopt(unit)
+        elif isinstance(unit, Unit) and isinstance(place, Unit):
+            place.adopt(unit)
     modules = dict(model.named_modules())
     for name in layout.dropped():
         container = modules.get(name)

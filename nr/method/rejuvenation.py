@@ -62,7 +62,7 @@ def rejuvenate(
     round_to: int = 1,
     published: bool | None = None,
     budget: str = "params",
-    plan: Plan | Mapping | None = None,
+    plan: Plan | Mapping[str, object] | None = None,
 ) -> Report:
     """Rebuild ``model`` in place at its present budget and return what changed.
 

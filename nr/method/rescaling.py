@@ -43,7 +43,7 @@ def rescale(model: Network, target: float) -> None:
     weight = plan.layers[0].unit.convs[0].weight
     factors = torch.ones(len(plan.source), dtype=weight.dtype, device=weight.device)
     for layer in moved:
-        for norm, numbers in zip(layer.unit.norms, layer.numbers, strict=True):
+        for norm, numbers in zip(layer.unit.batch_norms, layer.numbers, strict=True):
             factors[numbers] = _raise_scale(norm, target, torch.isin(numbers, normed))
     scale_readers(plan, factors)
 
@@ -53,8 +53,8 @@ def scale_readers(plan: Wiring, factors: Tensor) -> None:
     for layer in plan.layers:
         for i, _, block in layer.unit.blocks():
             block.mul_(layer.unit.spread(factors[layer.reads[i]]))  # [o, i, k, k] x [1 or o, i]
-    for step, reads in plan.heads:
-        for stream, block in step.op.blocks():
+    for _, head, reads in plan.heads:
+        for stream, block in head.blocks():
             block.mul_(factors[reads[stream], None])  # [classes, i, pixels] x [i, 1]
 
 

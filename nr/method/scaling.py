@@ -1,6 +1,7 @@
 """Scales γ where there is no batch norm: born 1, and folded into what reads them at the end."""
 
 from collections import Counter
+from typing import cast
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ def add_scales(network: Network) -> None:
     that it folds into its readers whatever its sign; there are none where a sum or a product holds
     the channels. It trains if its layer does.
     """
-    plan, graph = wiring(network), network.features
+    plan, graph = wiring(network), cast(Graph, network.features)
     wanted, before = _ends(plan, graph), list(graph.nodes)
     while True:  # all; then those that are not held, whose absence may hold others
         _rewrite(graph, before, wanted)
@@ -90,8 +91,8 @@ def fold_scales(model: Network) -> None:
     weight, old = plan.layers[0].unit.convs[0].weight, list(model.parameters())
     factors = torch.ones(len(plan.source), dtype=weight.dtype, device=weight.device)
     for layer in layers:
-        for norm, numbers in zip(layer.unit.norms, layer.numbers, strict=True):
-            factors[numbers] = norm.weight
+        for gamma, numbers in zip(layer.unit.scales, layer.numbers, strict=True):
+            factors[numbers] = gamma
     scale_readers(plan, factors)
     for layer in layers:
         *path, last = layer.name.split(".")
@@ -108,7 +109,7 @@ def _folds(plan: Wiring, layer: Layer) -> bool:
         return False
     if any(torch.isin(torch.cat(reads), own).any() for reads in readers):
         return False
-    negative = any((norm.weight < 0).any() for norm in layer.unit.norms)
+    negative = any((gamma < 0).any() for gamma in layer.unit.scales)
     return not negative or all(
         isinstance(step.op, str | Streamed | Classifier) or is_linear(step.op)
         for step in plan.steps.values()

@@ -43,8 +43,8 @@ class Selections:
     def rewritten(self) -> tuple[list[Node], dict[str, Pick]]:
         """The new nodes, and the selections among them."""
         for node in self.graph.nodes:
-            inputs = [self.source(node, k) for k in range(len(node.inputs))]
-            inputs = [source for source in inputs if source is not None]
+            sources = [self.source(node, k) for k in range(len(node.inputs))]
+            inputs = [source for source in sources if source is not None]
             if inputs and self.is_pick(node):
                 self.names[node.name] = inputs[0]
             elif inputs:

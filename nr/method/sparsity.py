@@ -1,13 +1,19 @@
 """The L1 penalty on prunable batch-norm scales (spec section 4), and how its weight λ grows."""
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from nr.network.layers import Network
 from nr.network.units import Unit
 from nr.network.wiring import wiring
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 @torch.no_grad()
@@ -34,20 +40,41 @@ def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
         raise ValueError(f"sparsity: {sparsity} is not a finite number from 0")
     if sparsity == 0:
         return
-    gammas = [norm.weight for unit in units for norm in unit.norms]
-    gammas = [gamma for gamma in gammas if gamma.grad is not None]
-    if gammas:
-        gradients, signs = [gamma.grad for gamma in gammas], torch._foreach_sign(gammas)
+    scales = [gamma for unit in units for gamma in unit.scales]
+    pairs = [(gamma, gamma.grad) for gamma in scales if gamma.grad is not None]
+    if pairs:
+        gammas, gradients = [gamma for gamma, _ in pairs], [gradient for _, gradient in pairs]
+        signs = torch._foreach_sign(gammas)
         if isinstance(scale, Tensor):  # on its device, for which the host does not wait
-            amount = scale * sparsity
-            torch._foreach_add_(gradients, [sign * amount.to(sign.device) for sign in signs])
+            amounts = [sign * (scale * sparsity).to(sign.device) for sign in signs]
+            torch._foreach_add_(gradients, amounts)
         else:
             torch._foreach_add_(gradients, signs, alpha=scale * sparsity)
+
+
+@torch.no_grad()
+def penalise_before(optimizer: Optimizer, units: list[Unit], sparsity: float) -> None:
+    """Add the penalty on the scales of ``units`` to what ``optimizer`` is about to step on."""
+    # A GradScaler leaves it to a fused step to divide the gradients by its scale.
+    scale = getattr(optimizer, "grad_scale", None)
+    sign = -1 if optimizer.param_groups[0].get("maximize") else 1
+    _penalise(units, sparsity, sign if scale is None else sign * scale)
 
 
 def prunable_units(model: Network) -> list[Unit]:
     """The units that no residual sum holds to their width."""
     return [layer.unit for layer in wiring(model).prunable]
+
+
+class Options(TypedDict, total=False):
+    """What else torch's SGD takes."""
+
+    dampening: float
+    nesterov: bool
+    maximize: bool
+    foreach: bool | None
+    differentiable: bool
+    fused: bool | None
 
 
 class SGD(torch.optim.SGD):
@@ -66,7 +93,7 @@ class SGD(torch.optim.SGD):
         momentum: float = 0.0,
         weight_decay: float = 0.0,
         sparsity: float = 0.0,
-        **options,
+        **options: "Unpack[Options]",
     ):
         units = prunable_units(model)
         super().__init__(
@@ -74,19 +101,16 @@ class SGD(torch.optim.SGD):
         )
         self.model, self.sparsity, self.units = model, sparsity, units
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         own = {name: getattr(self, name) for name in ("model", "sparsity", "units")}
         return super().__getstate__() | own
 
-    def step(self, closure=None):
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step; a closure is not supported, since the penalty follows its gradients."""
         if closure is not None:
             raise ValueError("nr.SGD: step takes no closure")
-        # A GradScaler leaves it to a fused step to divide the gradients by its scale.
-        scale = getattr(self, "grad_scale", None)
-        sign = -1 if self.param_groups[0]["maximize"] else 1
-        _penalise(self.units, self.sparsity, sign if scale is None else sign * scale)
-        return super().step()
+        penalise_before(self, self.units, self.sparsity)
+        super().step()
 
 
 def grow_sparsity(

@@ -70,7 +70,7 @@ def refuse_sharded(model: object) -> None:
         )
 
 
-def check_forward(module: nn.Module, name: str, base: type) -> None:
+def check_forward(module: nn.Module, name: str, base: type[nn.Module]) -> None:
     if type(module).forward is not base.forward:
         raise ValueError(
             f"{name}: {type(module).__name__} has a forward of its own, which cannot be followed:"
@@ -116,7 +116,7 @@ def _check_convs(unit: ConvBN, name: str) -> None:
                 " others: remove the wrapper or parametrization first"
             )
         read, written = sum(ins[i] for i in reads), sum(outs[o] for o in writes)
-        shape = (written, read // unit.groups(read))
+        shape: tuple[int, ...] = (written, read // unit.groups(read))
         shape = shape[::-1] if unit.transposed and not unit.group else shape
         shape += pair(unit.kernel_size)
         found = {name: getattr(conv, name) for name in window}

@@ -2,15 +2,31 @@
 
 import math
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nr.network.norms import BatchNorm, Bias
+from nr.network.norms import BatchNorm, Bias, Follower, Layers
 from nr.network.units import FORMS, Streams, Unit
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 Window = int | tuple[int, int]  # of a square, or (height, width)
+
+
+class Options(TypedDict, total=False):
+    """What describes a convolution and its norm beside channels, window and stride."""
+
+    padding: Window | None
+    dilation: Window
+    transposed: bool
+    output_padding: Window
+    gamma: float
+    eps: float
+    momentum: float | None
 
 
 class Windowed(Unit):
@@ -20,7 +36,7 @@ class Windowed(Unit):
         self,
         kernel_size: Window,
         stride: Window,
-        padding: Window | None,
+        padding: Window | None = None,
         dilation: Window = 1,
         transposed: bool = False,
         output_padding: Window = 0,
@@ -45,7 +61,7 @@ class Windowed(Unit):
         """Weights of one output for one input channel."""
         return math.prod(pair(self.kernel_size))
 
-    def options(self) -> dict:
+    def options(self) -> dict[str, Any]:
         """What torch's convolution is given beside its channels."""
         found = {
             "kernel_size": self.kernel_size,
@@ -116,20 +132,23 @@ class ConvBN(Windowed):
         in_channels: tuple[int, ...],
         out_channels: tuple[int, ...],
         group: tuple[int, int] | None = None,
-        **options,
+        *,
+        kernel_size: Window,
+        stride: Window = 1,
+        **options: "Unpack[Options]",
     ) -> "ConvBN":
         """A unit of any form, one width a stream; ``options``: as of ``describe``."""
         unit = cls.__new__(cls)
         nn.Module.__init__(unit)
         unit.group = group
-        unit.describe(**options)
+        unit.describe(kernel_size, stride, **options)
         unit.build(form, in_channels, out_channels)
         return unit
 
-    def make(self, old: dict) -> None:
+    def make(self, fresh: bool) -> None:
         cls = nn.ConvTranspose2d if self.transposed else nn.Conv2d
         ins, outs = self.in_channels, self.out_channels
-        self.convs = nn.ModuleList(
+        self.convs = Layers(
             cls(
                 sum(ins[i] for i in reads),
                 sum(outs[o] for o in writes),
@@ -138,18 +157,11 @@ class ConvBN(Windowed):
             )
             for reads, writes in FORMS[self.form]
         )
-        self.make_norms(old)
+        self.make_norms(fresh)
         self.reset_parameters()
 
-    def fresh_norm(self, width: int) -> nn.Module:
+    def fresh_norm(self, width: int) -> Follower:
         return BatchNorm(width, eps=self.eps, momentum=self.momentum)
-
-    def spread(self, inputs: Tensor) -> Tensor:
-        """A value for each input channel [i], as a factor for a weight: [1 or o, i, 1, 1]."""
-        rows = inputs[None]
-        if self.group is not None:
-            rows = inputs.view(-1, self.group[0]).repeat_interleave(self.group[1], dim=0)
-        return rows[:, :, None, None]
 
     def groups(self, in_channels: int) -> int:
         """The groups of so many input channels."""
@@ -215,15 +227,25 @@ class Conv(ConvBN):
     arguments are those of ConvBN.
     """
 
-    def __init__(self, *arguments, bias: bool = True, **options):
-        super().__init__(*arguments, **options)
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Window,
+        stride: Window = 1,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        **options: "Unpack[Options]",
+    ):
+        super().__init__(in_channels, out_channels, kernel_size, stride, groups=groups, **options)
         if not bias:
             self.drop_bias()
 
     def drop_bias(self) -> None:
-        self.norms = nn.ModuleList(Bias(width, bias=False) for width in self.out_channels)
+        self.norms = Layers(Bias(width, bias=False) for width in self.out_channels)
 
-    def fresh_norm(self, width: int) -> nn.Module:
+    def fresh_norm(self, width: int) -> Follower:
         return Bias(width)
 
 
@@ -254,7 +276,7 @@ def _window(what: str, value: object, least: int) -> Window:
     return found[0] if found[0] == found[1] else found
 
 
-def _same(unit: "ConvBN") -> Window:
+def _same(unit: Windowed) -> Window:
     """The padding that keeps the size at stride 1."""
     sides = zip(pair(unit.kernel_size), pair(unit.dilation), strict=True)
     return _window("padding", tuple(d * (k // 2) for k, d in sides), 0)

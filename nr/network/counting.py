@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from nr.network.graph import read_by
+from nr.network.graph import Graph, read_by
 from nr.network.layers import Network
 from nr.network.plain import Size
 from nr.network.wiring import wiring
@@ -33,17 +33,17 @@ def count_macs(model: Network, image_size: int | Size | None = None) -> int:
     )
     return convolutions + sum(
         linear.weight.numel() * math.prod(step.size)
-        for step, _ in plan.heads
+        for step, head, _ in plan.heads
         if used(step.name)
-        for linear in step.op.linears
+        for linear in head.linears
     )
 
 
 def _used(model: Network) -> Callable[[str], bool]:
     """Whether the step of a name is computed in eval mode."""
-    if model.classifier is not None:
-        return lambda name: True
     graph = model.features
+    if model.classifier is not None or not isinstance(graph, Graph):
+        return lambda name: True
     needed = {node.name for node in read_by(graph.nodes, graph.ends(False))}
     left = {f"features.{node.name}." for node in graph.nodes if node.name not in needed}
     return lambda name: not f"{name}.".startswith(tuple(left))

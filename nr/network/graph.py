@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from nr.network.layers import Classifier, on_streams
+from nr.network.layers import Classifier, Given, on_streams
 from nr.network.units import Streamed, Streams
 
 IMAGE = "image"  # the node that everything comes from
@@ -67,11 +67,15 @@ class Graph(Streamed, nn.Module):
         self.rewrite(nodes, modules)
 
     def rewrite(self, nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> None:
-        """Take other nodes: those with ``modules``, and those whose modules are here already."""
+        """Take other nodes: those with ``modules``, and those whose modules are here already.
+
+        Modules stand in the order of their nodes, as they do in a network from a file: it is by
+        their order that an optimizer's file knows the parameters.
+        """
         self.nodes = list(nodes)
         for name, module in modules.items():
             self.put(name, module)
-        _keep(self, {tuple(node.name.split(".")) for node in self.nodes if node.op is None})
+        _keep(self, [tuple(node.name.split(".")) for node in self.nodes if node.op is None])
         self.check()
 
     def put(self, name: str, module: nn.Module) -> None:
@@ -81,7 +85,7 @@ class Graph(Streamed, nn.Module):
         for part in path:
             if part not in place._modules:
                 place.add_module(part, nn.Module())
-            place = place._modules[part]
+            place = place.get_submodule(part)
         place.add_module(last, module)
 
     def module(self, node: Node) -> nn.Module | None:
@@ -97,8 +101,8 @@ class Graph(Streamed, nn.Module):
             if node.op not in (*WORDS, None):
                 raise ValueError(f"{node.name}: operation {node.op!r} is none of {WORDS}")
             known.add(node.name)
-        if missing := self.ends() - known:
-            raise ValueError(f"{sorted(missing)[0]}: is an output, and no node")
+        if lost := self.ends() - known:
+            raise ValueError(f"{sorted(lost)[0]}: is an output, and no node")
         self.orders = {mode: _order(self.nodes, self.ends(mode)) for mode in (False, True)}
 
     def given(self, training: bool) -> Outputs:
@@ -111,7 +115,7 @@ class Graph(Streamed, nn.Module):
             return {self.nodes[-1].name}
         return {name for m in modes or (False, True) for name in tree_leaves(self.given(m)) if name}
 
-    def forward(self, x: Streams):
+    def forward(self, x: Streams) -> Given:
         values = {IMAGE: x}
         for node, free in self.orders[self.training]:
             read = [values[name] for name in node.inputs]
@@ -140,14 +144,17 @@ class Graph(Streamed, nn.Module):
         return tuple(reduce(combine, parts) for parts in streams)
 
 
-def _keep(place: nn.Module, paths: set[tuple[str, ...]]) -> None:
-    """Remove the modules that no path leads to."""
-    for name, child in list(place._modules.items()):
-        inner = {path[1:] for path in paths if path[0] == name}
-        if not inner:
-            delattr(place, name)
-        elif () not in inner:
-            _keep(child, inner)
+def _keep(place: nn.Module, paths: list[tuple[str, ...]]) -> None:
+    """Remove the modules that no path leads to, and have the others in the order of the paths."""
+    inner: dict[str, list[tuple[str, ...]]] = {}
+    for first, *rest in paths:
+        inner.setdefault(first, []).append(tuple(rest))
+    children = {name: place.get_submodule(name) for name in inner}
+    place._modules.clear()
+    place._modules.update(children)
+    for name, rests in inner.items():
+        if () not in rests:
+            _keep(children[name], rests)
 
 
 def read_by(nodes: list[Node], ends: Set[str]) -> list[Node]:
@@ -171,7 +178,7 @@ def _order(nodes: list[Node], ends: Set[str]) -> list[tuple[Node, list[str]]]:
     return list(zip(nodes, frees, strict=True))
 
 
-def _stacked(outputs: Outputs, values: Mapping[str, Streams]):
+def _stacked(outputs: Outputs, values: Mapping[str, Streams]) -> Given:
     """``outputs`` with the streams of each [B, S, ...]."""
     if outputs is None:
         return None

@@ -7,15 +7,18 @@ and input channels, S streams.
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
+from typing import TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from nr.network.norms import take_after
+from nr.network.norms import Layers, take_after
 from nr.network.units import Streamed, Streams
 
 ACTIVATIONS = ("relu", None)  # of a sum
+# What a network gives: logits, or those of several heads in dicts and tuples.
+Given = Tensor | tuple["Given", ...] | dict[str, "Given"] | None
 
 
 class Chain(Streamed, nn.Sequential):
@@ -25,9 +28,7 @@ class Chain(Streamed, nn.Sequential):
     """
 
     def forward(self, x: Streams) -> Streams:
-        for module in self:
-            x = on_streams(module, x)
-        return x
+        return through(self, x)
 
 
 class Residual(Streamed, nn.Module):
@@ -72,7 +73,7 @@ class Concat(Streamed, nn.Module):
         return tuple(torch.cat(pair, dim=1) for pair in zip(x, branch, strict=True))
 
 
-def is_chain(module: nn.Module) -> bool:
+def is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
     """Whether ``module`` runs its children one after the other, and nothing else."""
     return type(module).forward in (Chain.forward, nn.Sequential.forward)
 
@@ -82,8 +83,15 @@ def on_streams(module: nn.Module, x: Streams) -> Streams:
     if isinstance(module, Streamed):
         return module(x)
     if is_chain(module):
-        return Chain.forward(module, x)
+        return through(module, x)
     return tuple(map(module, x))
+
+
+def through(modules: Iterable[nn.Module], x: Streams) -> Streams:
+    """Apply modules one after the other."""
+    for module in modules:
+        x = on_streams(module, x)
+    return x
 
 
 class Classifier(nn.Module):
@@ -105,29 +113,29 @@ class Classifier(nn.Module):
         super().__init__()
         if not all(type(number) is int and number > 0 for number in (in_channels, num_classes)):
             raise ValueError(f"Classifier: {in_channels!r} -> {num_classes!r}: ints from 1 on")
-        self.num_classes, self.window = num_classes, tuple(window)
+        self.num_classes, self.window = num_classes, (window[0], window[1])
         self.build((in_channels,))
         if not bias:
             self.linears[0].bias = None
 
     def build(self, in_channels: tuple[int, ...]) -> None:
         """Replace the weights by fresh ones N(0, 0.01) of these widths, the bias by 0."""
-        old = self._modules.get("linears")
+        old = self.linears if "linears" in self._modules else None
         bias = old is None or old[0].bias is not None
         self.in_channels = in_channels
-        self.linears = nn.ModuleList(
+        self.linears: Layers[nn.Linear | nn.Conv2d] = Layers(
             self.layer(width, bias and stream == 0) for stream, width in enumerate(in_channels)
         )
         if not self.linears[0].weight.is_meta:  # there torch would compute values in Python
             for linear in self.linears:
                 nn.init.normal_(linear.weight, 0, 0.01)
-            if bias:
-                nn.init.zeros_(self.linears[0].bias)
+            if (shared := self.linears[0].bias) is not None:
+                nn.init.zeros_(shared)
         if old is not None:
             for linear in self.linears.train(old.training):
                 take_after(linear, old[0])
 
-    def layer(self, width: int, bias: bool) -> nn.Module:
+    def layer(self, width: int, bias: bool) -> nn.Linear | nn.Conv2d:
         """A fresh layer of one stream."""
         return nn.Linear(width * self.taps, self.num_classes, bias=bias)
 
@@ -193,8 +201,9 @@ class Head(Classifier):
         self.stride, self.padding, self.dilation = stride, padding, dilation
         super().__init__(in_channels, num_classes, bias, kernel_size)
 
-    def layer(self, width: int, bias: bool) -> nn.Module:
-        return nn.Conv2d(width, self.num_classes, self.window, bias=bias, **self.options())
+    def layer(self, width: int, bias: bool) -> nn.Linear | nn.Conv2d:
+        sides = self.stride, self.padding, self.dilation
+        return nn.Conv2d(width, self.num_classes, self.window, *sides, bias=bias)
 
     def options(self) -> dict[str, tuple[int, int]]:
         """What torch's convolution is given beside channels, window and bias."""
@@ -247,6 +256,6 @@ class Network(nn.Module):
         head = self.heads[0] if self.classifier is None else self.classifier
         return len(head.linears)
 
-    def forward(self, images: Tensor):
+    def forward(self, images: Tensor) -> Given:
         x = on_streams(self.features, (images,) * self.streams)
         return x if self.classifier is None else self.classifier(x)

@@ -1,11 +1,26 @@
 """What follows the convolution of a unit: a batch norm, or only a bias."""
 
+from collections.abc import Iterator
 from itertools import islice
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 
 COUNT = "num_batches_tracked"  # torch's name of the count of batches
+
+M = TypeVar("M", bound=nn.Module)
+if TYPE_CHECKING:
+
+    class Layers(nn.ModuleList, Generic[M]):
+        """An nn.ModuleList, of which a checker knows what is in it."""
+
+        def __iter__(self) -> Iterator[M]: ...
+
+        def __getitem__(self, idx: int) -> M: ...  # type: ignore[override] # and no slice
+
+else:
+    Layers = nn.ModuleList
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -16,8 +31,11 @@ class BatchNorm(nn.BatchNorm2d):
     one load.
     """
 
-    def __init__(self, num_features: int, **options):
-        super().__init__(num_features, **options)
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1):
+        super().__init__(num_features, eps=eps, momentum=momentum)
         if self.momentum is not None:
             self._non_persistent_buffers_set.add(COUNT)
             self.register_load_state_dict_pre_hook(_drop_count)
@@ -30,9 +48,15 @@ class BatchNorm(nn.BatchNorm2d):
 
     def begin_count(self) -> None:
         """Have a count of batches where it is read."""
-        if self.momentum is None and self.num_batches_tracked is None:
+        if self.momentum is None:
+            self.count()
+
+    def count(self) -> Tensor:
+        """The count of batches, from now on where there was none."""
+        if self.num_batches_tracked is None:
             device = self.running_mean.device
             self.num_batches_tracked = torch.zeros((), dtype=torch.long, device=device)
+        return self.num_batches_tracked
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, fx.Proxy):  # torch.fx looks into all modules but torch's own
@@ -41,12 +65,12 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(x)
 
 
-def loses_count(norm: nn.Module) -> bool:
+def loses_count(norm: BatchNorm) -> bool:
     """Whether ``momentum`` became None after the norm was made, and files lack its count."""
     return norm.momentum is None and COUNT in norm._non_persistent_buffers_set
 
 
-def _drop_count(module: nn.Module, state_dict: dict, prefix: str, *_) -> None:
+def _drop_count(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *_: object) -> None:
     """Take the count of batches, which torch's loading adds where it misses it, out again."""
     state_dict.pop(f"{prefix}{COUNT}", None)
 
@@ -80,14 +104,18 @@ class Scale(nn.Module):
         return str(len(self.weight))
 
 
-def norm_like(norm: nn.Module, width: int) -> nn.Module:
+# What stands behind the convolution of a unit; torch's batch norms may, in the place of ours.
+Follower = BatchNorm | Bias | Scale
+
+
+def norm_like(norm: Follower, width: int) -> Follower:
     """A fresh norm of the class of ``norm``, with its eps and momentum."""
     if isinstance(norm, Bias):
         return Bias(width, bias=norm.bias is not None)
     if isinstance(norm, Scale):
         return Scale(width)
     fresh = type(norm)(width, eps=norm.eps, momentum=norm.momentum)
-    if isinstance(norm, nn.SyncBatchNorm):
+    if isinstance(norm, nn.SyncBatchNorm) and isinstance(fresh, nn.SyncBatchNorm):
         fresh.process_group = norm.process_group
         fresh._non_persistent_buffers_set = norm._non_persistent_buffers_set.copy()
     return fresh
@@ -99,5 +127,5 @@ def take_after(layer: nn.Module, old: nn.Module) -> None:
     for like in islice(old.parameters(), 1):  # a missing bias has none
         layer.to(like.device, like.dtype)
     for name, parameter in old.named_parameters():
-        if name in layer._parameters and layer._parameters[name] is not None:
-            layer._parameters[name].requires_grad_(parameter.requires_grad)
+        if (own := layer._parameters.get(name)) is not None:
+            own.requires_grad_(parameter.requires_grad)

@@ -7,7 +7,8 @@ known; any other module is tried on three channels and must prove it.
 import copy
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class Affine(nn.Module):
 class Gain(nn.Module):
     """weight·x, with one trained number."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
 
@@ -92,7 +93,7 @@ class Gain(nn.Module):
 class PaddedMaxPool2d(nn.MaxPool2d):
     """A max pooling of maps with -inf around them: ``sides`` of left, right, top and bottom."""
 
-    def __init__(self, sides: tuple[int, ...], *arguments, **options):
+    def __init__(self, sides: tuple[int, ...], *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
         self.sides = tuple(sides)
 
@@ -102,6 +103,8 @@ class PaddedMaxPool2d(nn.MaxPool2d):
 
 class Filter(nn.Module):
     """Every channel convolved with one fixed ``window`` [h, w]; files only name it."""
+
+    window: Tensor
 
     def __init__(self, window: Tensor, stride: int | Size = 1, padding: int | Size = 0):
         super().__init__()
@@ -117,8 +120,8 @@ class Filter(nn.Module):
 
 
 _POOL = ("kernel_size", "stride", "padding")
-_CURVED = {"homogeneous": False}
-_SIZED = {"resizes": True, "linear": True}
+_curved = partial(Kind, homogeneous=False)
+_sized = partial(Kind, resizes=True, linear=True)
 KINDS = {
     kind.cls: kind
     for kind in (
@@ -128,36 +131,32 @@ KINDS = {
         Kind(nn.PReLU, ("num_parameters",)),
         Kind(nn.Dropout, ("p", "inplace"), linear=True),
         Kind(nn.Dropout2d, ("p", "inplace"), linear=True),
-        Kind(nn.ReLU6, ("inplace",), **_CURVED),
-        Kind(nn.Hardtanh, ("min_val", "max_val", "inplace"), **_CURVED),
-        Kind(nn.Hardswish, ("inplace",), **_CURVED),
-        Kind(nn.SiLU, ("inplace",), **_CURVED),
-        Kind(nn.Mish, ("inplace",), **_CURVED),
-        Kind(nn.GELU, ("approximate",), **_CURVED),
-        Kind(nn.ELU, ("alpha", "inplace"), **_CURVED),
-        Kind(nn.CELU, ("alpha", "inplace"), **_CURVED),
-        Kind(nn.SELU, ("inplace",), **_CURVED),
-        Kind(nn.Tanh, **_CURVED),
-        Kind(nn.Softsign, **_CURVED),
-        Kind(nn.Sigmoid, keeps_zero=False, **_CURVED),
-        Kind(nn.Hardsigmoid, ("inplace",), keeps_zero=False, **_CURVED),
-        Kind(nn.Softplus, ("beta", "threshold"), keeps_zero=False, **_CURVED),
+        _curved(nn.ReLU6, ("inplace",)),
+        _curved(nn.Hardtanh, ("min_val", "max_val", "inplace")),
+        _curved(nn.Hardswish, ("inplace",)),
+        _curved(nn.SiLU, ("inplace",)),
+        _curved(nn.Mish, ("inplace",)),
+        _curved(nn.GELU, ("approximate",)),
+        _curved(nn.ELU, ("alpha", "inplace")),
+        _curved(nn.CELU, ("alpha", "inplace")),
+        _curved(nn.SELU, ("inplace",)),
+        _curved(nn.Tanh),
+        _curved(nn.Softsign),
+        _curved(nn.Sigmoid, keeps_zero=False),
+        _curved(nn.Hardsigmoid, ("inplace",), keeps_zero=False),
+        _curved(nn.Softplus, ("beta", "threshold"), keeps_zero=False),
         Kind(nn.MaxPool2d, (*_POOL, "dilation", "ceil_mode"), resizes=True),
-        Kind(
-            nn.AvgPool2d,
-            (*_POOL, "ceil_mode", "count_include_pad", "divisor_override"),
-            **_SIZED,
-        ),
-        Kind(nn.AdaptiveAvgPool2d, ("output_size",), **_SIZED),
+        _sized(nn.AvgPool2d, (*_POOL, "ceil_mode", "count_include_pad", "divisor_override")),
+        _sized(nn.AdaptiveAvgPool2d, ("output_size",)),
         Kind(nn.AdaptiveMaxPool2d, ("output_size",), resizes=True),
-        Kind(nn.Upsample, ("size", "scale_factor", "mode", "align_corners"), **_SIZED),
-        Kind(nn.ZeroPad2d, ("padding",), **_SIZED),
-        Kind(nn.ReflectionPad2d, ("padding",), **_SIZED),
-        Kind(nn.ReplicationPad2d, ("padding",), **_SIZED),
+        _sized(nn.Upsample, ("size", "scale_factor", "mode", "align_corners")),
+        _sized(nn.ZeroPad2d, ("padding",)),
+        _sized(nn.ReflectionPad2d, ("padding",)),
+        _sized(nn.ReplicationPad2d, ("padding",)),
         Kind(PaddedMaxPool2d, ("sides", *_POOL, "dilation", "ceil_mode"), resizes=True),
         Kind(Affine, ("factor", "term"), linear=True),
         Kind(Gain, linear=True),
-        Kind(FixedSize, ("size", "reader"), **_SIZED),
+        _sized(FixedSize, ("size", "reader")),
     )
 }
 BY_NAME = {cls.__name__: kind for cls, kind in KINDS.items()}
@@ -177,29 +176,31 @@ SCALES = (1e-3, 1e3)  # factors with which homogeneity is tried
 TOLERANCE = 1e-4  # of the largest value
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether f(a) + f(b) = f(a + b) for the plain ``module``."""
-    kind = KINDS.get(type(module))
+def is_linear(module: object) -> bool:
+    """Whether f(a) + f(b) = f(a + b) for the plain ``module``; not of what is none."""
+    kind = KINDS.get(type(module)) if isinstance(module, nn.Module) else None
     return kind is not None and kind.linear and not getattr(module, "term", 0)
 
 
 def effect(module: nn.Module, size: Size) -> Effect:
     """What ``module`` does to maps [B, C, *size]. Raises ValueError with reason and remedy."""
     kind = KINDS.get(type(module))
-    if kind is None or (kind.cls is nn.PReLU and module.num_parameters != 1):
+    if kind is None or (type(module) is nn.PReLU and module.num_parameters != 1):
         _refuse_counted(module)
         return _tried(module, size)
     if kind.resizes:
-        if kind.cls is nn.AdaptiveAvgPool2d:  # on meta torch does its mean in Python, very slowly
+        if (
+            type(module) is nn.AdaptiveAvgPool2d
+        ):  # on meta torch does its mean in Python, very slowly
             module = nn.AdaptiveMaxPool2d(module.output_size)  # of the same size
         with torch.no_grad():
             size = _shape(module.forward, torch.empty(1, 1, *size, device="meta"))
     homogeneous, keeps_zero = kind.homogeneous, kind.keeps_zero
-    if kind.cls is nn.Hardtanh:
+    if type(module) is nn.Hardtanh:
         bounds = (module.min_val, module.max_val)
         homogeneous = all(bound == 0 or math.isinf(bound) for bound in bounds)  # never saturates
         keeps_zero = bounds[0] <= 0 <= bounds[1]
-    if kind.cls is Affine:
+    if type(module) is Affine:
         homogeneous = keeps_zero = module.term == 0
     return Effect(size, homogeneous, keeps_zero)
 
@@ -223,7 +224,7 @@ def _shape(f: Callable[[Tensor], Tensor], x: Tensor) -> Size:
             f"it makes {found} of {list(x.shape)}: a plain module keeps [B, C, ., .]"
             " (nr.Classifier flattens by itself)"
         )
-    return tuple(y.shape[2:])
+    return y.shape[2], y.shape[3]
 
 
 @torch.no_grad()

@@ -2,16 +2,15 @@
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from nr.network.checks import LARGEST_SIDE
-from nr.network.convolutions import ConvBN
 from nr.network.graph import IMAGE
 from nr.network.layers import Network
 from nr.network.numbers import Lists, count_to
 from nr.network.plain import Size
 from nr.network.steps import Layer, Step
-from nr.network.units import Norm
+from nr.network.units import Unit
 
 Pending = dict[str, str]  # source -> the module that its channels have passed
 
@@ -49,19 +48,28 @@ class Record:
         self.count += channels
         return count_to(channels) + self.count - channels
 
-    def step(self, name, op, inputs, numbers, sources, size, fork=None) -> At:
+    def step(
+        self,
+        name: str,
+        op: nn.Module | str,
+        inputs: tuple[str, ...],
+        numbers: Lists,
+        sources: tuple[str, ...],
+        size: Size,
+        fork: str | None = None,
+    ) -> At:
         """Write one step down; nothing has been passed since."""
         self.steps[name] = Step(name, op, inputs, numbers, sources, size, fork)
         return At(self.steps[name], {}, {})
 
-    def maker(self, unit: ConvBN | Norm, name: str, at: At, size: Size, branch: str | None) -> At:
+    def maker(self, unit: Unit, name: str, at: At, size: Size, branch: str | None) -> At:
         """What makes channels of its own."""
         self.refuse_classes(name, at)
         self.consume(at)
         numbers = tuple(map(self.new, unit.out_channels))
         size = fit(size, name, at.size)
         reads, sources = at.step.numbers, at.step.sources
-        windows = at.size if getattr(unit, "transposed", False) else size
+        windows = at.size if unit.transposed else size
         self.makers.append(Layer(name, unit, sources, reads, numbers, size, windows, branch))
         return self.step(name, unit, (at.step.name,), numbers, (name,), size)
 

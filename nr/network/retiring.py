@@ -43,11 +43,11 @@ def retire(
 @cache
 def _watch_optimizers() -> None:
     """Look at the parameters of every optimizer before its steps, from the first rebuild on."""
-    register_optimizer_step_pre_hook(_refuse_gone)
+    # A step may be compiled, around it. Not a decorator: torch's compiler takes seconds to load.
+    register_optimizer_step_pre_hook(torch.compiler.disable(_refuse_gone))
 
 
-@torch.compiler.disable  # a step may be compiled, around it
-def _refuse_gone(optimizer: Optimizer, *_) -> None:
+def _refuse_gone(optimizer: Optimizer, *_: object) -> None:
     if any(GONE in vars(p) for group in optimizer.param_groups for p in group["params"]):
         raise RuntimeError(
             f"{type(optimizer).__name__}: the network was rebuilt after this optimizer was made,"
@@ -55,7 +55,7 @@ def _refuse_gone(optimizer: Optimizer, *_) -> None:
         )
 
 
-def _refuse_old_wrapper(wrapper: nn.Module, *_) -> None:
+def _refuse_old_wrapper(wrapper: nn.Module, *_: object) -> None:
     raise RuntimeError(
         f"{type(wrapper).__name__}: its network was rebuilt after it was wrapped, and the new"
         " parameters would not be synchronised: wrap it anew, in every process"

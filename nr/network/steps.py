@@ -14,7 +14,7 @@ from nr.network.layers import Classifier
 from nr.network.numbers import Lists
 from nr.network.plain import Size
 from nr.network.ties import Ties
-from nr.network.units import Norm
+from nr.network.units import Norm, Unit
 
 
 class Step(NamedTuple):
@@ -49,7 +49,7 @@ class Layer(NamedTuple):
     """
 
     name: str
-    unit: ConvBN | Norm
+    unit: Unit
     sources: tuple[str, ...]
     reads: Lists
     numbers: Lists
@@ -107,10 +107,13 @@ class Wiring:
         return [layer for layer in self.makers if layer.scaled and not layer.fixed]
 
     @cached_property
-    def heads(self) -> list[tuple[Step, Lists]]:
-        """The classifiers, each with the channels that it reads."""
-        found = [step for step in self.steps.values() if isinstance(step.op, Classifier)]
-        return [(step, self.steps[step.inputs[0]].numbers) for step in found]
+    def heads(self) -> list[tuple[Step, Classifier, Lists]]:
+        """The classifiers in their places, each with the channels that it reads."""
+        return [
+            (step, step.op, self.steps[step.inputs[0]].numbers)
+            for step in self.steps.values()
+            if isinstance(step.op, Classifier)
+        ]
 
     def holding(self, held: Held) -> "Wiring":
         """With all channels of these layers, of what frozen ones read, and those tied to them."""

@@ -6,6 +6,7 @@ as a whole, together with the input channels that it reads; a gate with what it 
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -15,6 +16,9 @@ from nr.network.graph import ADD, MUL
 from nr.network.layers import Classifier
 from nr.network.numbers import joined
 from nr.network.units import Norm
+
+if TYPE_CHECKING:
+    from nr.network.steps import Layer, Step
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Ties:
     part: Tensor
     fixed: frozenset[str]
 
-    def holding(self, lists: Iterable[Tensor], layers: list) -> "Ties":
+    def holding(self, lists: Iterable[Tensor], layers: list["Layer"]) -> "Ties":
         """With these numbers held; one channel that is held holds its layer, and what it ties."""
         held = torch.zeros_like(self.part, dtype=torch.bool)
         for numbers in lists:
@@ -52,7 +56,7 @@ class Ties:
         return len(numbers) // len(self.part[numbers].unique())
 
 
-def ties(layers: list, steps: Mapping, count: int) -> Ties:
+def ties(layers: list["Layer"], steps: Mapping[str, "Step"], count: int) -> Ties:
     """What the walked ``steps`` join and hold, of ``count`` numbers."""
     sums = list(_pairs(steps, ADD))
     groups = [pair for layer in layers for pair in _group_pairs(layer)]
@@ -62,7 +66,7 @@ def ties(layers: list, steps: Mapping, count: int) -> Ties:
     return Ties(added, part, frozenset()).holding(_held(layers, steps), layers)
 
 
-def _pairs(steps: Mapping, word: str) -> Iterator[tuple[Tensor, Tensor]]:
+def _pairs(steps: Mapping[str, "Step"], word: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Lists that a sum or a product joins place by place."""
     for step in steps.values():
         if step.op == word:
@@ -70,7 +74,7 @@ def _pairs(steps: Mapping, word: str) -> Iterator[tuple[Tensor, Tensor]]:
                 yield from zip(steps[name].numbers, step.numbers, strict=True)
 
 
-def _group_pairs(layer) -> Iterator[tuple[Tensor, Tensor]]:
+def _group_pairs(layer: "Layer") -> Iterator[tuple[Tensor, Tensor]]:
     """Every channel of a group, read or made, with the group's first output."""
     if isinstance(layer.unit, ConvBN) and layer.unit.group:
         for reads, makes in zip(layer.reads, layer.numbers, strict=True):
@@ -80,7 +84,7 @@ def _group_pairs(layer) -> Iterator[tuple[Tensor, Tensor]]:
                 yield groups.flatten(), first.expand_as(groups).flatten()
 
 
-def _held(layers: list, steps: Mapping) -> Iterator[Tensor]:
+def _held(layers: list["Layer"], steps: Mapping[str, "Step"]) -> Iterator[Tensor]:
     """What sums add and part from, and channels without a scale that are read without one."""
     for step in steps.values():
         if step.op == ADD:

@@ -7,11 +7,12 @@ and input channels, S streams.
 
 import copy
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from nr.network.norms import BatchNorm, Bias, Scale, norm_like, take_after
+from nr.network.norms import BatchNorm, Bias, Follower, Layers, Scale, norm_like, take_after
 
 Streams = tuple[Tensor, ...]
 
@@ -26,6 +27,7 @@ FORMS: dict[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = {
 CROSS = ("removed", "attention", "full")  # the forms of a rejuvenated network
 PRUNED = "none"  # in the place of one of CROSS: no rejuvenated channels, so no second stream
 REJUVENATED_GAMMA = 0.5  # γ of a rejuvenated channel at birth
+U = TypeVar("U", bound="Unit")
 
 
 class Streamed:
@@ -35,36 +37,50 @@ class Streamed:
 class Unit(Streamed, nn.Module):
     """What makes channels of its own, and can be made anew with other widths.
 
-    ``norms``: one a stream, with its scales or biases.
+    ``norms``: one a stream, with its scales or biases; ``gamma``: their scales at first;
+    ``convs``: of a convolution. ``group``: (input, output) channels of one, if in groups.
     """
 
     form: str
     in_channels: tuple[int, ...]
     out_channels: tuple[int, ...]
-    norms: nn.ModuleList
-    taps = 0  # weights of one output for one input channel
+    gamma: float
+    norms: "Layers[Follower]"
+    convs: "Layers[nn.Conv2d | nn.ConvTranspose2d]"
+    group: tuple[int, int] | None = None
+    transposed = False
+
+    @property
+    def taps(self) -> int:
+        """Weights of one output for one input channel."""
+        return 0
 
     def build(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]) -> None:
         """Replace the layers by fresh ones of this form and these widths (one width a stream).
 
         They have the class, precision, device and mode of the layers that they replace.
         """
-        old = self._modules.copy()
+        old = {n: child for n, child in self.named_children() if isinstance(child, nn.ModuleList)}
         self.form, self.in_channels, self.out_channels = form, in_channels, out_channels
-        self.make(old)
+        self.make(fresh=not old)
         for name, layers in old.items():
-            for layer in self._modules[name].train(layers.training):
+            for layer in getattr(self, name).train(layers.training):
                 take_after(layer, layers[0])
 
-    def make(self, old: dict) -> None:
-        """Make fresh layers of the present form and widths; ``old``: the ones before, by name."""
+    def make(self, fresh: bool) -> None:
+        """Make layers of the present form and widths; ``fresh``: there were none before."""
         raise NotImplementedError
 
-    def make_norms(self, old: dict) -> None:
-        self.norms = nn.ModuleList(
-            norm_like(old["norms"][0], width) if old else self.fresh_norm(width)
+    def make_norms(self, fresh: bool) -> None:
+        """Of the class of the ones before, unless all is ``fresh``."""
+        self.norms = Layers(
+            self.fresh_norm(width) if fresh else norm_like(self.norms[0], width)
             for width in self.out_channels
         )
+
+    def fresh_norm(self, width: int) -> Follower:
+        """What follows a stream of this width."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def reset_norms(self) -> None:
@@ -85,7 +101,9 @@ class Unit(Streamed, nn.Module):
         """
         return iter(())
 
-    def remade(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]):
+    def remade(
+        self: U, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]
+    ) -> U:
         """A fresh unit like this one with another form and other widths; this one stays."""
         unit = copy.copy(self)
         unit._modules = self._modules.copy()
@@ -101,6 +119,28 @@ class Unit(Streamed, nn.Module):
         )
         for name, layers in unit._modules.items():
             setattr(self, name, layers)
+
+    @property
+    def scales(self) -> list[Tensor]:
+        """γ [C] of each stream; a unit with biases only has none."""
+        return [norm.weight for norm in self.norms if not isinstance(norm, Bias)]
+
+    @property
+    def batch_norms(self) -> list[BatchNorm]:
+        """Of each stream, torch's in the place of ours among them; empty where there are none."""
+        return [norm for norm in self.norms if not isinstance(norm, Bias | Scale)]
+
+    @property
+    def biases(self) -> list[Bias]:
+        """Of each stream; empty where norms or scales are in their place."""
+        return [norm for norm in self.norms if isinstance(norm, Bias)]
+
+    def spread(self, inputs: Tensor) -> Tensor:
+        """A value for each input channel [i], as a factor for a weight: [1 or o, i, 1, 1]."""
+        rows = inputs[None]
+        if self.group is not None:
+            rows = inputs.view(-1, self.group[0]).repeat_interleave(self.group[1], dim=0)
+        return rows[:, :, None, None]
 
     def extra_repr(self) -> str:
         return f"{self.form}, {self.in_channels} -> {self.out_channels}"
@@ -124,11 +164,11 @@ class Norm(Unit):
         self.gamma, self.eps, self.momentum = gamma, eps, momentum
         self.build("plain", (channels,), (channels,))
 
-    def make(self, old: dict) -> None:
-        self.make_norms(old)
+    def make(self, fresh: bool) -> None:
+        self.make_norms(fresh)
         self.reset_norms()
 
-    def fresh_norm(self, width: int) -> nn.Module:
+    def fresh_norm(self, width: int) -> Follower:
         if self.eps is None:
             return Scale(width)
         return BatchNorm(width, eps=self.eps, momentum=self.momentum)

@@ -39,9 +39,9 @@ def wiring(model: Network, image_size: int | Size | None = None) -> Wiring:
     walk = _Walk(model)
     try:
         end = walk.module(model.features, "features", walk.start(first_channels(model), size), None)
-    except Copies as found:  # the first unit reads several copies of the image
+    except Copies as copies:  # the first unit reads several copies of the image
         walk = _Walk(model)
-        end = walk.module(model.features, "features", walk.start(found.channels, size), None)
+        end = walk.module(model.features, "features", walk.start(copies.channels, size), None)
     if model.classifier is not None:
         walk.head(model.classifier, "classifier", end)
     found = ties(walk.makers, walk.steps, walk.count)
@@ -71,26 +71,29 @@ class _Walk(Record):
 
     def module(self, module: nn.Module, name: str, at: At, branch: str | None) -> At:
         """Walk any module; returns the activation after it."""
-        for base, step in (
-            (ConvBN, self.unit),
-            (Norm, self.norm),
-            (Residual, self.residual),
-            (Concat, self.concat),
-            (Graph, self.graph),
-            (Head, self.inner_head),
-            (Classifier, self.inner_head),
-        ):
-            if isinstance(module, base):
-                check_forward(module, name, base)
-                return step(module, name, at, branch)
-        if is_chain(module):
-            for child_name, child in module._modules.items():  # one that comes twice counts twice
+        if is_chain(module):  # a module that comes twice counts twice
+            for child_name, child in zip(module._modules, module, strict=True):
                 at = self.module(child, f"{name}.{child_name}", at, branch)
             return at
-        if isinstance(module, Pick):
-            return pick(self, module, name, at)
-        if isinstance(module, Chain):
-            check_forward(module, name, Chain)
+        for base in (ConvBN, Norm, Residual, Concat, Graph, Head, Classifier, Chain):
+            if isinstance(module, base):
+                check_forward(module, name, base)
+                break
+        match module:
+            case ConvBN():
+                return self.unit(module, name, at, branch)
+            case Norm():
+                return self.norm(module, name, at, branch)
+            case Residual():
+                return self.residual(module, name, at, branch)
+            case Concat():
+                return self.concat(module, name, at, branch)
+            case Graph():
+                return self.graph(module, name, at)
+            case Classifier():
+                return self.inner_head(module, name, at)
+            case Pick():
+                return pick(self, module, name, at)
         return plain(self, module, name, at)
 
     def unit(self, unit: ConvBN, name: str, at: At, branch: str | None) -> At:
@@ -128,7 +131,7 @@ class _Walk(Record):
             return at
         return cat(self, name, (at, self.module(module.branch, f"{name}.branch", at, name)))
 
-    def graph(self, graph: Graph, name: str, at: At, branch: str | None) -> At:
+    def graph(self, graph: Graph, name: str, at: At) -> At:
         """Every node as its own step; the image is what comes in."""
         values = {IMAGE: at}
         for node in graph.nodes:
@@ -143,7 +146,7 @@ class _Walk(Record):
                 values[node.name] = flat(self, place, *read)
             else:
                 (at,) = read
-                values[node.name] = self.module(graph.module(node), place, at, None)
+                values[node.name] = self.module(graph.get_submodule(node.name), place, at, None)
         for end in graph.ends() if graph.outputs is not None else ():
             if not {*values[end].step.sources} <= self.heads:
                 raise ValueError(f"{name}: its output {end} is not what an nr.Classifier gives")
@@ -153,8 +156,7 @@ class _Walk(Record):
         """A classifier reads pooled features, or maps, of the right width."""
         if not self.makers:
             raise ValueError("features: there is no nr.ConvBN in them")
-        maps = isinstance(classifier, Head)
-        if at.size != classifier.window and not maps:
+        if at.size != classifier.window and not isinstance(classifier, Head):
             height, width = classifier.window
             raise ValueError(
                 f"features: end in maps of {at.size[0]}x{at.size[1]}, the classifier needs"
@@ -165,11 +167,13 @@ class _Walk(Record):
         self.fits(name, classifier.in_channels, at)
         for linear in classifier.linears:
             self.own(linear.weight, name, "weight")
-        size = fit(classifier.out_size(at.size), name, at.size) if maps else (1, 1)
+        size = (1, 1)
+        if isinstance(classifier, Head):
+            size = fit(classifier.out_size(at.size), name, at.size)
         numbers, sources = (self.new(classifier.num_classes),) * self.streams, at.step.sources
         return self.step(name, classifier, (at.step.name,), numbers, sources, size)
 
-    def inner_head(self, head: Classifier, name: str, at: At, branch: str | None) -> At:
+    def inner_head(self, head: Classifier, name: str, at: At) -> At:
         """A classifier in a graph, which others may follow."""
         if not self.outputs:
             raise ValueError(f"{name}: a classifier stands only in an nr.Graph with outputs")

@@ -1,12 +1,10 @@
 """The rows of the table."""
 
-import io
 import os
 import statistics
 import tarfile
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +17,7 @@ import nr
 from tests import real
 from tests.benchmark import settings
 from tests.benchmark.converted import converted_rows
-from tests.benchmark.measuring import be_a_run, ratio, share, take_turns, timed
+from tests.benchmark.measuring import ratio, share, take_turns, timed
 from tests.benchmark.settings import (
     COMPILED,
     FIGURES,
@@ -30,6 +28,7 @@ from tests.benchmark.settings import (
     phases,
 )
 from tests.benchmark.training import (
+    footprint_in_child,
     half_dead,
     in_processes,
     in_use,
@@ -165,32 +164,6 @@ def saving_row(rounds: int, device: torch.device) -> tuple:
     to = f"writing {size:.1f} MB in {whole:.2f} s"
     blocked = f"{statistics.median(times['blocked']):.3f} s"
     return "VGG-19", "blocked by saving", "-", "-", "-", blocked, to, "0.3 s"
-
-
-def footprint(
-    arch: str, keywords: dict, phase: str, device: str, batch: int, steps: int = 3
-) -> tuple[int, int]:
-    """Peak memory of this process (of a GPU: of its tensors) and size of a checkpoint, in bytes."""
-    device = torch.device(device)
-    be_a_run(device)
-    run = in_use(phase_network(arch, keywords, phase, device), device)
-    step = stepper(run.model, run.optimizer, stream_loss, device, batch)
-    for _ in range(steps):
-        step()
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:  # not getrusage's ru_maxrss, which a child inherits from its parent
-        status = Path("/proc/self/status").read_text()
-        peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
-    file = io.BytesIO()
-    torch.save([run.network.state_dict(), run.optimizer.state_dict()], file)
-    return peak, file.tell()
-
-
-def footprint_in_child(*arguments) -> tuple[int, int]:
-    """``footprint`` in a process of its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        return executor.submit(footprint, *arguments).result()
 
 
 def footprint_rows(device: torch.device) -> Iterator[tuple]:

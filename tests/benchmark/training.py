@@ -1,10 +1,12 @@
 """Training steps of the phases, each in a process of its own."""
 
+import io
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -173,3 +175,29 @@ def in_processes(
 def asking(executor: ProcessPoolExecutor, what: str) -> Callable[[], float | int | None]:
     """``ask_prepared_step`` in the process of ``executor``."""
     return lambda: executor.submit(ask_prepared_step, what).result()
+
+
+def footprint(
+    arch: str, keywords: dict, phase: str, device: str, batch: int, steps: int = 3
+) -> tuple[int, int]:
+    """Peak memory of this process (of a GPU: of its tensors) and size of a checkpoint, in bytes."""
+    device = torch.device(device)
+    be_a_run(device)
+    run = in_use(phase_network(arch, keywords, phase, device), device)
+    step = stepper(run.model, run.optimizer, stream_loss, device, batch)
+    for _ in range(steps):
+        step()
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:  # not getrusage's ru_maxrss, which a child inherits from its parent
+        status = Path("/proc/self/status").read_text()
+        peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
+    file = io.BytesIO()
+    torch.save([run.network.state_dict(), run.optimizer.state_dict()], file)
+    return peak, file.tell()
+
+
+def footprint_in_child(*arguments) -> tuple[int, int]:
+    """``footprint`` in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(footprint, *arguments).result()

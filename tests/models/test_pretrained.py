@@ -1,16 +1,19 @@
 """models.pretrained: torchvision's ResNets and ours give the same logits, bit for bit."""
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
+from torchvision.models import DenseNet
 from torchvision.models.mobilenetv2 import MobileNetV2
 
 import models
-from models import pretrained
+from models import from_torchvision, pretrained
 from tests.helpers import batch, logits_of, random_norms, relative_difference, same_tensors
+from utils.data.normalisation import USUAL
 
 ARCH = "torchvision_mobilenet_v2"
 IMAGES = batch(count=2, size=64)[0]
@@ -136,8 +139,14 @@ def test_a_download_that_fails_is_told_in_one_line(monkeypatch):
         raise OSError("no\nnetwork")
 
     monkeypatch.setattr(torchvision.models.ResNet34_Weights, "get_state_dict", refused)
-    with pytest.raises(ValueError, match=r"^torchvision's resnet34 cannot be had: no$"):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: "/hub")
+    with pytest.raises(ValueError) as caught:
         pretrained.read("resnet34_nr", None)
+    url = "https://download.pytorch.org/models/resnet34-b627a593.pth"
+    assert str(caught.value) == (
+        f"torchvision's resnet34 cannot be had: no; get {url} and put it at"
+        " /hub/checkpoints/resnet34-b627a593.pth, or name it: --pretrained FILE"
+    )
 
 
 def small_mobilenet(name: str, num_classes: int) -> torch.nn.Module:
@@ -149,8 +158,7 @@ def small_mobilenet(name: str, num_classes: int) -> torch.nn.Module:
 
 @pytest.fixture
 def small(monkeypatch):
-    for module in (models.converted, pretrained):
-        monkeypatch.setattr(module, "original", small_mobilenet)
+    monkeypatch.setattr(from_torchvision, "make", small_mobilenet)
 
 
 @pytest.mark.parametrize("family", ["cifar", "imagenet"])
@@ -178,3 +186,60 @@ def test_other_weights_of_converted_networks_are_refused(small, weights):
     with pytest.raises(ValueError, match=r"no weights of mobilenet_v2|Missing key"):
         pretrained.load(ours, weights, ARCH)
     assert same_tensors(before, ours.state_dict())
+
+
+def test_what_is_put_where_a_failed_download_says_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    weights = {"conv1.weight": torch.ones(2)}
+    torch.save(weights, tmp_path / "checkpoints" / "resnet34-b627a593.pth")
+    monkeypatch.setattr(torch.hub, "HASH_REGEX", re.compile("nothing"))
+    assert same_tensors(pretrained.read("resnet34_nr", None), weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("mnasnet0_5", lambda classes: torchvision.models.mnasnet0_5(num_classes=classes)),
+        ("squeezenet1_1", lambda classes: torchvision.models.squeezenet1_1(num_classes=classes)),
+        ("densenet121", lambda classes: DenseNet(4, (1, 1), 8, num_classes=classes)),
+    ],
+)
+def test_what_a_file_says_beside_its_weights_is_kept(tmp_path, monkeypatch, name, make):
+    """Versions of its modules; old names of torchvision's DenseNets; a classifier of maps."""
+    monkeypatch.setattr(from_torchvision, "make", lambda _, classes: make(classes))
+    theirs = make(9).eval()
+    random_norms(theirs)
+    weights = theirs.state_dict()
+    old = re.compile(r"(denselayer\d+\.(?:norm|conv))(?=[12]\.)")
+    for key in [key for key in weights if old.search(key)]:
+        weights[old.sub(r"\1.", key)] = weights.pop(key)
+    torch.save(weights, tmp_path / "w")
+    ours = models.build("imagenet", f"torchvision_{name}", num_classes=9, image_size=64)
+    found = pretrained.read(f"torchvision_{name}", str(tmp_path / "w"))
+    assert pretrained.load(ours, found, f"torchvision_{name}")
+    assert relative_difference(logits_of(ours, IMAGES)[:, 0], theirs(IMAGES).detach()) < 1e-5
+
+
+def test_files_without_auxiliary_heads_leave_these_fresh():
+    make = torchvision.models.googlenet
+    theirs = make(num_classes=7, aux_logits=False, init_weights=False).eval()
+    ours = models.build("imagenet", "torchvision_googlenet", num_classes=7, image_size=32)
+    assert pretrained.load(ours, theirs.state_dict(), "torchvision_googlenet")
+    logits = logits_of(ours, IMAGES[..., :32, :32])[:, 0]
+    assert relative_difference(logits, theirs(IMAGES[..., :32, :32]).detach()) < 1e-5
+
+
+def test_images_are_normalised_as_for_the_weights():
+    half, usual = ((0.5,) * 3, (0.5,) * 3), USUAL["imagenet"]
+    assert pretrained.normalisation("resnet18_nr") == usual
+    assert pretrained.normalisation("torchvision_mobilenet_v2") == usual
+    assert pretrained.normalisation("torchvision_efficientnet_v2_l") == half
+    # torchvision's own rescale their images, made for the usual normalisation, to this one.
+    theirs = torchvision.models.Inception3(3, False, transform_input=True, init_weights=False)
+    pixels = torch.rand(2, 3, 8, 8)
+    mean, std = (torch.tensor(values)[:, None, None] for values in usual)
+    given = theirs._transform_input((pixels - mean) / std)
+    torch.testing.assert_close(given, (pixels - 0.5) / 0.5)
+    for name in from_torchvision.RESCALED:
+        assert pretrained.normalisation(f"torchvision_{name}") == half

@@ -239,6 +239,10 @@ def test_merged_logits_are_the_sum(name, cross):
     assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
 
 
+def parameters(network: nr.Network) -> list[str]:
+    return [name for name, _ in network.named_parameters()]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_files_and_copies_bring_it_back(name, tmp_path):
     network = worn(name)
@@ -247,6 +251,7 @@ def test_files_and_copies_bring_it_back(name, tmp_path):
     nr.save(network, tmp_path / "network.pt")
     into = copy.deepcopy(converted_once(name))
     copies = [copy.deepcopy(network), nr.load(tmp_path / "network.pt", into=into)]
+    assert parameters(copies[1]) == parameters(network)  # an optimizer knows them by their order
     if name != "efficientnet":  # stochastic depth is a module that a file only names
         assert nr.structure(nr.build(json.loads(json.dumps(found)))) == found
         copies.append(nr.load(tmp_path / "network.pt"))

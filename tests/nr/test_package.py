@@ -1,5 +1,6 @@
 """The distribution neural-rejuvenation installs nr, by itself."""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -30,16 +31,29 @@ def test_every_exported_name_is_there():
     assert {"ConvBN", "Chain", "Residual", "Concat", "Classifier", "Network"} <= set(nr.__all__)
 
 
+@pytest.mark.parametrize("name", nr.__all__)
+def test_what_is_exported_says_its_types(name):
+    """Of functions, and of classes what is called of their own; neither Any nor a bare dict."""
+    thing = getattr(nr, name)
+    own = [vars(thing).get(key) for key in ("__init__", "forward", "step")]
+    for call in filter(None, own) if isinstance(thing, type) else [thing]:
+        signature = inspect.signature(call)
+        found = {p.name: p.annotation for p in signature.parameters.values() if p.name != "self"}
+        found["return"] = None if call.__name__ == "__init__" else signature.return_annotation
+        untyped = [key for key, a in found.items() if a is inspect.Signature.empty]
+        loose = [key for key, a in found.items() if "Any" in str(a) or a in (dict, list, tuple)]
+        assert (untyped, loose) == ([], [])
+
+
 def held(wheel: Path) -> set[str]:
     return set(zipfile.ZipFile(wheel).namelist())
 
 
 def test_a_wheel_holds_nr_and_nothing_else(tmp_path):
-    """With the rooms and the marker of types that nr may have."""
+    """With the rooms that nr may have, and the marker of its types."""
     source = packaging.copied(tmp_path / "source")
     (source / "nr" / "room").mkdir()
-    for name in ("room/__init__.py", "py.typed"):
-        (source / "nr" / name).touch()
+    (source / "nr" / "room" / "__init__.py").touch()
     if missing := packaging.pip("wheel", *packaging.OFFLINE, "--wheel-dir", tmp_path, source):
         pytest.skip(missing)
     names = held(tmp_path / f"{DISTRIBUTION}-py3-none-any.whl")

@@ -1,7 +1,5 @@
 """nr.rebuilding: what was made before a rebuild is noticed, and what is made anew trains."""
 
-import re
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -11,10 +9,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import nr
-from tests.helpers import batch, build, kill, loss_of, worn
-from tests.running import ROOT
-
-PAGE = (ROOT / "nr" / "README.md").read_text(encoding="utf-8")
+from tests.helpers import batch, build, loss_of, worn
 
 
 def loaded(model, tmp_path):
@@ -87,27 +82,6 @@ def test_an_old_wrapper_of_ddp_is_refused(group):
     loss_of(bystander, images, labels).backward()
     loss_of(DistributedDataParallel(model), images, labels).backward()
     assert all(p.grad is not None for p in (*model.parameters(), *other.parameters()))
-
-
-def test_the_loop_of_the_page_with_ddp(monkeypatch, tmp_path):
-    """As written, in a process that torchrun would have started; half of the channels are dead."""
-    network_of = nr.Network
-
-    def half_dead(*arguments, **options):
-        model = network_of(*arguments, **options)
-        kill(model, {"features.0": slice(8)})
-        return model
-
-    code = re.search(r"## Several processes.*?```python\n(.*?)```", PAGE, re.DOTALL)[1]
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(nr, "Network", half_dead)
-    for name, value in {"RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": 0}.items():
-        monkeypatch.setenv(name, str(value))
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
-    names = {}
-    exec(compile(code, "page", "exec"), names)
-    assert names["network"].streams == nr.load("network.pt").streams == 2
-    assert names["report"].layers[0].survived == (3, 8)
 
 
 def test_a_network_sharded_by_fsdp2_is_measured_and_penalised_but_not_cut(group, tmp_path):

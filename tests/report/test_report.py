@@ -15,7 +15,9 @@ import models
 import nr
 from tests.helpers import kill, open_cross_blocks, tiny, vary
 from tests.running import ROOT
+from utils.data.normalisation import USUAL
 from utils.errors import InputError
+from utils.report import __main__ as report_main
 from utils.report import export, runs, tables
 from utils.report.__main__ import main
 from utils.shown import plots
@@ -396,6 +398,8 @@ def run_network(form: str, folder, monkeypatch) -> nr.Network:
         nr.rejuvenate(network, form)
         open_cross_blocks(network)
     monkeypatch.setattr(export, "load_network", lambda path: copy.deepcopy(network).eval())
+    for module in (export, report_main):
+        monkeypatch.setattr(module, "load_normalisation", lambda path: USUAL["cifar"])
     (folder / export.LAST).touch()
     return network.eval()
 
@@ -502,6 +506,7 @@ def test_exports_that_make_no_sense_are_usage_errors(words, said, tmp_path, caps
 def test_an_export_that_deviates_is_refused(tmp_path, monkeypatch):
     networks = iter([tiny().eval()])
     monkeypatch.setattr(export, "load_network", lambda path: next(networks))
+    monkeypatch.setattr(export, "load_normalisation", lambda path: USUAL["cifar"])
     monkeypatch.setattr(export, "TOLERANCE", -1)
     (tmp_path / export.LAST).touch()
     with pytest.raises(InputError, match="differ"):

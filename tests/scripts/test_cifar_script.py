@@ -11,8 +11,8 @@ from torch import nn
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.ops import Conv2dNormActivation
 
-import models
 import nr
+from models import from_torchvision
 from nr.network.graph import IMAGE
 from nr.network.wiring import wiring
 from tests.helpers import form, widths
@@ -229,8 +229,8 @@ def test_the_search_gives_up(tmp_path):
     [
         ("--lr nan", 2, "--lr"),
         ("-e", 2, "--resume"),
-        ("--pretrained", 2, "--pretrained: torchvision has weights of torchvision:<name>, of"),
-        ("-a vgg19_bn --pretrained w.pth", 2, "--pretrained: torchvision has weights of torchv"),
+        ("--pretrained", 2, "--pretrained: there are weights of torchvision:<name> timm:<name>"),
+        ("-a vgg19_bn --pretrained w.pth", 2, "--pretrained: there are weights of torchvision:"),
         ("-d folder --data /nowhere", 1, "/nowhere/train"),
         ("--resume /nowhere/x.pth.tar", 1, "/nowhere/x.pth.tar"),
         ("--lr 1e30 --nr-sparsity 0", 1, "epoch 1, batch"),
@@ -269,6 +269,9 @@ def test_quick_start(tmp_path, monkeypatch):
     """The README's first command trains through both phases and leaves pictures.
 
     It imports no torchvision, which takes seconds, since its data and its network need none of it.
+    Its search ends on every machine: a scale that nothing holds falls by 0.005 a step from 0.5, is
+    dead after 109 of the 150 steps before the schedule, and settles behind it. The target asks for
+    a seventh of the channels; in six seeds it was 20 to 37 % by then, and more in later epochs.
     """
     monkeypatch.setitem(ENVIRONMENT, "PYTHONPROFILEIMPORTTIME", "1")
     flags = re.search(
@@ -276,7 +279,7 @@ def test_quick_start(tmp_path, monkeypatch):
     )
     imported = run(flags[1], tmp_path).stderr
     assert re.search(r"\| +torch$", imported, re.M)
-    assert not re.search(r"\| +torchvision$", imported, re.M)
+    assert not re.search(r"\| +(torchvision|timm)$", imported, re.M)
     phases = [row["Phase"] for row in read_log(tmp_path / "log.txt")]
     assert set(phases) == {"search", "train"}
     assert (tmp_path / "widths.png").exists()
@@ -304,7 +307,7 @@ def small_mobilenet(name: str, num_classes: int) -> MobileNetV2:
 
 
 def test_a_network_of_torchvision_searches_rejuvenates_and_resumes(tmp_path, monkeypatch):
-    monkeypatch.setattr(models.converted, "original", small_mobilenet)
+    monkeypatch.setattr(from_torchvision, "make", small_mobilenet)
     flags = FEWER.replace("-a resnet --depth 8 --width-mult 0.25", "-a torchvision:mobilenet_v2")
     straight, halved = tmp_path / "straight", tmp_path / "halved"
     drive(flags, straight)
@@ -318,8 +321,7 @@ def test_a_network_of_torchvision_searches_rejuvenates_and_resumes(tmp_path, mon
 
 def test_pretrained_weights_begin_a_fresh_run_only(tmp_path, monkeypatch):
     """All but those of the classifier, where the file has other classes."""
-    monkeypatch.setattr(models.converted, "original", small_mobilenet)
-    monkeypatch.setattr(models.pretrained, "original", small_mobilenet)
+    monkeypatch.setattr(from_torchvision, "make", small_mobilenet)
     name, folder, file = "features.features.0.0.convs.0.weight", tmp_path / "run", tmp_path / "w"
     weights = small_mobilenet("mobilenet_v2", 1000).state_dict()
     torch.save(weights, file)

@@ -147,7 +147,7 @@ def test_pretrained_weights_begin_a_fresh_run_only(tmp_path):
         ("--synthetic --image-size 16", 2, "--image-size 16"),
         ("--synthetic --depth 18", 2, "--depth"),
         ("--synthetic --iter-size 0", 2, "--iter-size"),
-        ("--synthetic -a vgg_nr --pretrained", 2, "--pretrained: torchvision has weights of resn"),
+        ("--synthetic -a vgg_nr --pretrained", 2, "--pretrained: there are weights of resnet18_nr"),
         ("--synthetic --pretrained ''", 2, "--pretrained"),
         ("--synthetic --width-mult 0.5 --pretrained", 2, "of --width-mult 1 only"),
         ("--synthetic --subset 10 --pretrained /no/w.pth", 1, "--pretrained: /no/w.pth: "),

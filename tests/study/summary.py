@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.study import pictures
 from tests.study.jobs import Job, Places, data_in, data_of
 from tests.study.progress import FINAL, progress
 from tests.study.settings import NR_CR, PLAIN_ARMS, PLAIN_LONG, PLAIN_NARROW, SEARCH
@@ -12,7 +13,6 @@ from utils.files import write_atomically
 from utils.report.comparison import arms, comparisons, difference, differences, errors
 from utils.report.runs import EVALUATION, Run, read_evaluation, read_run
 from utils.report.tables import exact, markdown, spread
-from utils.shown import comparisons as pictures
 from utils.shown import plots
 from utils.shown.log import read_log
 

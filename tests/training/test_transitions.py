@@ -41,6 +41,8 @@ METHOD = {
     "nr_from_scratch": False,
     "nr_flops": False,
     "nr_round_to": 1,
+    "nr_keep": None,
+    "nr_carry": False,
 }
 
 
@@ -190,7 +192,7 @@ FLAGS_OF_PLAIN = {"pretrained": None} | identity.PLAIN
 @pytest.mark.parametrize(
     ("run", "args", "known"),
     [
-        (SEARCH, {}, {"pretrained": None}),  # nothing has, and the flags decide
+        (SEARCH, {}, {"pretrained": None, "nr_keep": None}),  # nothing has, and the flags decide
         (replace(TRAIN, search_epochs=0), {"nr_target": 1.0}, FLAGS_OF_PLAIN),
         # As the first programs have let it be called.
         (
@@ -234,6 +236,13 @@ def test_a_checkpoint_of_the_same_run_fits(phase):
 def test_what_is_wrong_is_named_and_evaluation_does_not_mind(flags, words):
     assert mismatch(payload(), SPEC, FLAGS | flags) == words
     assert mismatch(payload(), SPEC, FLAGS | flags | {"evaluate": True}) is None
+
+
+def test_a_converted_network_may_be_evaluated_at_another_size():
+    """And its checkpoint may be from before its description had one."""
+    spec = SPEC | {"options": SPEC["options"] | {"image_size": 64}}
+    assert mismatch(payload(), spec, FLAGS | {"evaluate": True}) is None
+    assert mismatch(payload(), spec, FLAGS) is None
 
 
 @pytest.mark.parametrize(("rounds", "fits"), [(1, False), (2, True), (3, True)])

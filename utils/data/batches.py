@@ -1,6 +1,6 @@
 """Batches of a CIFAR-size set, augmented and normalised on the device that holds it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import torch
@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.data.images import IMAGE_SIZE, ImageSet
+from utils.data.normalisation import USUAL, Normalisation
 from utils.errors import InputError
 from utils.machine.seeding import ORDER, mixed_seed
 
-MEAN = (0.4914, 0.4822, 0.4465)  # of pixels / 255, specification section 8
-STD = (0.2023, 0.1994, 0.2010)  # likewise
 PAD = 4  # black pixels put on each side before the random crop, section 8
 MIN_SHARE = 2  # images of a device in a batch cut short: batch norm needs more than one
 
@@ -135,15 +134,8 @@ def check_parts(flag: str, batch_size: int, devices: int) -> None:
 class Normaliser:
     """Pixels uint8 [B, 3, H, W] to float32 (pixels / 255 - mean) / std, on ``device``."""
 
-    def __init__(
-        self,
-        device: torch.device | str,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
-    ):
-        self.mean, self.std = (
-            torch.tensor(values, device=device)[:, None, None] for values in (mean, std)
-        )
+    def __init__(self, device: torch.device | str, by: Normalisation):
+        self.mean, self.std = (torch.tensor(values, device=device)[:, None, None] for values in by)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         copied = pixels.to(torch.float32, memory_format=torch.contiguous_format)
@@ -185,10 +177,11 @@ class TrainBatches:
         rank: int = 0,
         world: int = 1,
         devices: int = 1,
+        normalisation: Normalisation = USUAL["cifar"],
     ):
         self.shares = train_shares(len(images), batch_size, rank, world, devices)
         self.images, self.seed = images, seed
-        self.normalise = Normaliser(images.images.device)
+        self.normalise = Normaliser(images.images.device, normalisation)
         padded = F.pad(images.images, (PAD,) * 4)  # [N, 3, 40, 40]
         # Every crop of every image, as a view: [N, 3, top, left, 32, 32].
         self.windows = padded.unfold(2, IMAGE_SIZE, 1).unfold(3, IMAGE_SIZE, 1)
@@ -216,10 +209,17 @@ class TestBatches:
     batch less. InputError if ``batch_size`` is smaller than ``world``.
     """
 
-    def __init__(self, images: ImageSet, batch_size: int, rank: int = 0, world: int = 1):
+    def __init__(
+        self,
+        images: ImageSet,
+        batch_size: int,
+        rank: int = 0,
+        world: int = 1,
+        normalisation: Normalisation = USUAL["cifar"],
+    ):
         self.shares = test_shares(len(images), batch_size, rank, world)
         self.images = images
-        self.normalise = Normaliser(images.images.device)
+        self.normalise = Normaliser(images.images.device, normalisation)
 
     def __len__(self) -> int:
         """Batches of this process."""

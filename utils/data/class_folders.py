@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -44,6 +44,9 @@ SYSTEM_FOLDERS = (
 STAT_THREADS = 16  # that ask for the sizes of files
 LEFT_OVER = 24 * 3600  # seconds after which a write has ended that no lock tells of
 DECODE_CHUNK = 256  # images a decoding thread takes at a time; one by one costs half more
+
+
+T = TypeVar("T")
 
 
 class Listing(NamedTuple):
@@ -132,7 +135,7 @@ def list_images(
     return listing
 
 
-def visible(folder: Path | str) -> list[os.DirEntry]:
+def visible(folder: Path | str) -> list[os.DirEntry[str]]:
     """What is in ``folder``, sorted by name, without hidden things and those of systems."""
     with os.scandir(folder) as entries:
         seen = [e for e in entries if not e.name.startswith(".") and e.name not in SYSTEM_FOLDERS]
@@ -234,7 +237,7 @@ def decode_all(files: Sequence[str], workers: int) -> np.ndarray:
     return images
 
 
-def in_chunks(work: Callable[[int], object], count: int, workers: int) -> list:
+def in_chunks(work: Callable[[int], T], count: int, workers: int) -> list[T]:
     """``work`` of the first of each chunk of ``count`` files, by ``workers`` threads."""
     with ThreadPoolExecutor(max(1, workers)) as pool:
         return list(pool.map(work, range(0, count, DECODE_CHUNK)))

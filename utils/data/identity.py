@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from utils.files import Plain
 from utils.machine import distributed
 
 DIGEST_BYTES = 16
@@ -30,7 +31,7 @@ def folder_name(folder: str) -> str:
     return Path(os.path.abspath(os.path.expanduser(folder))).name
 
 
-def known_by(name: str, train: Split, test: Split, digested: bool = True) -> dict:
+def known_by(name: str, train: Split, test: Split, digested: bool = True) -> Plain:
     """The identity of a data set, the same in every process, as plain data; says it in one line.
 
     ``digested``: with its digest, which reads no image file but asks for the size of each.

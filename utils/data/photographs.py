@@ -17,14 +17,13 @@ from torchvision.transforms import v2
 from utils.data.batches import Normaliser, test_shares, train_shares
 from utils.data.class_folders import Listing, list_splits, listed, open_image
 from utils.data.modes import to_rgb
+from utils.data.normalisation import USUAL, Normalisation
 from utils.data.sets import SUBSET_TEST, balanced_order
 from utils.data.workers import Decoder, Pipeline, Request
 from utils.errors import InputError
 from utils.machine.seeding import ORDER, mixed_seed
 
 SPLITS = ("train", "val")  # folders, section 8
-MEAN = (0.485, 0.456, 0.406)  # of pixels / 255, the usual ones of ImageNet
-STD = (0.229, 0.224, 0.225)  # likewise
 TEST_BATCH = 100  # images, section 8
 RESIZE = 256 / 224  # shorter side of a test image for each pixel of its crop, section 8
 
@@ -203,11 +202,12 @@ class TrainBatches:
         world: int = 1,
         devices: int = 1,
         iter_size: int = 1,
+        normalisation: Normalisation = USUAL["imagenet"],
     ):
         self.shares = train_shares(len(images), batch_size, rank, world, devices, iter_size)
         self.count, self.seed = len(images), seed
         decoder = Decoder(images, train_transform(images.image_size), seed)
-        self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, MEAN, STD))
+        self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, normalisation))
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -240,12 +240,13 @@ class TestBatches:
         device: torch.device | str,
         rank: int = 0,
         world: int = 1,
+        normalisation: Normalisation = USUAL["imagenet"],
     ):
         shares = test_shares(len(images), batch_size, rank, world)
         order = np.arange(len(images))
         self.requests = [Request(0, order[taken]) for taken in shares]
         decoder = Decoder(images, test_transform(images.image_size), seed=0)  # draws nothing
-        self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, MEAN, STD))
+        self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, normalisation))
 
     def __len__(self) -> int:
         """Batches of this process."""

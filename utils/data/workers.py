@@ -25,11 +25,15 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.data.batches import Normaliser
 from utils.errors import DataError, InputError, one_line
+from utils.machine import handlers
 from utils.machine.seeding import ORDER, mixed_seed
 
 # Forked workers share the list of files and start at once; the server that Python 3.14 forks from
 # would end, and the workers with it, at a SIGTERM meant to stop the run after its batch.
 START_METHOD = "fork" if sys.platform == "linux" else None
+
+# The signal of a child's end; none on Windows.
+CHILD_ENDS = [number for name in ("SIGCHLD",) if (number := getattr(signal, name, None))]
 
 # What a system says that refuses the workers something, and what helps.
 REMEDIES = {
@@ -46,16 +50,6 @@ REMEDIES = {
 
 
 @contextmanager
-def generator_kept() -> Iterator[None]:
-    """Put back the state of torch's CPU generator, which the transforms draw from."""
-    state = torch.default_generator.get_state()
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(state)
-
-
-@contextmanager
 def one_thread() -> Iterator[None]:
     """Leave the other cores to the workers: threads of torch spin for a while after their work."""
     count = torch.get_num_threads()
@@ -64,23 +58,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(count)
-
-
-@contextmanager
-def handler_kept() -> Iterator[None]:
-    """Put back what a child's end does: torch's handler raises wherever the main thread is.
-
-    Without it a dead worker is noticed by who waits for its batch, in five seconds at most.
-    """
-    chld = getattr(signal, "SIGCHLD", None)  # not on Windows
-    if chld is None or threading.current_thread() is not threading.main_thread():
-        yield  # torch has its handler in the main thread only
-        return
-    before = signal.getsignal(chld)
-    try:
-        yield
-    finally:
-        signal.signal(chld, signal.SIG_DFL if before is None else before)
 
 
 @dataclass(frozen=True)
@@ -121,7 +98,7 @@ class Decoder(Dataset[Tensor | str]):
             size = self.images.image_size
             return torch.empty(0, 3, size, size, dtype=torch.uint8)
         try:
-            with generator_kept():
+            with torch.random.fork_rng(devices=[]):  # the transforms draw from it
                 pixels = [self.decode(request.epoch, index) for index in request.index.tolist()]
         except InputError as error:
             return str(error)
@@ -194,7 +171,9 @@ def end_half_started(error: Exception) -> None:
             return
 
 
-def send_refusal(results: Queue, error: Exception, result: tuple[int, object]) -> None:
+def send_refusal(
+    results: "Queue[tuple[int, str]]", error: Exception, result: tuple[int, object]
+) -> None:
     """Send why a result cannot be sent in its place, or the main process would wait for ever."""
     workers = getattr(get_worker_info(), "num_workers", 0)
     results.put((result[0], refusal(workers, error) or f"--workers {workers}: {one_line(error)}"))
@@ -244,7 +223,9 @@ class Pipeline:
     def _decoded(self) -> Iterator[Tensor | str]:
         """What Decoder makes of the requests; DataError for what the system refuses workers."""
         try:
-            with handler_kept():
+            # torch's handler of a child's end raises wherever the main thread is. Without it a dead
+            # worker is noticed by who waits for its batch, in five seconds at most.
+            with handlers.kept(*CHILD_ENDS):
                 decoded = iter(self.loader)
             yield from decoded
         except (OSError, EOFError, RuntimeError) as error:

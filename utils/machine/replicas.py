@@ -1,13 +1,13 @@
 """Several GPUs of one process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 
-class Replicas(nn.DataParallel):
+class Replicas(nn.DataParallel[nn.Module]):
     """nn.DataParallel whose replicas compute in the autocast type of the thread that calls it.
 
     torch's own run in threads that know whether autocast is on but not its type, so that on GPUs
@@ -20,7 +20,7 @@ class Replicas(nn.DataParallel):
         kind = self.src_device_obj.type
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
-        def cast(replica: nn.Module) -> Callable[..., Any]:
+        def cast(replica: nn.Module) -> Any:
             def forward(*positional: Any, **named: Any) -> Any:
                 with torch.autocast(kind, dtype, enabled=enabled):
                     return replica(*positional, **named)

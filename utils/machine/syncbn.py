@@ -31,12 +31,11 @@ class WholeBatchNorm2d(BatchNorm):
 
     def share(self) -> float | Tensor:
         """This batch's weight in the running statistics; momentum=None: that of each before it."""
-        self.begin_count()
+        if self.momentum is None:
+            return 1 / self.count().add_(1).to(self.running_mean.dtype)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        if self.momentum is not None:
-            return self.momentum
-        return 1 / self.num_batches_tracked.to(self.running_mean.dtype)
+        return self.momentum
 
 
 class Context(FunctionCtx):

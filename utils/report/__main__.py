@@ -6,7 +6,7 @@ from pathlib import Path
 
 from utils.errors import InputError
 from utils.report.comparison import arms, comparisons
-from utils.report.export import WRITERS, export
+from utils.report.export import WRITERS, best, export, load_normalisation
 from utils.report.planning import plans
 from utils.report.runs import Run, read_run, told_apart
 from utils.report.tables import cifar_table, csv_text, imagenet_table
@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.export:
             deviation = export(args.runs[0], args.export, args.merge)
             print(f"{args.export}: logits within {deviation:.1e} of the largest")
+            print(f"It takes pixels / 255 normalised by {load_normalisation(best(args.runs[0]))}")
         elif args.plan:
             print(plans(args.runs[0]))
         else:

@@ -1,20 +1,26 @@
 """A run's network as one file: for inference without this code, or for nr.load."""
 
+import copy
 import importlib
 import io
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import nr
+from nr.method.scaling import fold_scales
 from nr.network.layers import Network
 from nr.network.wiring import image_shape
+from utils.data.normalisation import Normalisation
 from utils.errors import InputError
 from utils.files import telling, write_atomically
-from utils.training.checkpoint import BEST, LAST, load_network
+from utils.training.checkpoint import BEST, LAST, load_network, load_normalisation
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")  # what its files are written and compared with
+INFERENCE = (".pt2", ".onnx")  # what the names of files for it end in
+NORMALISATION = "normalisation.json"  # in .pt2: mean and deviation of pixels / 255
 TOLERANCE = 1e-4  # relative difference of the exported logits
 
 
@@ -22,16 +28,15 @@ def export(folder: Path, path: Path, merge: bool = False) -> float:
     """Write a run's best network (or its last) to ``path``; return its logits' deviation.
 
     For inference a file maps images [B, C, H, W], B ≥ 1, to logits [B, classes], the sum over the
-    streams: a program of torch.export where ``path`` ends in .pt2, or of ONNX (.onnx), which is
-    compared by onnxruntime. Others are for nr.load. ``merge``: both streams as one, and scales that
-    stand alone folded into their readers. Raises InputError where they cannot be merged, for .onnx
+    streams: a program of torch.export where ``path`` ends in .pt2, with the run's normalisation of
+    images beside it, or of ONNX (.onnx), which is compared by onnxruntime. Others are for nr.load.
+    ``merge``: both streams as one. Scales that stand alone are folded into their readers, but not
+    in files for nr.load of two streams. Raises InputError where they cannot be merged, for .onnx
     without ONNX, and if the logits (of nr.load those of each stream, with ``merge`` their sum)
     differ from the network's by more than TOLERANCE of the largest.
     """
-    found = [folder / name for name in (BEST, LAST) if (folder / name).exists()]
-    if not found:
-        raise InputError(f"{folder}: neither {BEST} nor {LAST} is there")
-    network = load_network(found[0])
+    found = best(folder)
+    network = load_network(found)
     images = torch.randn(4, *image_shape(network))
     with torch.no_grad():
         expected = network(images)
@@ -40,14 +45,24 @@ def export(folder: Path, path: Path, merge: bool = False) -> float:
         try:
             nr.merge(network, fold=True)
         except ValueError as error:
-            raise InputError(f"--merge: {found[0]}: {error}") from error
-    logits = WRITERS[path.suffix](network, path, images)
+            raise InputError(f"--merge: {found}: {error}") from error
+    if path.suffix in INFERENCE:
+        fold_scales(network)
+    logits = WRITERS[path.suffix](network, path, images, load_normalisation(found))
     if logits.ndim == 2:
         expected = nr.predict(expected)
     deviation = float((logits - expected).abs().max() / expected.abs().max())
     if not deviation <= TOLERANCE:
         raise InputError(f"{path}: its logits differ by {deviation:.1e} of the largest")
     return deviation
+
+
+def best(folder: Path) -> Path:
+    """The checkpoint of a run's best network, or of its last."""
+    for name in (BEST, LAST):
+        if (folder / name).exists():
+            return folder / name
+    raise InputError(f"{folder}: neither {BEST} nor {LAST} is there")
 
 
 def _program(network: Network, images: Tensor) -> torch.export.ExportedProgram:
@@ -57,17 +72,18 @@ def _program(network: Network, images: Tensor) -> torch.export.ExportedProgram:
 
 
 @torch.no_grad()
-def _write_program(network: Network, path: Path, images: Tensor) -> Tensor:
+def _write_program(network: Network, path: Path, images: Tensor, by: Normalisation) -> Tensor:
     """Write a program of torch.export; its logits, of fewer images at a time."""
     buffer = io.BytesIO()
-    torch.export.save(_program(network, images), buffer)
+    notes = {NORMALISATION: json.dumps(by._asdict())}
+    torch.export.save(_program(network, images), buffer, extra_files=notes)
     write_atomically(path, buffer.getvalue())
     again = torch.export.load(path).module()
     return torch.cat([again(images[:3]), again(images[3:])])
 
 
 @torch.no_grad()
-def _write_onnx(network: Network, path: Path, images: Tensor) -> Tensor:
+def _write_onnx(network: Network, path: Path, images: Tensor, _: Normalisation) -> Tensor:
     """Write a program of ONNX; its logits, of fewer images at a time."""
     try:
         runtime = [importlib.import_module(name) for name in ONNX][-1]
@@ -76,7 +92,8 @@ def _write_onnx(network: Network, path: Path, images: Tensor) -> Tensor:
             f"--export {path}: {error.name} is not installed: pip install {' '.join(ONNX)}"
         ) from error
     program = torch.onnx.export(_program(network, images), dynamo=True, verbose=False)
-    write_atomically(path, program.model_proto.SerializeToString())
+    if program is not None:  # as torch's annotation would have it
+        write_atomically(path, program.model_proto.SerializeToString())
     again = runtime.InferenceSession(path)
     (name,) = (given.name for given in again.get_inputs())
     parts = (again.run(None, {name: part.numpy()})[0] for part in (images[:3], images[3:]))
@@ -84,11 +101,11 @@ def _write_onnx(network: Network, path: Path, images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _write_network(network: Network, path: Path, images: Tensor) -> Tensor:
+def _write_network(network: Network, path: Path, images: Tensor, _: Normalisation) -> Tensor:
     """Write a file of nr.save; its logits."""
     with telling():
         nr.save(network, path)
-    return nr.load(path)(images)
+    return nr.load(path, into=copy.deepcopy(network))(images)  # which has what nr does not know
 
 
 WRITERS = {

@@ -21,7 +21,8 @@ def plans(folder: Path) -> str:
     size = args.image_size
     multiple = getattr(args, "nr_round_to", 1)
     multiples = (1, multiple if multiple > 1 else USUAL_MULTIPLE)
-    rows, columns = [], {}
+    rows: list[list[str]] = []
+    columns: dict[str, nr.Plan] = {}
     for budget, to in ((budget, to) for budget in BUDGETS for to in multiples):
         for cross in (*CROSS, PRUNED):
             if cross == PRUNED and budget != BUDGETS[0]:

@@ -10,12 +10,13 @@ import torch
 
 import models
 import nr
-from models.converted import PREFIX
+from nr.files.archive import modules_of
 from nr.files.building import build_on_meta
 from nr.network.graph import IMAGE
 from nr.network.wiring import wiring
 from utils.errors import InputError, one_line
-from utils.shown.log import phases, read_log, rounds
+from utils.files import Plain
+from utils.shown.log import Row, phases, read_log, rounds
 from utils.training.older import upgraded
 from utils.training.options import NO_REJUVENATION
 
@@ -62,7 +63,7 @@ class Run:
     seed: int
     epochs: tuple[int, ...]  # of search and train phase, round by round
     setting: str  # equal for the seeds of one command
-    rows: list[dict]
+    rows: list[Row]
 
 
 def read_run(folder: Path) -> Run:
@@ -83,7 +84,9 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"{folder}: broken: {one_line(error)}") from error
 
 
-def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, searched: int) -> Run:
+def summary(
+    folder: Path, description: Plain, rows: list[Row], counts: tuple[int, int, int], searched: int
+) -> Run:
     """The figures of a finished run. Raises InputError for an unfinished one.
 
     ``counts``: as ``count`` gives them; ``searched``: multiply-adds of the network that was
@@ -97,7 +100,7 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
     params, params_with_cross, macs = counts
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
-    kept.setdefault("nr_rounds", ROUNDS)
+    kept = {"nr_rounds": ROUNDS, "nr_keep": None, "nr_carry": False} | kept
     data = known["digest"] if known else data_name(args)
     sparsity = sparsity_text(rows)
     evaluation = read_evaluation(folder)
@@ -130,7 +133,7 @@ def summary(folder: Path, description: dict, rows: list[dict], counts: tuple, se
     )
 
 
-def unfinished(args: dict, rows: list[dict]) -> str | None:
+def unfinished(args: Plain, rows: list[Row]) -> str | None:
     """Where a run stands that has not trained to the end of its last round; None for one that has.
 
     ``args``: its flags; ``rows``: of its log.txt.
@@ -150,20 +153,25 @@ def training_macs(macs: list[int], epochs: tuple[int, ...]) -> int:
     return sum(cost * count for cost, count in zip(macs, epochs, strict=True))
 
 
-def read_evaluation(folder: Path) -> dict | None:
+def read_evaluation(folder: Path) -> Plain | None:
     """What evaluation.json says, or None where the run was not evaluated."""
     path = folder / EVALUATION
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def described(spec: dict, structure: dict | None = None) -> nr.Network:
+def described(spec: Plain, structure: Plain | None = None) -> nr.Network:
     """The network of a run.json without memory; as it was built where there is no structure."""
     if structure is not None and "widths" in structure:
         structure = upgraded(spec, structure)
-    if structure is not None:
-        return build_on_meta(structure)
+    try:
+        if structure is not None:
+            return build_on_meta(structure)
+    except ValueError:  # of modules that nr does not know
+        if not models.converted.split(spec["arch"]):
+            raise
     with torch.device("meta"):
-        return models.build(spec["family"], spec["arch"], **spec["options"])
+        built = models.build(spec["family"], spec["arch"], **spec["options"])
+    return built if structure is None else build_on_meta(structure, modules_of(built))
 
 
 @cache
@@ -183,10 +191,10 @@ def count(network: nr.Network, image_size: int) -> tuple[int, int, int]:
     return params, with_cross, nr.count_macs(network, image_size)
 
 
-def model_name(spec: dict) -> str:
+def model_name(spec: Plain) -> str:
     """As in the published tables, or as -a takes it, with the width where it is not 1."""
-    if spec["arch"].startswith(PREFIX):
-        return f"torchvision:{spec['arch'].removeprefix(PREFIX)}"
+    if ":" in (name := models.full_name(spec["arch"])):
+        return name
     arch, options = spec["arch"].removesuffix("_nr").removesuffix("_bn"), spec["options"]
     if spec["family"] == "cifar" and arch == "resnet":
         depth = options.get("depth", 110)
@@ -199,7 +207,7 @@ def model_name(spec: dict) -> str:
     return arch if width == 1 else f"{arch} x{width:g}"
 
 
-def arm_name(args: dict) -> str:
+def arm_name(args: Plain) -> str:
     """Which form of the method a run is."""
     if args["nr_target"] >= NO_REJUVENATION:
         return "baseline"
@@ -213,12 +221,14 @@ def arm_name(args: dict) -> str:
     arm += ", by FLOPs" if args["nr_flops"] else ""
     rounded = args.get("nr_round_to", 1)
     arm += f", multiples of {rounded}" if rounded > 1 else ""
+    arm += f", {' '.join(args['nr_keep'])} kept" if args.get("nr_keep") else ""
+    arm += ", momentum carried" if args.get("nr_carry") else ""
     arm += ", pretrained" if args.get("pretrained") else ""
     count = args.get("nr_rounds", ROUNDS)
     return arm if count == 1 else f"{arm}, {count} rounds"
 
 
-def data_name(args: dict, known: dict | None = None) -> str:
+def data_name(args: Plain, known: Plain | None = None) -> str:
     """The data set, and how many images of it; ``known``: what it is known by, if it is.
 
     Only the published sets have the names that the published tables have.
@@ -237,7 +247,7 @@ def data_name(args: dict, known: dict | None = None) -> str:
 
 def told_apart(runs: list[Run]) -> list[Run]:
     """The runs, those of different data sets of one name with their digests after it."""
-    digests: dict[str, set] = {}
+    digests: dict[str, set[str | None]] = {}
     for run in runs:
         digests.setdefault(run.data, set()).add(run.digest)
     return [
@@ -260,7 +270,7 @@ def refuse_same_seed(runs: list[Run]) -> None:
             )
 
 
-def sparsity_text(rows: list[dict]) -> str:
+def sparsity_text(rows: list[Row]) -> str:
     """λ of the searches, first and last where it grew; those of several rounds if they differ."""
     texts = []
     for phase in phases(rows):

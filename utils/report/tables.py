@@ -115,7 +115,9 @@ def imagenet_table(runs: list[Run]) -> str:
     return table([run for run in runs if run.family == "imagenet"], "NR-CA", columns, not_run)
 
 
-def table(runs: list[Run], arm: str, columns: str, not_run: dict[tuple, list[str]]) -> str:
+def table(
+    runs: list[Run], arm: str, columns: str, not_run: dict[tuple[str, str], list[str]]
+) -> str:
     """A row a command, then those of ``not_run``, (model, data) -> cells, that no run is of.
 
     A run of the published ``arm`` has the published figure in its last cell.

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from utils.errors import InputError
 from utils.files import write_atomically
+
+Row = dict[str, Any]  # of log.txt, by column: Phase is a word, all else a number
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Phase:
         return self.stop - self.start
 
 
-def phases(rows: Sequence[dict]) -> list[Phase]:
+def phases(rows: Sequence[Row]) -> list[Phase]:
     """The phases of a log in order."""
     found, start = [], 0
     for name, group in groupby(rows, key=lambda row: row["Phase"]):
@@ -32,7 +35,7 @@ def phases(rows: Sequence[dict]) -> list[Phase]:
     return found
 
 
-def rounds(rows: Sequence[dict]) -> list[tuple[int, int]]:
+def rounds(rows: Sequence[Row]) -> list[tuple[int, int]]:
     """Epochs of the search and of the train phase of every round, 0 where it has none."""
     lengths: list[tuple[int, int]] = []
     for phase in phases(rows):
@@ -44,14 +47,14 @@ def rounds(rows: Sequence[dict]) -> list[tuple[int, int]]:
     return lengths
 
 
-def write_log(path: Path, rows: Sequence[dict]) -> None:
+def write_log(path: Path, rows: Sequence[Row]) -> None:
     """log.txt: a header line with the keys of the rows, then a line for each row."""
     header = "\t".join(rows[0]) if rows else ""
     lines = ["\t".join(_text(value) for value in row.values()) for row in rows]
     write_atomically(path, "".join(f"{line}\n" for line in [header, *lines]).encode())
 
 
-def read_log(path: Path) -> list[dict]:
+def read_log(path: Path) -> list[Row]:
     """The rows of a log.txt; every column but Phase is a number.
 
     Raises InputError naming the file where it is not a log.

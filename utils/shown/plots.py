@@ -9,15 +9,16 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from utils.files import write_atomically
-from utils.shown.log import Phase, phases
+from utils.shown.log import Phase, Row, phases
 
 SURVIVED, REJUVENATED, BEFORE = "#2f6fa8", "#f2962e", "#1f2933"
 TRAIN, VALID, USAGE, SEARCH = "#8d99a6", "#a3195b", "#2a9d6f", "#eef1f4"
@@ -45,7 +46,7 @@ STYLE = matplotlib.RcParams(
 )
 
 
-def curves(rows: list[dict], path: Path) -> None:
+def curves(rows: list[Row], path: Path) -> None:
     """Draw losses, errors and utilization over the epochs, rejuvenation marked, into ``path``.
 
     ``rows``: the rows of log.txt in order, accuracies in percent. No rows, no picture.
@@ -90,22 +91,13 @@ def utilization(history: list[dict[str, float]], path: Path) -> None:
     if not history:
         return
     names = list(history[0])
+    rows = [[epoch[name] for epoch in history] for name in names]
     with style():
         figure = Figure((WIDTH, _height(len(names))), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(
-            [[epoch[name] for epoch in history] for name in names],
-            cmap=matplotlib.colormaps["viridis"].resampled(LEVELS),
-            vmin=0,
-            vmax=1,
-            aspect="auto",
-            interpolation="nearest",
-            extent=(0.5, len(history) + 0.5, len(names) - 0.5, -0.5),
-        )
-        figure.colorbar(image, label="live fraction of the output channels", pad=0.01)
+        label = "live fraction of the output channels"
+        axes = _heat_map(figure, rows, (len(names) - 0.5, -0.5), Normalize(0, 1), label)
         _name_layers(axes, names)
-        axes.xaxis.set_major_locator(whole_numbers())
-        axes.set(xlabel="search epoch", title="Live channels of each layer during the search")
+        axes.set_title("Live channels of each layer during the search")
         save(figure, path)
 
 
@@ -119,32 +111,44 @@ def scales(history: list[list[int]], dead: float, path: Path) -> None:
     if not history:
         return
     share = [[100 * count / sum(epoch) for count in epoch] for epoch in history]
+    rows, norm = [*map(list, zip(*share, strict=True))], LogNorm(0.1, 100, clip=True)
     with style():
         figure = Figure((WIDTH, 4), layout="constrained")
-        axes = figure.subplots()
-        image = axes.imshow(
-            list(zip(*share, strict=True)),
-            cmap=matplotlib.colormaps["viridis"].resampled(LEVELS),
-            norm=LogNorm(0.1, 100, clip=True),
-            aspect="auto",
-            interpolation="nearest",
-            origin="lower",
-            extent=(0.5, len(history) + 0.5, LEAST_DECADE, 0),
-        )
-        figure.colorbar(image, label="% of the channels", pad=0.01)
+        axes = _heat_map(figure, rows, (LEAST_DECADE, 0), norm, "% of the channels", "lower")
         axes.axhline(math.log10(dead), color=REJUVENATED, linewidth=1.5)
-        axes.xaxis.set_major_locator(whole_numbers())
         decades = range(LEAST_DECADE, 1)
         axes.set_yticks(decades, [f"{10.0**decade:g}" for decade in decades])
-        axes.set(
-            xlabel="search epoch",
-            ylabel="|γ| / largest of its layer",
-            title="Batch-norm scales during the search; channels below the line are dead",
-        )
+        axes.set_ylabel("|γ| / largest of its layer")
+        axes.set_title("Batch-norm scales during the search; channels below the line are dead")
         save(figure, path)
 
 
-def comparison(runs: list[tuple[str, list[dict]]], path: Path) -> None:
+def _heat_map(
+    figure: Figure,
+    rows: list[list[float]],
+    edges: tuple[float, float],
+    norm: Normalize,
+    label: str,
+    origin: Literal["upper", "lower"] = "upper",
+) -> Axes:
+    """``rows`` over the search epochs, the first at ``origin``, between these ``edges`` of y."""
+    axes = figure.subplots()
+    image = axes.imshow(
+        rows,
+        cmap=matplotlib.colormaps["viridis"].resampled(LEVELS),
+        norm=norm,
+        aspect="auto",
+        interpolation="nearest",
+        origin=origin,
+        extent=(0.5, len(rows[0]) + 0.5, *edges),
+    )
+    figure.colorbar(image, label=label, pad=0.01)
+    axes.xaxis.set_major_locator(whole_numbers())
+    axes.set_xlabel("search epoch")
+    return axes
+
+
+def comparison(runs: list[tuple[str, list[Row]]], path: Path) -> None:
     """Draw the validation errors of several runs over each other into ``path``.
 
     ``runs``: (label, rows of log.txt); epoch 0 is the start of the first train phase, the first
@@ -267,7 +271,7 @@ def whole_numbers() -> MaxNLocator:
     return MaxNLocator(integer=True, min_n_ticks=1, steps=[1, 2, 5, 10])
 
 
-def _error_title(rows: list[dict]) -> str:
+def _error_title(rows: list[Row]) -> str:
     """The best validation error of the train phases is the result, so the title states it."""
     trained = [epoch for epoch, row in enumerate(rows) if row["Phase"] == "train"]
     if not trained:

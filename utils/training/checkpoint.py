@@ -13,10 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import models
+from models import converted
 from nr.files import archive
 from nr.network.layers import Network
+from utils.data.normalisation import USUAL, Normalisation
 from utils.errors import InputError
-from utils.files import telling
+from utils.files import Plain, telling
 from utils.machine import distributed
 from utils.training.older import upgraded
 
@@ -32,13 +35,13 @@ class CheckpointError(InputError):
     """A file that is no checkpoint, a damaged one, or one of another network."""
 
 
-def save(path: Path, payload: dict) -> None:
+def save(path: Path, payload: Plain) -> None:
     """Write a sealed checkpoint atomically."""
     with telling():
         archive.write_sealed(path, payload)
 
 
-def save_last(folder: Path, payload: dict, best: bool = False) -> None:
+def save_last(folder: Path, payload: Plain, best: bool = False) -> None:
     """Write checkpoint.pth.tar, keeping the one before it as checkpoint.prev.pth.tar.
 
     ``best``: write model_best.pth.tar as well, and first: a run that is killed between the two
@@ -99,7 +102,7 @@ def _link(path: Path, name: Path) -> None:
         raise InputError(f"{name}: could not be written: {error.strerror}") from error
 
 
-def read(path: str | Path) -> dict:
+def read(path: str | Path) -> Plain:
     """The content of a checkpoint, on the CPU. Raises CheckpointError naming the file."""
     with telling(CheckpointError):
         content = archive.read_sealed(path)
@@ -112,7 +115,7 @@ def read(path: str | Path) -> dict:
     return payload
 
 
-def read_last(folder: Path) -> tuple[Path, dict] | None:
+def read_last(folder: Path) -> tuple[Path, Plain] | None:
     """The last checkpoint of a folder and its path; the one before it where that is damaged.
 
     None where there is neither. Raises CheckpointError where none can be read.
@@ -130,7 +133,7 @@ def read_last(folder: Path) -> tuple[Path, dict] | None:
         return previous, payload
 
 
-def refuse_different(found: tuple[Path, dict] | None) -> None:
+def refuse_different(found: tuple[Path, Plain] | None) -> None:
     """InputError in every process unless all of them found the same checkpoint, or none.
 
     ``found``: its path and content. Machines that share no disk may each have their own.
@@ -158,21 +161,44 @@ def put_damaged_aside(folder: Path) -> None:
     keep_as(folder / PREVIOUS, folder / LAST)
 
 
-def network(payload: dict, path: str | Path) -> Network:
+def network(payload: Plain, path: str | Path) -> Network:
     """Build the network of ``payload`` with its weights. Raises CheckpointError naming ``path``."""
     try:
         structure = payload["structure"]
         if payload["format"] == OLDER:
             structure = upgraded(payload["network"], structure)
-        return archive.restored(structure, payload["state_dict"])
+        return _restored(payload["network"], structure, payload["state_dict"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: its network cannot be rebuilt: {reason}") from error
 
 
+def _restored(spec: Plain, structure: Plain, weights: object) -> Network:
+    """The network; modules that nr does not know are those of the library that it comes from."""
+    try:
+        return archive.restored(structure, weights)
+    except ValueError:
+        if not converted.split(spec["arch"]):
+            raise
+    like = models.build(spec["family"], spec["arch"], **spec["options"])
+    return archive.restored(structure, weights, like)
+
+
 def load_network(path: str | Path) -> Network:
     """The network of a checkpoint file, on the CPU, in eval mode."""
     return network(read(path), path).eval()
+
+
+def normalisation(flags: Plain, family: str) -> Normalisation:
+    """Of the images of a run with these flags: that of pretrained weights, or the family's."""
+    found = flags.get("normalisation")
+    return USUAL[family] if found is None else Normalisation(*found)
+
+
+def load_normalisation(path: str | Path) -> Normalisation:
+    """Of the images of the run of a checkpoint file."""
+    payload = read(path)
+    return normalisation(payload["args"], payload["network"]["family"])
 
 
 @contextmanager
@@ -198,7 +224,7 @@ def refuse_non_finite(weights: Mapping[str, Tensor], source: object) -> None:
         )
 
 
-def rng_state() -> dict:
+def rng_state() -> Plain:
     """The random generators of Python, numpy and torch (CPU and every GPU) as plain data."""
     numpy = np.random.get_state(legacy=False)
     keys = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
@@ -211,7 +237,7 @@ def rng_state() -> dict:
     }
 
 
-def set_rng_state(state: dict) -> None:
+def set_rng_state(state: Plain) -> None:
     """Put the random generators back; those of GPUs only where as many are there."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.files import Plain
 from utils.training import checkpoint, lock
 from utils.training.checkpoint import BEST, DAMAGED, LAST, PREVIOUS, CheckpointError
 from utils.training.lock import FolderLock
@@ -71,7 +72,7 @@ def _refuse_dangling(folder: Path) -> None:
             )
 
 
-def claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
+def claim(folder: Path, resumed: Path | None, payload: Plain | None) -> None:
     """Make ``folder`` that of a run that goes on from the checkpoint ``resumed``, or begins.
 
     ``payload``: the content of ``resumed``. What this run would overwrite and does not stem from
@@ -82,7 +83,7 @@ def claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
         _claim(folder, resumed, payload)
 
 
-def _claim(folder: Path, resumed: Path | None, payload: dict | None) -> None:
+def _claim(folder: Path, resumed: Path | None, payload: Plain | None) -> None:
     last, own = folder / LAST, own_files(folder)
     if resumed is None or payload is None:
         put_aside(folder, own)
@@ -125,7 +126,7 @@ def put_aside(folder: Path, files: list[Path]) -> None:
     print(f"==> {folder} held another run: kept in {aside}")
 
 
-def precedes(state: dict, other: dict) -> bool:
+def precedes(state: Plain, other: Plain) -> bool:
     """Whether ``other`` is ``state`` or stems from it, by the rows of their logs.
 
     The seconds in them are the same for no two runs.
@@ -136,13 +137,13 @@ def precedes(state: dict, other: dict) -> bool:
     return length < len(other["rows"]) or _progress(state) <= _progress(other)
 
 
-def _progress(state: dict) -> tuple:
+def _progress(state: Plain) -> tuple[int, bool, bool, int]:
     """How far a run has come since its last epoch."""
     trains = state["phase"] == "train"
     return state.get("round", 1), trains, state["rescaled"], state["batches"]
 
 
-def _state(path: Path) -> dict | None:
+def _state(path: Path) -> Plain | None:
     """Where the run of a checkpoint stands; None where that cannot be read."""
     try:
         return _state_of(checkpoint.read(path))
@@ -150,12 +151,12 @@ def _state(path: Path) -> dict | None:
         return None
 
 
-def _state_of(payload: dict) -> dict:
+def _state_of(payload: Plain) -> Plain:
     partial = payload["partial"]
     return payload["run"] | {"batches": 0 if partial is None else len(partial)}
 
 
-def _is_kept(path: Path, resumed: Path, now: dict) -> bool:
+def _is_kept(path: Path, resumed: Path, now: Plain) -> bool:
     """Whether a file is ``resumed``, or a checkpoint from which the run at ``now`` stems."""
     if path.exists() and path.samefile(resumed):
         return True
@@ -163,7 +164,7 @@ def _is_kept(path: Path, resumed: Path, now: dict) -> bool:
     return state is not None and precedes(state, now)
 
 
-def _is_best(state: dict | None, now: dict) -> bool:
+def _is_best(state: Plain | None, now: Plain) -> bool:
     """Whether ``state`` is the best that the run at ``now`` has had."""
     has_trained = now["phase"] == "train" or now.get("round", 1) > 1
     return (

@@ -16,6 +16,8 @@ from utils.shown.meters import COLUMNS, Display, Figures, batch_sums
 from utils.training.signals import Stopped, StopRequest
 
 T = TypeVar("T")
+# Weight of each auxiliary loss by how many there are: of Inception v3 and GoogLeNet, as published.
+AUXILIARY = {1: 0.4, 2: 0.3}
 
 
 def step_lr(base: float, epoch: int, milestones: Sequence[int], gamma: float) -> float:
@@ -28,6 +30,17 @@ def stream_loss(logits: Tensor, labels: Tensor) -> Tensor:
     if len(labels) == 0:  # of one of several processes
         return logits.float().sum()
     return nr.loss(logits.float(), labels)
+
+
+def with_auxiliary(outputs: Tensor | tuple[Tensor, ...], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits [B, S, classes], and the loss, to which auxiliary heads add theirs."""
+    if isinstance(outputs, Tensor):
+        return outputs, stream_loss(outputs, labels)
+    logits, *others = outputs
+    share = AUXILIARY.get(len(others), min(AUXILIARY.values()))
+    return logits, stream_loss(logits, labels) + share * sum(
+        stream_loss(other, labels) for other in others
+    )
 
 
 def train_epoch(
@@ -92,8 +105,8 @@ def _gradients(
     """Add the gradients of a batch to those that are there: its logits and its loss."""
     with distributed.exchange(model, share.steps):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            logits = model(images)
-        loss = stream_loss(logits, labels)
+            outputs = model(images)
+        logits, loss = with_auxiliary(outputs, labels)
         (loss * share.weight).backward()
     return logits, loss
 

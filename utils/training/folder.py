@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from utils.errors import InputError
-from utils.files import write_atomically
+from utils.files import Plain, write_atomically
 from utils.shown.log import read_log, write_log
 from utils.training import checkpoint, claim
 from utils.training.pictures import Pictures
@@ -26,7 +26,7 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path, self.writer, self.pictures = path, Writer(), Pictures(path)
 
-    def find(self, resume: str | None, needed: bool) -> tuple[Path, dict] | None:
+    def find(self, resume: str | None, needed: bool) -> tuple[Path, Plain] | None:
         """The checkpoint that --resume names and its content, or None for a fresh run.
 
         Raises InputError for one that cannot be read, and where one is ``needed`` and not there.
@@ -46,7 +46,7 @@ class RunFolder:
         """Make the folder this run's alone, while this object lives; claim.reserve says how."""
         self.lock = claim.reserve(self.path)
 
-    def claim(self, resumed: Path | None, payload: dict | None) -> None:
+    def claim(self, resumed: Path | None, payload: Plain | None) -> None:
         """Put aside what the run would overwrite and does not stem from, as claim.claim says.
 
         ``resumed``: the checkpoint that goes on, and its content ``payload``.
@@ -62,25 +62,25 @@ class RunFolder:
         if not self.has_best():
             checkpoint.keep_as(self.path / checkpoint.LAST, self.path / checkpoint.BEST)
 
-    def save(self, name: str, payload: dict) -> None:
+    def save(self, name: str, payload: Plain) -> None:
         """Write the checkpoint ``name``."""
         self.writer.write(payload, partial(checkpoint.save, self.path / name))
 
-    def save_last(self, payload: dict, state: RunState, best: bool, due: bool) -> None:
+    def save_last(self, payload: Plain, state: RunState, best: bool, due: bool) -> None:
         """Write the last checkpoint, keeping the one before it, and what describes it after it.
 
         ``best``: it is the best, too; ``state``, ``due``: as in ``show``.
         """
         state = replace(state)  # the run changes its own
 
-        def write(payload: dict) -> None:
+        def write(payload: Plain) -> None:
             checkpoint.save_last(self.path, payload, best=best)
             self._describe(payload)
             self.show(state, due)
 
         self.writer.write(payload, write)
 
-    def catch_up(self, payload: dict, state: RunState) -> None:
+    def catch_up(self, payload: Plain, state: RunState) -> None:
         """Write run.json and log.txt again where they do not belong to the last checkpoint.
 
         A kill came between it and them, or it has just been brought here.
@@ -95,7 +95,7 @@ class RunFolder:
             self._describe(payload)
             self.show(state, due=False)
 
-    def _describe(self, payload: dict) -> None:
+    def _describe(self, payload: Plain) -> None:
         """run.json: what the run is, as plain data for utils.report, an entry a line."""
         description = {
             "command": shlex.join([Path(*sys.argv[:1]).name, *sys.argv[1:]]),

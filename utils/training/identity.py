@@ -5,6 +5,7 @@ from itertools import zip_longest
 
 from nr.network.convolutions import ConvBN
 from nr.network.layers import Network
+from utils.files import Plain
 from utils.training.given import Flags
 from utils.training.options import NO_REJUVENATION
 
@@ -23,7 +24,11 @@ PLAIN = {
     "nr_bn_target": None,
     "nr_round_to": 1,
     "nr_rounds": 1,
+    "nr_keep": None,
+    "nr_carry": False,
 }
+# Of any network: from which weights it began, and what stays of it.
+FROM_START = ("pretrained", "nr_keep")
 # Of a rejuvenated network: the flags that say how, and what a run without them had.
 REJUVENATED = {
     "nr_target": None,
@@ -31,11 +36,12 @@ REJUVENATED = {
     "nr_from_scratch": False,
     "nr_flops": False,
     "nr_round_to": 1,
+    "nr_carry": False,
 }
 
 
 def unfit(
-    payload: dict, spec: dict, flags: Flags, classes: Sequence[str], data: dict | None
+    payload: Plain, spec: Plain, flags: Flags, classes: Sequence[str], data: Plain | None
 ) -> str | None:
     """Why a checkpoint cannot go on, or be evaluated, with these flags and data; None if it can."""
     return (
@@ -46,12 +52,12 @@ def unfit(
     )
 
 
-def mismatch(payload: dict, spec: dict, flags: dict) -> str | None:
+def mismatch(payload: Plain, spec: Plain, flags: Plain) -> str | None:
     """Why the run of a checkpoint is not the one of ``spec`` and ``flags``, or None if it is.
 
     Another network is always wrong; other data or another seed only for training on.
     """
-    if payload["network"] != spec:
+    if _without_size(payload["network"]) != _without_size(spec):
         return f"holds {payload['network']}, but the flags say {spec}"
     if flags["evaluate"]:
         return None
@@ -75,10 +81,15 @@ def mismatch(payload: dict, spec: dict, flags: dict) -> str | None:
     return None
 
 
-def done(payload: dict) -> dict:
+def _without_size(spec: Plain) -> Plain:
+    """A network's description without the size of its images, which only training on compares."""
+    return spec | {"options": {k: v for k, v in spec["options"].items() if k != "image_size"}}
+
+
+def done(payload: Plain) -> Plain:
     """The flags that say what has been done to the network of a checkpoint, with their values."""
     was, run = payload["args"], payload["run"]
-    found, later = {"pretrained": was.get("pretrained")}, run.get("round", 1) > 1
+    found, later = {name: was.get(name) for name in FROM_START}, run.get("round", 1) > 1
     trains = run["phase"] == "train"
     if trains and not later and run["search_epochs"] == 0:
         target = max(was["nr_target"], NO_REJUVENATION)
@@ -92,7 +103,7 @@ def done(payload: dict) -> dict:
     return found
 
 
-def contradiction(payload: dict, flags: dict, given: Collection[str]) -> str | None:
+def contradiction(payload: Plain, flags: Plain, given: Collection[str]) -> str | None:
     """Which of the flags that were ``given`` says otherwise than what is ``done``, or None.
 
     --pretrained, and --nr-bn-target where the train phase has begun, are without effect instead.
@@ -115,15 +126,17 @@ def _flag(name: str, value: object) -> str:
     flag = f"--{name.replace('_', '-')}"
     if value is None or isinstance(value, bool):
         return flag
+    if isinstance(value, list):
+        return " ".join([flag, *value])
     return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
 
 
-def _made(name: str, known: dict) -> str:
+def _made(name: str, known: Plain) -> str:
     without = known[name] is None or known[name] is False
     return f"with{'out' if without else ''} {_flag(name, known[name])}"
 
 
-def other_class(payload: dict, classes: Sequence[str]) -> str | None:
+def other_class(payload: Plain, classes: Sequence[str]) -> str | None:
     """The first class that the checkpoint and the data name differently, or None.
 
     A checkpoint without class names was written before they were kept, and fits any.
@@ -136,7 +149,7 @@ def other_class(payload: dict, classes: Sequence[str]) -> str | None:
     return None
 
 
-def other_data(payload: dict, data: dict | None) -> str | None:
+def other_data(payload: Plain, data: Plain | None) -> str | None:
     """How the data set differs from that of the checkpoint, or None where it does not.
 
     Its name may change with its folder. Nothing is known of the data of a checkpoint from before
@@ -155,7 +168,7 @@ def other_data(payload: dict, data: dict | None) -> str | None:
     return f"was trained on {then}, but the data are {now}"
 
 
-def unmergeable(network: Network, number: int, flags: dict) -> str | None:
+def unmergeable(network: Network, number: int, flags: Plain) -> str | None:
     """Why ``network``, of round ``number``, cannot be merged for the next one, or None."""
     rounds = flags["nr_rounds"]
     gated = any(unit.form == "attention" for unit in network.modules() if isinstance(unit, ConvBN))

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 from utils.errors import InputError
+from utils.files import Plain
 from utils.machine import distributed
 
 try:
@@ -141,13 +142,13 @@ def _host() -> str:
     return socket.gethostname()
 
 
-def _signature() -> dict:
+def _signature() -> Plain:
     """What .lock says of this process."""
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     return {"host": _host(), "process": os.getpid(), "began": _began(os.getpid()), "since": now}
 
 
-def _owner(handle: int) -> dict:
+def _owner(handle: int) -> Plain:
     """What .lock says of the process that wrote it; nothing where that was cut short."""
     try:
         owner = json.loads(os.pread(handle, 1000, 0))
@@ -156,7 +157,7 @@ def _owner(handle: int) -> dict:
         return {}
 
 
-def _may_live(owner: dict) -> bool:
+def _may_live(owner: Plain) -> bool:
     """Whether that process may still run: of those on other machines nothing is known."""
     if not owner or owner["host"] != _host():
         return bool(owner)
@@ -181,13 +182,13 @@ def _began(process: int) -> str | None:
     return None
 
 
-def _described(owner: dict) -> str:
+def _described(owner: Plain) -> str:
     if not owner:
         return "another process"
     return f"process {owner['process']} on {owner['host']}, begun {owner['since']}"
 
 
-def _refusal(path: Path, owner: dict, sure: bool) -> str:
+def _refusal(path: Path, owner: Plain, sure: bool) -> str:
     if sure:
         return (
             f"--checkpoint {path.parent}: {_described(owner)} is at work in it;"

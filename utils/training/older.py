@@ -1,6 +1,7 @@
 """Checkpoints and descriptions of format 1, which name a builder and what rejuvenation changed."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -8,9 +9,10 @@ import models
 import nr
 from nr.network.graph import IMAGE
 from nr.network.wiring import wiring
+from utils.files import Plain
 
 
-def upgraded(spec: Mapping, old: Mapping) -> dict:
+def upgraded(spec: Mapping[str, Any], old: Mapping[str, Any]) -> Plain:
     """The whole description of the network that ``spec`` builds and ``old`` reshapes.
 
     ``old``: ``form``, ``widths`` (layer -> one a stream) and ``dropped`` (containers without
@@ -18,7 +20,8 @@ def upgraded(spec: Mapping, old: Mapping) -> dict:
     """
     with torch.device("meta"):
         network = models.build(spec["family"], spec["arch"], **spec["options"])
-    description, plan = nr.structure(network), wiring(network)
+    description: Plain = nr.structure(network)
+    plan = wiring(network)
     form, dropped, widths = old["form"], old["dropped"], dict(old["widths"])
     stay = {layer.name for layer in plan.layers if layer.branch not in dropped}
     odd = sorted(stay ^ widths.keys())
@@ -37,13 +40,13 @@ def upgraded(spec: Mapping, old: Mapping) -> dict:
     return description
 
 
-def _inputs(widths: Mapping, sources: tuple[str, ...]) -> list[int]:
+def _inputs(widths: Mapping[str, Any], sources: tuple[str, ...]) -> list[int]:
     """Input width of each stream: the sum over the concatenated sources that stay."""
     columns = zip(*(widths[source] for source in sources if source in widths), strict=True)
     return list(map(sum, columns))
 
 
-def _node(description: dict, name: str) -> dict:
+def _node(description: Plain, name: str) -> Plain:
     """The part of a description that is called ``name``."""
     node = description
     for part in name.split("."):

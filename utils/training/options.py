@@ -6,16 +6,22 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-import torch
-
-import models
-from models import pretrained
-from nr.network.convolutions import ConvBN
 from nr.network.units import CROSS, PRUNED
 from utils.machine import compiler
+from utils.training import archs
 
 LARGEST = 2**64 - 1  # whole number that a flag takes
 MOST_DIGITS = 1000  # characters that are read as a number at all
+# Flags that say how a network is rejuvenated.
+NEEDING = (
+    "nr_compress_only",
+    "nr_from_scratch",
+    "nr_bn_target",
+    "nr_round_to",
+    "nr_rounds",
+    "nr_keep",
+    "nr_carry",
+)
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 
 
@@ -77,14 +83,6 @@ def gpu_ids(text: str) -> list[int]:
     return numbers
 
 
-def arch(family: str, text: str) -> str:
-    """The name of a network, as files are called."""
-    name = models.file_name(text)
-    if name == text and text not in models.archs(family):
-        raise argparse.ArgumentTypeError(f"{text!r} is unknown: {_arch_help(family)}")
-    return name
-
-
 def shared_parser(family: str, description: str, **defaults: object) -> argparse.ArgumentParser:
     """The flags of both scripts; ``defaults`` are the script's own."""
     parser = argparse.ArgumentParser(
@@ -105,9 +103,9 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
     add(
         "-a",
         "--arch",
-        type=partial(arch, family),
+        type=partial(archs.arch, family),
         metavar="ARCH",
-        help=_arch_help(family),
+        help=archs.usage(family),
     )
     add("--depth", type=positive_int, help="depth of a resnet (6n+2) or densenet (6n+4)")
     add(
@@ -124,8 +122,8 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
         const=True,
         type=path,
         metavar="FILE",
-        help="begin with torchvision's weights, from FILE or downloaded, the classifier afresh"
-        f" where the classes are others: {', '.join(_pretrained(family))}",
+        help="begin with weights of torchvision or timm, from FILE or downloaded, the classifier"
+        f" afresh where the classes are others: {', '.join(archs.pretrained_ones(family))}",
     )
     add("--epochs", type=positive_int, help="epochs of the train phase")
     add("--start-epoch", type=natural, default=0, help="number of a fresh run's first epoch")
@@ -173,18 +171,6 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
     )
 
 
-def _arch_help(family: str) -> str:
-    return f"network: {', '.join(sorted(models.archs(family)))}, torchvision:<name>"
-
-
-def _pretrained(family: str) -> list[str]:
-    """The networks that torchvision has weights of, as -a takes them."""
-    return [
-        *(name for name in pretrained.ARCHS if name in models.archs(family)),
-        "torchvision:<name>",
-    ]
-
-
 def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("neural rejuvenation").add_argument
     add(
@@ -219,6 +205,17 @@ def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="survivors and new widths in multiples of N",
+    )
+    add(
+        "--nr-keep",
+        nargs="+",
+        metavar="PATTERN",
+        help="layers that stay as wide as they are, by patterns of their names, such as 'layer4.*'",
+    )
+    add(
+        "--nr-carry",
+        action="store_true",
+        help="survivors keep their momentum through a rebuild, which otherwise begins afresh",
     )
     add(
         "--nr-max-epochs",
@@ -286,11 +283,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
         parser.error(f"--schedule {' '.join(map(str, args.schedule))}: epochs must increase")
     if args.evaluate and not args.resume:
         parser.error("-e evaluates the checkpoint named by --resume, and none is named")
-    needing = ("nr_compress_only", "nr_from_scratch", "nr_bn_target", "nr_round_to", "nr_rounds")
-    for name in needing if args.nr_target >= NO_REJUVENATION else ():
+    for name in NEEDING if args.nr_target >= NO_REJUVENATION else ():
         if getattr(args, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             parser.error(f"--{flag}: --nr-target {args.nr_target:g} never rejuvenates")
+    if args.nr_carry and args.nr_from_scratch:
+        parser.error("--nr-carry: --nr-from-scratch keeps no weights, and no momentum either")
     if args.nr_rounds > 1 and args.nr_cross == "attention" and not args.nr_from_scratch:
         parser.error(
             f"--nr-rounds {args.nr_rounds}: --nr-cross attention has gates, which cannot be merged"
@@ -303,35 +301,3 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
     end = args.nr_max_epochs if searches else args.epochs
     if args.start_epoch >= end:
         parser.error(f"--start-epoch {args.start_epoch}: has to be below --{flag} {end}")
-
-
-def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.Namespace) -> dict:
-    """The builder's keywords (without num_classes), tried out on no memory before any work."""
-    if args.pretrained and (not pretrained.torchvision_name(args.arch) or args.width_mult != 1):
-        known = " ".join(_pretrained(family))
-        parser.error(f"--pretrained: torchvision has weights of {known}, of --width-mult 1 only")
-    keywords = {
-        "depth": args.depth,
-        "dropout": args.dropout,
-        "growth_rate": getattr(args, "growthRate", None),
-        "compression_rate": getattr(args, "compressionRate", None),
-        "width_mult": args.width_mult,
-    }
-    unneeded = {"width_mult": 1} if args.arch.startswith(models.converted.PREFIX) else {}
-    keywords = {
-        name: value
-        for name, value in keywords.items()
-        if value is not None and unneeded.get(name) != value
-    }
-    try:
-        with torch.device("meta"):
-            network = models.build(family, args.arch, **keywords)
-    except ValueError as error:
-        flag = str(error).replace("_rate", "Rate", 1)
-        parser.error(f"--{flag}")
-    except RuntimeError as error:
-        parser.error(f"--width-mult, --growthRate: no such network: {str(error).splitlines()[0]}")
-    widest = max(max(m.out_channels) for m in network.modules() if isinstance(m, ConvBN))
-    if args.nr_round_to > widest:
-        parser.error(f"--nr-round-to {args.nr_round_to}: the widest layer has {widest} channels")
-    return keywords

@@ -91,5 +91,5 @@ class Penalty:
 
 def largest_scale(run: Run) -> float:
     """The largest |γ| of the network that the penalty falls on."""
-    units = [layer.unit for layer in wiring(run.network).layers if not layer.fixed]
-    return max(float(norm.weight.detach().abs().max()) for unit in units for norm in unit.norms)
+    units = [layer.unit for layer in wiring(run.network).prunable]
+    return max(float(gamma.detach().abs().max()) for unit in units for gamma in unit.scales)

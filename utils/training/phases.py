@@ -18,7 +18,7 @@ def before_rejuvenation(run: Run) -> None:
 
 
 def after_rejuvenation(run: Run, report: Report) -> None:
-    """From the search to the train phase, with a fresh optimizer; both files are saved."""
+    """From the search to the train phase, with a fresh or carried optimizer; saves both files."""
     run.state = transitions.after_rejuvenation(run.state, report)
     for change in report.layers:
         (a, b), (c, d) = zip(change.before, change.after, strict=True)
@@ -27,7 +27,7 @@ def after_rejuvenation(run: Run, report: Report) -> None:
         f"| Expansion {report.expansion:.4f}, {nr.count_params(run.network):,} parameters;"
         f" with all connections {report.budget:.1%} of the budget"
     )
-    run.trainer.use(run.network)
+    run.trainer.go_on(run.args.nr_carry)
     distributed.check_equal(run.network)
     rescale_once(run)
     run.save(f"NR_{run.spec['arch']}_{run.args.nr_target:g}{run.state.suffix}.pth.tar")
@@ -41,12 +41,12 @@ def before_merging(run: Run) -> None:
 
 
 def after_merging(run: Run) -> None:
-    """From a train phase to the search of the next round, with a fresh optimizer."""
+    """From a train phase to the search of the next round, with a fresh or carried optimizer."""
     macs = run.trained_macs, nr.count_macs(run.network, run.args.image_size)
     run.state = transitions.next_round(run.state, run.sparsity, macs)
     params = nr.count_params(run.network)
     print(f"\n| Round {run.state.round}: one stream of {params:,} parameters")
-    run.trainer.use(run.network)
+    run.trainer.go_on(run.args.nr_carry)
     distributed.check_equal(run.network)
 
 

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from nr.method.life import DEAD_RATIO
+from utils.files import Plain
 from utils.shown import plots
 from utils.training.state import ROUND_PICTURES, RunState, round_suffix
 
@@ -38,7 +39,7 @@ class Pictures:
         present = {name: getattr(state, name) for name in ROUND_PICTURES}
         self._draw_round(present, state.suffix, search_due)
 
-    def _draw_round(self, shown: dict, suffix: str, due: bool) -> None:
+    def _draw_round(self, shown: Plain, suffix: str, due: bool) -> None:
         """The pictures of one round's search and rejuvenation; ``shown``: as in state.past."""
 
         def wanted(name: str) -> Path | None:

@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 
 import models
+import nr
 from nr.network.layers import Network
 from utils.data.batches import Testing, Training
+from utils.data.normalisation import Normalisation
 from utils.errors import DataError, InputError
+from utils.files import Plain
 from utils.machine import bfloat16, distributed
 from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
@@ -36,12 +39,12 @@ class Run:
     def __init__(
         self,
         args: Flags,
-        spec: dict,
+        spec: Plain,
         devices: list[torch.device],
         folder: RunFolder,
         sparsity: float,
         classes: Sequence[str],
-        data: dict | None = None,
+        data: Plain | None = None,
     ):
         self.args, self.spec, self.classes, self.data = args, spec, list(classes), data
         self.folder, self.stop, self.sparsity = folder, StopRequest(), sparsity
@@ -67,6 +70,10 @@ class Run:
     def network(self) -> Network:
         return self.trainer.network
 
+    @property
+    def normalisation(self) -> Normalisation:
+        return checkpoint.normalisation(vars(self.args), self.spec["family"])
+
     def _begin(self) -> None:
         seed = self.args.manualSeed
         if seed is None:
@@ -76,17 +83,19 @@ class Run:
             seed, self.args.nr_target, self.sparsity, self.args.start_epoch
         )
         seed_generators(seed, NETWORK)
-        self.trainer.use(
-            models.build(self.spec["family"], self.spec["arch"], **self.spec["options"])
-        )
+        network = models.build(self.spec["family"], self.spec["arch"], **self.spec["options"])
+        nr.hold(network, keep=self.args.nr_keep or ())
+        self.trainer.use(network)
 
-    def _resume(self, path: Path, payload: dict) -> None:
+    def _resume(self, path: Path, payload: Plain) -> None:
         print(f"==> Resuming from {path}")
         with checkpoint.restoring(path):
             if wrong := unfit(payload, self.spec, self.args, self.classes, self.data):
                 raise InputError(f"{path}: {wrong}")
             if not self.args.evaluate:
                 vars(self.args).update(done(payload))
+            if found := payload["args"].get("normalisation"):
+                self.args.normalisation = found
             network = checkpoint.network(payload, path)
             checkpoint.refuse_non_finite(network.state_dict(), path)
             self.state = RunState(**payload["run"])

@@ -6,8 +6,10 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from models import pretrained
+import models
+from models import converted, pretrained
 from utils.data.batches import Testing, Training
+from utils.data.normalisation import USUAL
 from utils.errors import InputError, one_line
 from utils.machine import distributed
 from utils.machine.allocator import keep_freed_memory
@@ -80,8 +82,20 @@ def open_folder(args: Flags) -> RunFolder:
     return folder
 
 
+def begin(run: Run) -> None:
+    """Say what is special about the network, and give a fresh run the weights of --pretrained."""
+    if converted.split(run.spec["arch"]) and not run.resumed and converted.is_scaled(run.network):
+        print(
+            f"==> Without batch norm {models.full_name(run.spec['arch'])} is pruned by scales γ = 1"
+            " behind its activations; python -m utils.report --export folds them"
+        )
+    begin_pretrained(run)
+    if run.args.pretrained:
+        print(f"==> Images are normalised as for the pretrained weights: {run.normalisation}")
+
+
 def begin_pretrained(run: Run) -> None:
-    """Give a fresh run torchvision's weights, of the file of --pretrained or downloaded, if so."""
+    """Give a fresh run the weights of the file of --pretrained, or downloaded ones, if so."""
     if run.resumed:
         if "pretrained" in run.args.given:
             print("==> --pretrained: the checkpoint has its own weights, so it is not applied")
@@ -95,11 +109,14 @@ def begin_pretrained(run: Run) -> None:
         whole = pretrained.load(run.network, weights, run.spec["arch"])
     except ValueError as error:
         raise InputError(f"--pretrained: {error}") from error
-    source = file or "torchvision"
+    source = file or pretrained.source(run.spec["arch"])[0]
     checkpoint.refuse_non_finite(run.network.state_dict(), f"--pretrained {source}")
     print(f"==> Weights of {source}")
     if not whole:
         print("==> --pretrained: its classes are not as many, so the classifier begins afresh")
+    made_for = pretrained.normalisation(run.spec["arch"])
+    if made_for and made_for != USUAL[run.spec["family"]]:
+        run.args.normalisation = [list(values) for values in made_for]
 
 
 def evaluate(run: Run, test_batches: Testing) -> int:

@@ -1,13 +1,11 @@
 """SIGINT, SIGTERM and SIGHUP ask for a stop after the batch; a second one stops at once."""
 
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from torch import Tensor
 
-from utils.machine import distributed
+from utils.machine import distributed, handlers
 
 HANGUP = getattr(signal, "SIGHUP", None)  # of a terminal that is closed; not on Windows
 SIGNALS = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
@@ -36,7 +34,7 @@ class StopRequest:
         self.signum = 0
         self.question = distributed.Question()
         self.awaited = [s for s in SIGNALS if s != HANGUP or not _is_ignored(s)]
-        if _in_main_thread():
+        if handlers.in_main_thread():
             for signum in self.awaited:
                 signal.signal(signum, self._remember)
 
@@ -58,20 +56,10 @@ class StopRequest:
         return distributed.largest(self.signum)
 
 
-@contextmanager
-def put_back() -> Iterator[None]:
-    """After the block signals do what they did before it, as a notebook expects."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    try:
-        yield
-    finally:
-        for signum, handler in before.items() if _in_main_thread() else ():
-            signal.signal(signum, handler)
+def put_back() -> AbstractContextManager[None]:
+    """After the block these signals do what they did before it."""
+    return handlers.kept(*SIGNALS)
 
 
 def _is_ignored(signum: int) -> bool:
     return signal.getsignal(signum) == signal.SIG_IGN
-
-
-def _in_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()

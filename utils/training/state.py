@@ -1,7 +1,10 @@
 """Where a run stands, as plain data; transitions says how it moves on."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from utils.files import Plain
+from utils.shown.log import Row
 from utils.shown.meters import Figures
 
 ROUND_PICTURES = ("live", "scales", "widths")  # what of the state is drawn, a picture a round
@@ -32,13 +35,13 @@ class RunState:
     best_acc: float = 0.0
     rescaled: bool = False
     seconds: float = 0.0
-    rows: list[dict] = field(default_factory=list)
-    live: list[dict] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    live: list[dict[str, float]] = field(default_factory=list)
     scales: list[list[int]] = field(default_factory=list)
-    widths: list[list] = field(default_factory=list)
+    widths: list[list[Any]] = field(default_factory=list)
     round: int = 1
     round_start: int = 0
-    past: list[dict] = field(default_factory=list)
+    past: list[Plain] = field(default_factory=list)
     macs: list[int] = field(default_factory=list)
 
     @property

@@ -1,5 +1,7 @@
 """The network in training on its devices: an epoch of it, and what a checkpoint keeps of it."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from nr.method.utilization import relative_scales
 from nr.network.layers import Network
 from utils.data.batches import Testing, Training
 from utils.errors import DataError, InputError
+from utils.files import Plain
 from utils.machine import distributed
 from utils.machine.compiler import compile_network
 from utils.machine.seeding import EPOCH, seed_generators
@@ -38,7 +41,9 @@ class Trainer:
         compiled: str | None,
     ):
         self.devices, self.amp, self.compiled = devices, amp, compiled
-        self.sgd = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        self.optimized = partial(
+            nr.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
+        )
         self.partial: Tensor | None = None
 
     def use(self, network: Network) -> None:
@@ -50,7 +55,14 @@ class Trainer:
         if self.compiled:
             compile_network(self.network, self.devices, self.compiled)
         self.model = distributed.parallel(self.network, self.devices)
-        self.optimizer = nr.SGD(self.network, **self.sgd, fused=True)
+        self.optimizer = self.optimized(self.network)
+
+    def go_on(self, carried: bool) -> None:
+        """Train the network as it was rebuilt; ``carried``: with the momentum of what survived."""
+        before = self.optimizer
+        self.use(self.network)
+        if carried:
+            self.optimizer = nr.carry(before)
 
     def epoch(
         self,
@@ -120,7 +132,7 @@ class Trainer:
         live = {r.name: r.live_out / r.out_channels for r in usage.layers if not r.fixed}
         return Usage(ratio, params, live, scale_histogram(self.network))
 
-    def payload(self) -> dict:
+    def payload(self) -> Plain:
         """What a checkpoint keeps: every process has to call this, rank 0 saves it."""
         return {
             "state_dict": self.network.state_dict(),
@@ -130,7 +142,7 @@ class Trainer:
             "rng": distributed.gathered(checkpoint.rng_state()),
         }
 
-    def restore(self, payload: dict, state: RunState) -> None:
+    def restore(self, payload: Plain, state: RunState) -> None:
         """Take the momentum, figures and generators of ``payload``; its network is in use.
 
         A process whose generators the payload has not seeds them from where the run stands.

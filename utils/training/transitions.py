@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from nr.method.rejuvenation import Report
+from utils.shown.log import Row
 from utils.training.options import NO_REJUVENATION
 from utils.training.state import ROUND_PICTURES, Epoch, RunState
 
@@ -35,7 +36,7 @@ def after_epoch(state: RunState, epoch: Epoch, top5: bool) -> RunState:
     )
 
 
-def row(state: RunState, epoch: Epoch, top5: bool) -> dict:
+def row(state: RunState, epoch: Epoch, top5: bool) -> Row:
     """The line of log.txt for an epoch that began at ``state``."""
     return (
         {

@@ -7,6 +7,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from utils.files import Plain
+
 
 class Writer:
     """Writes one thing after another in a thread, while the thread that it belongs to goes on.
@@ -20,7 +22,7 @@ class Writer:
         if _mine.stack is not None:
             _mine.stack.callback(self.wait)
 
-    def write(self, payload: dict, work: Callable[[dict], None]) -> None:
+    def write(self, payload: Plain, work: Callable[[Plain], None]) -> None:
         """Begin ``work`` with a copy of ``payload``, once what was begun before is done.
 
         So there is one copy at a time. The caller may change the payload's tensors at once.
@@ -39,7 +41,7 @@ class Writer:
         if error is not None:
             raise error
 
-    def _work(self, work: Callable[[dict], None], payload: dict) -> None:
+    def _work(self, work: Callable[[Plain], None], payload: Plain) -> None:
         try:
             work(payload)
         except BaseException as error:  # for the thread that has begun it, whatever it is
@@ -69,7 +71,7 @@ def finished() -> Iterator[None]:
         _mine.stack = outer
 
 
-def copied(payload: dict) -> dict:
+def copied(payload: Plain) -> Plain:
     """A copy of plain values and tensors, these in the memory of the host, waited for once."""
     copy = {key: _copied(value) for key, value in payload.items()}
     if torch.cuda.is_initialized():

@@ -22,9 +22,10 @@ from tests.data.photographs.sets import (
 )
 from tests.image_files import write
 from utils.data import photographs
+from utils.data.normalisation import USUAL
 from utils.machine.seeding import ORDER, mixed_seed
 
-LEVEL = 1 / 255 / min(photographs.STD)  # one pixel value, after normalisation
+LEVEL = 1 / 255 / min(USUAL["imagenet"].std)  # one pixel value, after normalisation
 
 
 @pytest.mark.parametrize("size", [16, 21, 32])

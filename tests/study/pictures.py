@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from utils.shown import plots
+from utils.shown.log import Row
 
 
 def differences(groups: dict[str, dict[str, tuple[float, float]]], path: Path) -> None:
@@ -44,7 +45,7 @@ class Live:
     """
 
     sparsity: float
-    rows: list[dict]
+    rows: list[Row]
     layers: dict[str, float]
 
 
