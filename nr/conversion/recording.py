@@ -103,11 +103,8 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
-        if (
-            isinstance(a, Tensor)
-            and a.is_meta
-            and id(a) not in map(id, _tensors(self.model).values())
-        ):
+        own = map(id, _tensors(self.model).values())
+        if isinstance(a, Tensor) and a.is_meta and id(a) not in own:
             raise Refusal(self.path, "computes with what was made of its parameters elsewhere")
         return super().create_arg(a)
 
