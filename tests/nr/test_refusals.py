@@ -27,7 +27,7 @@ REFUSED = {
     "half a channel": (lambda m, x: head(m, x[:, :, 1:]), "something else than whole channels"),
     "size": (lambda m, x: m.fc(torch.flatten(x, 1)), "other image_size|image_size"),
     "means": (lambda m, x: head(m, x * x.mean(1, True)), "mean: is no mean over H and W in one"),
-    "moved": (lambda m, x: m.fc(x.view(x.shape[0], 2, -1, 6).mean(3)[..., 0]), "mean: is no mean"),
+    "moved": (lambda m, x: m.fc(x.view(x.shape[0], 4, 2, -1).mean(3)[..., 0]), "is no mean over H"),
     "named": (lambda m, x: head(m, torch.special.expit(x)), "not known"),
 }
 
