@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 from nr.conversion.values import LARGER, RESULT
 from nr.conversion.words import arguments, first, word
-from nr.network.convolutions import pair
 from nr.network.plain import KINDS
+from nr.network.windows import pair
 
 # Plain modules by the word of their function, without underscores.
 _PLAIN = {cls.__name__.lower(): cls for cls in KINDS if cls.__module__.startswith("torch.nn")}

@@ -20,11 +20,12 @@ from nr.files.values import (
     read_window,
 )
 from nr.network.checks import image_hw
-from nr.network.convolutions import Conv, ConvBN, pair
+from nr.network.convolutions import Conv, ConvBN
 from nr.network.graph import Graph, Node, Outputs, Pick
 from nr.network.layers import Chain, Classifier, Concat, Head, Network, Residual
 from nr.network.plain import BY_NAME
 from nr.network.units import FORMS, Norm
+from nr.network.windows import pair
 from nr.network.wiring import wiring
 
 READ = (1, 2)  # versions; the first has neither graphs nor norms before convolutions

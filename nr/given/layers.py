@@ -5,10 +5,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from nr.network.convolutions import ConvBN, pair
+from nr.network.convolutions import ConvBN
 from nr.network.layers import Classifier
 from nr.network.norms import BatchNorm, take_after
 from nr.network.units import FORMS
+from nr.network.windows import pair
 
 
 def convolution(unit: ConvBN, place: int) -> nn.Module:

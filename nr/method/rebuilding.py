@@ -80,18 +80,15 @@ class Move:
 
     def copy_unit(self, new: Unit, old: Unit, ours: Values, theirs: Values) -> None:
         """Of a unit the blocks and the norms of the channels that both have."""
-        reads, own = self.reads, self.own
+        rows, columns = _all_matched(*self.own), _all_matched(*self.reads)
         for i, o, block in new.blocks(_weights(ours)):
             for old_i, old_o, old_block in old.blocks(_weights(theirs)):
-                rows = matched(own[0][o], own[1][old_o])
-                columns = matched(reads[0][i], reads[1][old_i])
+                read = columns[i, old_i]
                 if old.group is not None:  # a group that lives keeps all its inputs
-                    columns = (count_to(old_block.shape[1]),) * 2
-                _copy(block, old_block, rows, columns)
-        for norm, numbers in enumerate(own[0]):
-            for old_norm, old_numbers in enumerate(own[1]):
-                places = matched(numbers, old_numbers)
-                _copy_norm(_inside(ours, norm), _inside(theirs, old_norm), places)
+                    read = (count_to(old_block.shape[1]),) * 2
+                _copy(block, old_block, rows[o, old_o], read)
+        for (norm, old_norm), places in rows.items():
+            _copy_norm(_inside(ours, norm), _inside(theirs, old_norm), places)
 
     def copy_columns(self, new: Classifier, old: Classifier, ours: Values, theirs: Values) -> None:
         """Of a classifier the columns that both have, and the bias that all streams share."""
@@ -103,6 +100,11 @@ class Move:
         for name in ours.keys() & theirs.keys():
             if name.endswith(".bias"):
                 ours[name].copy_(theirs[name])
+
+
+def _all_matched(new: Lists, old: Lists) -> dict[tuple[int, int], tuple[Tensor, Tensor]]:
+    """The places of what both hold, by (new stream, old stream)."""
+    return {(i, j): matched(a, b) for i, a in enumerate(new) for j, b in enumerate(old)}
 
 
 def _weights(values: Values) -> list[Tensor]:

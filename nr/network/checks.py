@@ -2,12 +2,13 @@
 
 from torch import nn
 
-from nr.network.convolutions import Conv, ConvBN, pair
+from nr.network.convolutions import Conv, ConvBN
 from nr.network.graph import Graph
 from nr.network.layers import Classifier, Head, Network, is_chain
 from nr.network.norms import Bias, loses_count
 from nr.network.plain import Size
 from nr.network.units import FORMS
+from nr.network.windows import pair
 
 LARGEST_SIDE = 2**16  # pixels; a larger map is a mistake
 

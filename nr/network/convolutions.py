@@ -10,11 +10,10 @@ from torch import Tensor, fx, nn
 
 from nr.network.norms import BatchNorm, Bias, Follower, Layers
 from nr.network.units import FORMS, Streams, Unit
+from nr.network.windows import Window, pair, window, windows_in
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
-
-Window = int | tuple[int, int]  # of a square, or (height, width)
 
 
 class Options(TypedDict, total=False):
@@ -45,11 +44,11 @@ class Windowed(Unit):
         momentum: float | None = 0.1,
     ) -> None:
         """Take all that does not depend on channels."""
-        self.kernel_size = _window("kernel_size", kernel_size, 1)
-        self.stride = _window("stride", stride, 1)
-        self.dilation = _window("dilation", dilation, 1)
-        self.padding = _same(self) if padding is None else _window("padding", padding, 0)
-        self.output_padding = _window("output_padding", output_padding, 0)
+        self.kernel_size = window("kernel_size", kernel_size, 1)
+        self.stride = window("stride", stride, 1)
+        self.dilation = window("dilation", dilation, 1)
+        self.padding = _same(self) if padding is None else window("padding", padding, 0)
+        self.output_padding = window("output_padding", output_padding, 0)
         self.transposed = transposed
         # Pixels between those that are read; the convolution strides over the rest.
         pointwise = self.kernel_size == 1 and self.padding == 0 and not transposed
@@ -74,11 +73,12 @@ class Windowed(Unit):
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of its output, from that of its input."""
-        windows = (self.kernel_size, self.stride, self.padding, self.dilation, self.output_padding)
-        sides = zip(size, *map(pair, windows), strict=True)
-        if self.transposed:
-            return tuple((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in sides)
-        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d, _ in sides)
+        windows = (self.kernel_size, self.stride, self.padding, self.dilation)
+        if not self.transposed:
+            return windows_in(size, *windows)
+        sides = zip(size, *map(pair, (*windows, self.output_padding)), strict=True)
+        h, w = ((n - 1) * s - 2 * p + d * (k - 1) + o + 1 for n, k, s, p, d, o in sides)
+        return h, w
 
 
 class ConvBN(Windowed):
@@ -261,25 +261,10 @@ def _group(in_channels: int, out_channels: int, groups: int) -> tuple[int, int] 
     return None if groups == 1 else (in_channels // groups, out_channels // groups)
 
 
-def pair(window: Window) -> tuple[int, int]:
-    """(height, width) of a window."""
-    return (window, window) if isinstance(window, int) else window
-
-
-def _window(what: str, value: object, least: int) -> Window:
-    """A window as an int where it is a square. Raises ValueError for anything else than windows."""
-    found = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(found) != 2 or any(type(side) is not int or side < least for side in found):
-        raise ValueError(
-            f"ConvBN: {what} {value!r}: an int >= {least} for a square, or (height, width)"
-        )
-    return found[0] if found[0] == found[1] else found
-
-
 def _same(unit: Windowed) -> Window:
     """The padding that keeps the size at stride 1."""
     sides = zip(pair(unit.kernel_size), pair(unit.dilation), strict=True)
-    return _window("padding", tuple(d * (k // 2) for k, d in sides), 0)
+    return window("padding", tuple(d * (k // 2) for k, d in sides), 0)
 
 
 @fx.wrap  # what it asks of its tensors has no answer while torch.fx traces

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 
 from nr.network.norms import Layers, take_after
 from nr.network.units import Streamed, Streams
+from nr.network.windows import windows_in
 
 ACTIVATIONS = ("relu", None)  # of a sum
 # What a network gives: logits, or those of several heads in dicts and tuples.
@@ -211,8 +212,7 @@ class Head(Classifier):
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(H, W) of its output, from that of its input."""
-        sides = zip(size, self.window, *self.options().values(), strict=True)
-        return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides)
+        return windows_in(size, self.window, self.stride, self.padding, self.dilation)
 
     def maps(self, x: Streams) -> Streams:
         return tuple(self.each(x))

@@ -48,6 +48,9 @@ class Ties:
                 return replace(self, fixed=frozenset(fixed))
             fixed.update(layer.name for layer in more)
             held[self.part[torch.cat([n for layer in more for n in layer.numbers])]] = True
+            for layer in more:
+                if isinstance(layer.unit, Norm):  # none of its channels goes, so none that it reads
+                    held[self.part[torch.cat(layer.reads)]] = True
 
     def size(self, numbers: Tensor) -> int:
         """How many of a layer's ``numbers`` [C] live, die and grow together."""

@@ -21,6 +21,7 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 import nr
 from nr.network.wiring import wiring
 from tests.helpers import (
+    kill,
     logits_of,
     random_norms,
     relative_difference,
@@ -309,6 +310,34 @@ def test_nothing_changes_in_place_what_others_read(name, dead):
     assert report.utilization.ratio < 1
     assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
     network.train()(images()).sum().backward()
+
+
+class Scaled(nn.Module):
+    """A branch that a parameter scales before the sum, as of ConvNeXt."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.branch = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(8) for _ in range(3))
+        self.gamma = nn.Parameter(torch.rand(8, 1, 1) + 0.5)
+        self.last, self.fc = nn.Conv2d(8, 8, 1), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        x = F.relu(self.norms[0](self.stem(x)))
+        x = x + self.norms[1](self.branch(x)) * self.gamma
+        return self.fc(F.relu(self.norms[2](self.last(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("cross", ["removed", "none"])
+def test_what_a_scale_in_a_sum_reads_is_held(cross):
+    """Its channels stay, so a dead one among those that it scales cannot go."""
+    torch.manual_seed(0)
+    network = nr.convert(Scaled().double(), SIZE)
+    kill(network, {"features.branch": slice(2), "features.last": slice(2)})
+    before = logits_of(network, images())
+    assert {layer.name for layer in wiring(network).prunable} == {"features.last"}
+    nr.rejuvenate(network, cross)
+    assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
 
 
 class Copied(nn.Module):

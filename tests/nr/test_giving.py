@@ -10,8 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.ao.quantization import get_default_qconfig_mapping, quantize_dynamic
-from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 from torch.utils._pytree import tree_leaves, tree_map
 
 import nr
@@ -220,7 +218,7 @@ class Recorder(pickle.Unpickler):
 
 @pytest.mark.parametrize("form", [None, "removed"])
 def test_tools_of_torch_take_it_and_nr_is_not_needed(form):
-    model = rebuilt("mixed", form).float().eval()
+    model = rebuilt("mixed" if form is None else "tiny", form).float().eval()
     found, x = nr.to_torch(model), images().float()
     wanted = found(x)
     unpickler = Recorder(pickle.dumps(found))
@@ -228,18 +226,21 @@ def test_tools_of_torch_take_it_and_nr_is_not_needed(form):
     assert unpickler.needed <= {"torch", "collections"}
     assert "nr" not in found.code
     assert torch.equal(fx.symbolic_trace(found)(x), wanted)
-    with warnings.catch_warnings():  # torch moves quantization elsewhere
+    ao = pytest.importorskip("torch.ao.quantization")  # which torch moves elsewhere
+    pytest.importorskip("torch.ao.quantization.quantize_fx")
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dynamic = quantize_dynamic(found)
-        prepared = prepare_fx(copy.deepcopy(found), get_default_qconfig_mapping(), (x,))
+        dynamic = ao.quantize_dynamic(found)
+        mapping = ao.get_default_qconfig_mapping()
+        prepared = ao.quantize_fx.prepare_fx(copy.deepcopy(found), mapping, (x,))
         prepared(x)
-        quantized = convert_fx(prepared)
+        quantized = ao.quantize_fx.convert_fx(prepared)
     for each in (dynamic, quantized):
         assert relative_difference(each(x), wanted) < 0.2  # eight bits
 
 
 def test_it_exports():
-    found, x = nr.to_torch(rebuilt("mixed", "removed").eval()), images()
+    found, x = nr.to_torch(rebuilt("tiny", "removed").eval()), images()
     dynamic = ({0: torch.export.Dim("B")},)
     program = torch.export.export(found, (x,), dynamic_shapes=dynamic)
     assert relative_difference(program.module()(x[:3]), found(x[:3])) < EXACT
