@@ -2,7 +2,6 @@
 
 import copy
 import operator
-from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -11,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from nr.conversion.modules import ELEMENTWISE
 from nr.given.layers import batch_norm, convolution, head
+from nr.given.tape import Tape
 from nr.network.checks import refuse_sharded
 from nr.network.convolutions import ConvBN
-from nr.network.graph import ADD, CAT, FLAT, IMAGE, Graph, Outputs, Pick
+from nr.network.graph import CAT, FLAT, IMAGE, Graph, Outputs, Pick
 from nr.network.layers import Classifier, Network, Residual
 from nr.network.norms import Bias, Follower, Scale
 from nr.network.numbers import Lists
@@ -26,7 +25,6 @@ from nr.network.wiring import wiring
 
 FEATURES, CLASSIFIER = "features.", "classifier"  # what the names of steps begin with
 STREAMS = ("", "_rejuvenated")  # what the names of a stream's layers end in
-KEEPS = (*ELEMENTWISE, nn.BatchNorm1d, nn.BatchNorm2d)  # modules of maps and of [B, C]
 Nodes = tuple[fx.Node, ...]  # an activation, one node a stream
 
 
@@ -50,16 +48,14 @@ def to_torch(model: Network) -> fx.GraphModule:
     return _Writer(model).module()
 
 
-class _Writer:
+class _Writer(Tape):
     """Writes each step of a network, in order, into a graph of torch.fx."""
 
     def __init__(self, model: Network):
+        super().__init__()
         self.model, self.steps = model, wiring(model).steps
         self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.graph = fx.Graph()
-        self.parts: dict[str, nn.Module | Tensor] = {}  # what the graph calls or reads, by path
         self.values: dict[str, Nodes] = {}
-        self.flat: set[fx.Node] = set()  # activations [B, C]; the others are [B, C, H, W]
 
     def module(self) -> fx.GraphModule:
         """The whole network."""
@@ -120,16 +116,6 @@ class _Writer:
         if isinstance(container, Residual) and container.activation is not None:
             made = self.plain(nn.ReLU(), f"{name}.relu", made)
         return made
-
-    def join(self, word: str, parts: Nodes) -> fx.Node:
-        if any(part not in self.flat for part in parts):
-            parts = tuple(map(self.map, parts))
-        if len(parts) == 1:
-            return self.copied(*parts)
-        if word == CAT:
-            return self.call(torch.cat, list(parts), 1)
-        function = operator.add if word == ADD else operator.mul
-        return reduce(lambda a, b: self.call(function, a, b), parts)
 
     # What has weights.
 
@@ -207,54 +193,6 @@ class _Writer:
             said = f"images of {module.size[0]}x{module.size[1]} are needed, as {module.reader} is"
             self.call(torch._assert, same, f"{said} made for them")
         return x
-
-    # Bookkeeping.
-
-    def layer(self, path: str, module: nn.Module, x: fx.Node) -> fx.Node:
-        """A call of a module, which ``path`` is free for."""
-        self.parts[path] = module
-        flat = isinstance(module, nn.Linear) or (isinstance(module, KEEPS) and x in self.flat)
-        x = self.flattened(x) if flat else self.map(x)
-        return self.marked(self.graph.call_module(path, (x,)), flat)
-
-    def call(self, function: Callable[..., object], *arguments: Any, **options: Any) -> fx.Node:
-        """A call of a function, which gives [B, C] where it reads nothing else."""
-        node = self.graph.call_function(function, arguments, options)
-        return self.marked(node, self.flat.issuperset(node.all_input_nodes))
-
-    def copied(self, x: fx.Node) -> fx.Node:
-        """A copy, which what follows may change in place."""
-        return self.marked(self.graph.call_method("clone", (x,)), x in self.flat)
-
-    def tensor(self, path: str, value: Tensor) -> fx.Node:
-        """A parameter or buffer of the whole."""
-        path = self.free(path)
-        self.parts[path] = value
-        return self.graph.get_attr(path)
-
-    def marked(self, node: fx.Node, flat: bool) -> fx.Node:
-        (self.flat.add if flat else self.flat.discard)(node)
-        return node
-
-    def flattened(self, x: fx.Node) -> fx.Node:
-        """[B, C·H·W] of an activation."""
-        return x if x in self.flat else self.marked(self.call(torch.flatten, x, 1), True)
-
-    def map(self, x: fx.Node) -> fx.Node:
-        """[B, C, H, W] of an activation."""
-        whole = slice(None)
-        if x not in self.flat:
-            return x
-        return self.marked(self.call(operator.getitem, x, (whole, whole, None, None)), False)
-
-    def free(self, path: str) -> str:
-        """``path``, or it with underscores that make it new and keep it off torch's own names."""
-        parts = path.split(".")
-        path = ".".join(f"{p}_" if hasattr(fx.GraphModule, p) else p for p in parts)
-        taken = [f"{other}." for other in self.parts]
-        while any(f"{path}.".startswith(t) or t.startswith(f"{path}.") for t in taken):
-            path += "_"
-        return path
 
 
 def _spread(values: Tensor) -> nn.Parameter:
