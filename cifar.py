@@ -98,7 +98,7 @@ def rejuvenation(
                 report = nr.rejuvenate(
                     run.network,
                     cross=args.nr_cross,
-                    flops=args.nr_flops,
+                    budget=phases.budget(run),
                     image_size=IMAGE_SIZE,
                     from_scratch=args.nr_from_scratch,
                     round_to=args.nr_round_to,

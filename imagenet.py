@@ -128,7 +128,7 @@ def rejuvenation(
                 report = nr.rejuvenate(
                     run.network,
                     cross=args.nr_cross,
-                    flops=args.nr_flops,
+                    budget=phases.budget(run),
                     image_size=args.image_size,
                     from_scratch=args.nr_from_scratch,
                     round_to=args.nr_round_to,

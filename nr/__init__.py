@@ -7,6 +7,7 @@ from nr.files.structure import structure
 from nr.given.giving import to_torch
 from nr.given.outputs import Joined, loss, predict
 from nr.method.carrying import carry
+from nr.method.latency import Latency
 from nr.method.merging import merge
 from nr.method.planning import Plan, plan
 from nr.method.rejuvenation import rejuvenate
@@ -31,6 +32,7 @@ __all__ = [
     "FileError",
     "Graph",
     "Joined",
+    "Latency",
     "Network",
     "Node",
     "Plan",

@@ -231,7 +231,7 @@ def test_the_whole_table(small, capsys):
     again = sum(
         max(1, len(settings.PHASES[phase])) for phase in eager if phase not in settings.GPU_ONLY
     )
-    assert len(lines) == 2 + 3 * (again + len(settings.GPU_ONLY)) + 3 + 7 + 2
+    assert len(lines) == 2 + 3 * (again + len(settings.GPU_ONLY)) + 3 + 10 + 2
     rows = {(row[0], row[1]): row for row in cells}
     assert rows["-", "imagenet loader"][2] == "not measured"
     assert float(rows["VGG-19", "removed, checkpoint"][5]) < 1

@@ -7,7 +7,10 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nr.method.budget import Budget, Growth, grows_squared
+from torch import Tensor
+
+from nr.method.budget import Budget, Cost, Growth, grows_squared
+from nr.method.costs import Budgeted, name_of, paid, read_budget
 from nr.method.cutting import Cut
 from nr.method.growth import Families
 from nr.method.life import life
@@ -21,8 +24,6 @@ from nr.network.plain import Size
 from nr.network.steps import Wiring
 from nr.network.units import CROSS, PRUNED
 from nr.network.wiring import wiring
-
-BUDGETS = ("params", "flops")
 
 
 @dataclass(frozen=True)
@@ -92,12 +93,16 @@ def plan(
     from_scratch: bool = False,
     round_to: int = 1,
     published: bool | None = None,
-    budget: str = "params",
+    budget: Budgeted = "params",
 ) -> Plan:
     """What nr.rejuvenate with these arguments would do to ``model``, which stays as it is.
 
-    ``params`` are exact but for a bias that a layer gets to take up what dead scales still say.
-    Raises ValueError as nr.rejuvenate does.
+    ``budget``: "params" or "flops", with every connection between the streams whether it exists or
+    not; "latency", seconds of a forward pass of one image on the network's device, or an
+    nr.Latency; or a function of a network, which it gets without memory (on the meta device). Of
+    the last two r is the largest, by bisection, at which the network as it is in the end does not
+    cost more than this one. ``params`` are exact but for a bias that a layer gets to take up what
+    dead scales still say. Raises ValueError as nr.rejuvenate does.
     """
     return planned(model, cross, flops, image_size, from_scratch, round_to, published, budget)[0]
 
@@ -110,25 +115,33 @@ def planned(
     from_scratch: bool,
     round_to: int,
     published: bool | None,
-    budget: str,
+    budget: Budgeted,
 ) -> tuple[Plan, Cut]:
     """The plan, and what it says in channel numbers."""
     check_form(cross, from_scratch)
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to: {round_to!r} is not a whole number of at least 1")
-    if budget not in BUDGETS:
-        raise ValueError(f"budget: {budget!r} is unknown, expected one of {BUDGETS}")
-    budget = "flops" if flops else budget
+    budget = read_budget(budget, flops)
     wired = walked(model, image_size, from_scratch)
     families = Families(wired)
     alive = round_up(families, life(wired), round_to)
     costs = Budget(families, alive, budget == "flops", round_to)
-    usage, total = measure(wired, alive, budget == "flops"), full_cost(wired, budget == "flops")
-    growth = _growth(costs, usage, total, cross, published)
-    cut = Cut(families, alive, growth.copies, cross, from_scratch)
+    usage = measure(wired, alive, budget == "flops")
+
+    def cut_of(copies: Tensor) -> Cut:
+        return Cut(families, alive, copies, cross, from_scratch)
+
+    cost: Cost = costs.cost
+    total: float = full_cost(wired, budget == "flops")
+    if not isinstance(budget, str):
+        check(model, cut_of(costs.expanded(2.0)))  # before anything is timed
+        cost, total = paid(budget, model, cut_of, next(iter(wired.steps.values())).size)
+        published = bool(published)
+    growth = _growth(costs, usage, cost, total, cross, published)
+    cut = cut_of(growth.copies)
     check(model, cut)
-    cost = (total, costs.cost(growth.copies) if cut.changes else total)
-    return described(model, cut, budget, growth.expansion, cost), cut
+    pair = (total, cost(growth.copies) if cut.changes else total)
+    return described(model, cut, name_of(budget), growth.expansion, pair), cut
 
 
 def described(
@@ -157,14 +170,19 @@ def rows_of(cut: Cut) -> tuple[LayerPlan, ...]:
 
 
 def _growth(
-    costs: Budget, usage: Utilization, total: int, cross: str, published: bool | None
+    costs: Budget,
+    usage: Utilization,
+    cost: Cost,
+    total: float,
+    cross: str,
+    published: bool | None,
 ) -> Growth:
     """The expansion, and how many fresh parts follow each part."""
     if published is None:
         published = grows_squared(costs.families.plan)
     if cross == PRUNED or published or usage.live == usage.total:
         return costs.published(usage.live, usage.live if cross == PRUNED else usage.total)
-    return costs.solved(costs.cost, total)
+    return costs.solved(cost, total)
 
 
 def full_cost(wired: Wiring, flops: bool) -> int:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 
 from nr.method.constants import absorb
+from nr.method.costs import LATENCY, Budgeted
 from nr.method.cutting import Cut
 from nr.method.fitting import fitted
+from nr.method.latency import Latency
 from nr.method.planning import Plan, planned
 from nr.method.rebuilding import remade, swap, transplant
 from nr.method.utilization import LayerUsage, Utilization, measure
@@ -41,7 +43,8 @@ class Report:
 
     ``utilization``: live is what survives. ``params``: of the whole network, before and after.
     ``budget``: the new cost over the old one; of parameters or multiply-adds with every connection
-    between the streams, whether it exists or not.
+    between the streams, whether it exists or not. ``latency``: seconds of the new network, where
+    they are the budget: predicted (from those of the old one as a whole), and measured.
     """
 
     utilization: Utilization
@@ -50,6 +53,7 @@ class Report:
     dropped: tuple[str, ...]
     params: tuple[int, int]
     budget: float
+    latency: tuple[float, float] | None = None
 
 
 @torch.inference_mode(False)
@@ -61,7 +65,7 @@ def rejuvenate(
     from_scratch: bool = False,
     round_to: int = 1,
     published: bool | None = None,
-    budget: str = "params",
+    budget: Budgeted = "params",
     plan: Plan | Mapping[str, object] | None = None,
 ) -> Report:
     """Rebuild ``model`` in place at its present budget and return what changed.
@@ -70,7 +74,8 @@ def rejuvenate(
     channels, the extra ones fresh (spec section 5). ``cross``: the connections between the two
     streams, "removed", "attention" or "full" (section 6); "none": only what survives, in a single
     stream of the live widths (r = 1, the pruned network). ``budget``: what stays, "params" or
-    "flops", multiply-adds for images of ``image_size`` (H = W, or (H, W)), as ``flops`` says too.
+    "flops", multiply-adds for images of ``image_size`` (H = W, or (H, W)), as ``flops`` says too;
+    "latency", an nr.Latency or a function of the network, see nr.plan.
     ``from_scratch``: a fresh single-stream network of the new widths instead (NR-FS).
     ``round_to``: N > 1 rounds the survivors of prunable layers up to multiples of N, by dead
     channels of the largest |γ|, and each width to the multiple nearest to live·r, at least N more
@@ -86,6 +91,7 @@ def rejuvenate(
     layers, a plan that does not fit, a network that was rejuvenated before or is sharded (FSDP2),
     and one that nr cannot follow; the network is then as it was.
     """
+    budget = Latency() if isinstance(budget, str) and budget == LATENCY else budget
     given = (cross, flops, image_size, from_scratch, round_to, published, budget)
     if plan is None:
         found, cut = planned(model, *given)
@@ -95,6 +101,8 @@ def rejuvenate(
         found, cut = fitted(model, plan)
     if cut.changes and cut.cross != PRUNED:
         _warn_of_frozen(cut.wired)
+    clock = budget if isinstance(budget, Latency) else None
+    before = clock.measure(model, found.image_size) if clock else 0.0
     usage = measure(cut.wired, cut.alive, found.budget == "flops")
     if cut.changes:
         _apply(model, cut)
@@ -105,6 +113,9 @@ def rejuvenate(
         cut.layout.dropped() if cut.changes else (),
         (found.params[0], count_params(model)),
         found.cost[1] / found.cost[0],
+        (before * found.cost[1] / found.cost[0], clock.measure(model, found.image_size))
+        if clock
+        else None,
     )
 
 

@@ -80,8 +80,11 @@ def network_rows(
             yield *row, f"{value:.2f}", to, limit
 
 
+METHOD_LIMITS = (10, 500, 500, 500, 60_000)  # ms
+
+
 def method_rows(rounds: int, device: torch.device) -> Iterator[tuple]:
-    """The two calls between a search epoch and the train phase."""
+    """The calls between a search epoch and the train phase, and the table of their seconds."""
     _, arch, keywords = settings.NETWORKS["ResNet-164"]
     fresh = [half_dead(arch, keywords, device) for _ in range(settings.WARM_UP + rounds + 1)]
     measured = fresh.pop()
@@ -89,7 +92,17 @@ def method_rows(rounds: int, device: torch.device) -> Iterator[tuple]:
         "nr.utilization": timed(lambda: nr.utilization(measured), device),
         "nr.rejuvenate": timed(lambda: nr.rejuvenate(fresh.pop()), device),
     }
-    for (name, times), limit in zip(take_turns(calls, rounds).items(), (10, 500), strict=True):
+    rebuilt = half_dead(arch, keywords, device)
+    optimizer = nr.SGD(rebuilt, **settings.OPTIMIZER)
+    for parameter in rebuilt.parameters():
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    nr.rejuvenate(rebuilt)
+    calls["nr.plan"] = timed(lambda: nr.plan(measured), device)
+    calls["nr.carry"] = timed(lambda: nr.carry(optimizer), device)
+    found = take_turns(calls, rounds)
+    table = timed(lambda: nr.plan(measured, budget=nr.Latency(settings.BATCH[device.type])), device)
+    found["nr.Latency"] = [table()]
+    for (name, times), limit in zip(found.items(), METHOD_LIMITS, strict=True):
         milliseconds = 1e3 * statistics.median(times)
         yield "ResNet-164", name, "-", "-", "-", f"{milliseconds:.1f} ms", "-", f"{limit} ms"
 

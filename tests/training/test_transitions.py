@@ -40,6 +40,8 @@ METHOD = {
     "nr_cross": "full",
     "nr_from_scratch": False,
     "nr_flops": False,
+    "nr_budget": "params",
+    "nr_latency_batch": 1,
     "nr_round_to": 1,
     "nr_keep": None,
     "nr_carry": False,

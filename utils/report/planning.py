@@ -5,7 +5,7 @@ from argparse import Namespace
 from pathlib import Path
 
 import nr
-from nr.method.planning import BUDGETS
+from nr.method.costs import WEIGHTS as BUDGETS
 from nr.network.units import CROSS, PRUNED
 from utils.errors import InputError
 from utils.report.tables import markdown

@@ -100,7 +100,8 @@ def summary(
     params, params_with_cross, macs = counts
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
-    kept = {"nr_rounds": ROUNDS, "nr_keep": None, "nr_carry": False} | kept
+    usual = {"nr_budget": "flops" if args["nr_flops"] else "params", "nr_latency_batch": 1}
+    kept = {"nr_rounds": ROUNDS, "nr_keep": None, "nr_carry": False, **usual} | kept
     data = known["digest"] if known else data_name(args)
     sparsity = sparsity_text(rows)
     evaluation = read_evaluation(folder)
@@ -221,6 +222,7 @@ def arm_name(args: Plain) -> str:
     arm += ", by FLOPs" if args["nr_flops"] else ""
     rounded = args.get("nr_round_to", 1)
     arm += f", multiples of {rounded}" if rounded > 1 else ""
+    arm += ", by latency" if args.get("nr_budget") == "latency" else ""
     arm += f", {' '.join(args['nr_keep'])} kept" if args.get("nr_keep") else ""
     arm += ", momentum carried" if args.get("nr_carry") else ""
     arm += ", pretrained" if args.get("pretrained") else ""

@@ -35,6 +35,8 @@ REJUVENATED = {
     "nr_cross": None,
     "nr_from_scratch": False,
     "nr_flops": False,
+    "nr_budget": None,
+    "nr_latency_batch": 1,
     "nr_round_to": 1,
     "nr_carry": False,
 }
@@ -96,6 +98,7 @@ def done(payload: Plain) -> Plain:
         return found | PLAIN | {"nr_target": target}
     if trains or later:
         found |= {name: was.get(name, default) for name, default in REJUVENATED.items()}
+        found["nr_budget"] = found["nr_budget"] or ("flops" if found["nr_flops"] else "params")
         if run["rescaled"] or later:
             found["nr_bn_target"] = was.get("nr_bn_target")
         elif run["epoch"] > run["search_epochs"] or payload["partial"] is not None:

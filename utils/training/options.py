@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
+from nr.method.costs import LATENCY, WEIGHTS
 from nr.network.units import CROSS, PRUNED
 from utils.machine import compiler
 from utils.training import archs
@@ -207,6 +208,19 @@ def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
         help="survivors and new widths in multiples of N",
     )
     add(
+        "--nr-budget",
+        choices=(*WEIGHTS, LATENCY),
+        help="what the rebuilt network keeps: parameters, multiply-adds (as --nr-flops), or the"
+        " seconds of a forward pass on this machine",
+    )
+    add(
+        "--nr-latency-batch",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="images of the forward pass that --nr-budget latency times",
+    )
+    add(
         "--nr-keep",
         nargs="+",
         metavar="PATTERN",
@@ -287,6 +301,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
         if getattr(args, name) != parser.get_default(name):
             flag = name.replace("_", "-")
             parser.error(f"--{flag}: --nr-target {args.nr_target:g} never rejuvenates")
+    if args.nr_flops and args.nr_budget not in (None, "flops"):
+        parser.error(f"--nr-flops: --nr-budget {args.nr_budget} is another budget")
+    args.nr_budget = args.nr_budget or ("flops" if args.nr_flops else "params")
+    args.nr_flops = args.nr_budget == "flops"
+    if args.nr_latency_batch != 1 and args.nr_budget != LATENCY:
+        parser.error(f"--nr-latency-batch: --nr-budget {args.nr_budget} times nothing")
     if args.nr_carry and args.nr_from_scratch:
         parser.error("--nr-carry: --nr-from-scratch keeps no weights, and no momentum either")
     if args.nr_rounds > 1 and args.nr_cross == "attention" and not args.nr_from_scratch:

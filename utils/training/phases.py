@@ -1,11 +1,17 @@
 """How a run goes from one phase to the next: from search to training, and on to another round."""
 
+from pathlib import Path
+
 import nr
+from nr.method.costs import LATENCY
 from nr.method.rejuvenation import Report
+from utils.errors import InputError
 from utils.machine import distributed
 from utils.machine.seeding import REJUVENATION, seed_generators
 from utils.training import transitions
 from utils.training.run import Run
+
+TABLE = "latency.json"  # in the folder of a run
 
 
 def before_rejuvenation(run: Run) -> None:
@@ -17,6 +23,36 @@ def before_rejuvenation(run: Run) -> None:
     seed_generators(state.seed, REJUVENATION, *number)
 
 
+def budget(run: Run) -> str | nr.Latency:
+    """What the network keeps: of seconds a table beside the run, and in it all that is needed.
+
+    The main process times for all of them, so that all rebuild the same.
+    """
+    args, name = run.args, run.args.nr_budget
+    if name != LATENCY:
+        return name
+    file = run.folder.path / TABLE
+    if distributed.is_main() and args.resume and not file.exists():
+        beside = Path(args.resume).parent / TABLE  # of the run that this one goes on from
+        if beside.exists():
+            file.write_bytes(beside.read_bytes())
+    try:
+        found = nr.Latency(args.nr_latency_batch, file if distributed.is_main() else None)
+        if distributed.is_main():
+            nr.plan(
+                run.network,
+                args.nr_cross,
+                image_size=args.image_size,
+                from_scratch=args.nr_from_scratch,
+                round_to=args.nr_round_to,
+                budget=found,
+            )
+    except ValueError as error:
+        raise InputError(f"--nr-budget {name}: {error}") from error
+    found.table = distributed.gathered(found.table)[0]
+    return found
+
+
 def after_rejuvenation(run: Run, report: Report) -> None:
     """From the search to the train phase, with a fresh or carried optimizer; saves both files."""
     run.state = transitions.after_rejuvenation(run.state, report)
@@ -25,8 +61,14 @@ def after_rejuvenation(run: Run, report: Report) -> None:
         print(f"| Rejuvenation | input {a} -> {b} | output {c} -> {d}")
     print(
         f"| Expansion {report.expansion:.4f}, {nr.count_params(run.network):,} parameters;"
-        f" with all connections {report.budget:.1%} of the budget"
+        f" {'with all connections ' * (not report.latency)}{report.budget:.1%} of the budget"
     )
+    if report.latency:
+        predicted, measured = (f"{1000 * seconds:.3g}" for seconds in report.latency)
+        print(
+            f"| Latency of {run.args.nr_latency_batch}: {predicted} ms predicted, {measured} ms"
+            " measured"
+        )
     run.trainer.go_on(run.args.nr_carry)
     distributed.check_equal(run.network)
     rescale_once(run)
