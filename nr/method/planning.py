@@ -5,7 +5,7 @@ Paper section 3.3, specification section 5.
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 from torch import Tensor
 
@@ -83,6 +83,18 @@ class Plan:
 
 def _number(value: float) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+class Options(TypedDict, total=False):
+    """What nr.plan may be given beside a network."""
+
+    cross: str
+    flops: bool
+    image_size: int | Size | None
+    from_scratch: bool
+    round_to: int
+    published: bool | None
+    budget: Budgeted
 
 
 def plan(

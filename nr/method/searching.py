@@ -1,6 +1,6 @@
 """The search phase in a loop of one's own: a penalty that no step forgets, and one rebuild."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -8,11 +8,14 @@ from torch.optim import Optimizer
 
 from nr.method.carrying import carry
 from nr.method.fitting import fitted
-from nr.method.planning import Plan, plan
+from nr.method.planning import Options, Plan, plan
 from nr.method.rejuvenation import Report, rejuvenate
 from nr.method.sparsity import SGD, penalise_before, prunable_units
 from nr.method.utilization import utilization
 from nr.network.layers import Network
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Search:
@@ -34,7 +37,7 @@ class Search:
         optimizer: Optimizer,
         sparsity: float,
         target: float = 0.5,
-        **options: Any,
+        **options: "Unpack[Options]",
     ):
         if not 0 <= target <= 1:
             raise ValueError(f"target: {target!r} is no utilization from 0 to 1")
