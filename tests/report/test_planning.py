@@ -4,10 +4,12 @@ import pytest
 import torch
 
 import nr
+from nr.method import latency
 from nr.network.units import CROSS, PRUNED
-from tests.helpers import worn
+from tests.helpers import tiny, worn
 from utils.report.__main__ import main
 from utils.training import checkpoint
+from utils.training.phases import TABLE
 
 ARGS = {"image_size": 32, "nr_flops": False, "nr_round_to": 4, "nr_cross": "attention"}
 
@@ -55,6 +57,18 @@ def test_forms_and_budgets_side_by_side_are_what_rejuvenation_makes(phase, tmp_p
     plan = nr.plan(network, budget="flops", round_to=4)
     widths = [(row.name, f"{len(row.survivors)} -> {row.width}") for row in plan.layers]
     assert [(c[0], c[-1]) for c in map(cells, layers[2:])] == widths
+
+
+def test_seconds_are_beside_them_where_a_run_keeps_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(latency, "timed", lambda work, inputs, repeats=0: 1e-9 * inputs[0].numel())
+    monkeypatch.setitem(ARGS, "nr_budget", "latency")
+    monkeypatch.setitem(ARGS, "nr_latency_batch", 2)
+    save(tmp_path / checkpoint.LAST, tiny(8), "search")
+    assert main(["--plan", str(tmp_path)]) == 0
+    _, forms, layers = (part.splitlines() for part in capsys.readouterr().out.split("\n\n"))
+    rows = [cells(line) for line in forms[2:]]
+    assert [row[:3] for row in rows if row[-1]] == [["latency", "4", "attention"]]
+    assert cells(layers[0])[-1] == "latency, 4" and (tmp_path / TABLE).exists()
 
 
 def test_a_folder_without_a_search_is_one_line(tmp_path, capsys):

@@ -5,11 +5,12 @@ from argparse import Namespace
 from pathlib import Path
 
 import nr
-from nr.method.costs import WEIGHTS as BUDGETS
+from nr.method.costs import LATENCY, WEIGHTS, Budgeted, name_of
 from nr.network.units import CROSS, PRUNED
 from utils.errors import InputError
 from utils.report.tables import markdown
 from utils.training import checkpoint
+from utils.training.phases import TABLE
 
 USUAL_MULTIPLE = 8  # channels, beside 1, where a run has no --nr-round-to
 HEADER = "budget|--nr-round-to|--nr-cross|r|parameters|multiply-adds|of the budget|flags of the run"
@@ -23,9 +24,9 @@ def plans(folder: Path) -> str:
     multiples = (1, multiple if multiple > 1 else USUAL_MULTIPLE)
     rows: list[list[str]] = []
     columns: dict[str, nr.Plan] = {}
-    for budget, to in ((budget, to) for budget in BUDGETS for to in multiples):
+    for budget, to in ((budget, to) for budget in budgets(folder, args) for to in multiples):
         for cross in (*CROSS, PRUNED):
-            if cross == PRUNED and budget != BUDGETS[0]:
+            if cross == PRUNED and budget != WEIGHTS[0]:
                 continue  # it has none
             made = copy.deepcopy(network)
             try:
@@ -33,11 +34,12 @@ def plans(folder: Path) -> str:
                 nr.rejuvenate(made, plan=plan)
             except ValueError as error:
                 raise InputError(f"{path}: {error}") from error
-            columns.setdefault(f"{budget}, {to}", plan)
-            own = (budget, to, cross) == (budget_of(args), multiple, args.nr_cross)
+            name = name_of(budget)
+            columns.setdefault(f"{name}, {to}", plan)
+            own = (name, to, cross) == (budget_of(args), multiple, args.nr_cross)
             counts = f"{plan.params[1]:,}", f"{nr.count_macs(made, size):,}"
             share = f"{plan.cost[1] / plan.cost[0]:.1%}"
-            cells = budget, str(to), cross, f"{plan.expansion:.4f}", *counts, share
+            cells = name, str(to), cross, f"{plan.expansion:.4f}", *counts, share
             rows.append([*cells, "yes" if own else ""])
     before = f"{nr.count_params(network):,} parameters, {nr.count_macs(network, size):,}"
     first = f"{path}: {before} multiply-adds\n"
@@ -56,7 +58,19 @@ def layer_table(columns: dict[str, nr.Plan]) -> str:
 
 def budget_of(args: Namespace) -> str:
     """What the flags of a run keep."""
-    return "flops" if args.nr_flops else "params"
+    return getattr(args, "nr_budget", None) or ("flops" if args.nr_flops else "params")
+
+
+def budgets(folder: Path, args: Namespace) -> list[Budgeted]:
+    """All that cost no time, and seconds where the run is of them, with the table beside it."""
+    found: list[Budgeted] = [*WEIGHTS]
+    if budget_of(args) == LATENCY:
+        table = folder / TABLE
+        try:
+            found.append(nr.Latency(args.nr_latency_batch, table))
+        except ValueError as error:
+            raise InputError(f"--plan: {error}") from error
+    return found
 
 
 def searched(folder: Path) -> tuple[Path, nr.Network, Namespace]:
