@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from nr.conversion.values import LARGER, RESULT
-from nr.conversion.words import arguments, first, word
+from nr.conversion.words import arguments, first, in_place, word
 from nr.network.plain import KINDS
 from nr.network.windows import pair
 
@@ -49,7 +49,8 @@ def plain_module(
         return padding(tuple(sides[:4]) + (0,) * (4 - len(sides)))
     ignored = ["inplace", "training"] if "dropout" in word(node) else ["inplace"]
     given = constant(arguments(node, "input", *names, *ignored))
-    return cls(**{name: value for name, value in given.items() if name in names})
+    here = {"inplace": True} if in_place(node, None) and "inplace" in KINDS[cls].arguments else {}
+    return cls(**{name: value for name, value in given.items() if name in names}, **here)
 
 
 def rewrite(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:

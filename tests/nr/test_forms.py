@@ -1,12 +1,15 @@
 """nr.convert: layers in forms of their own, which are those of torch under another name."""
 
+from functools import partial
+
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import nr
 from tests.helpers import logits_of, random_norms, relative_difference, wear
-from tests.nr.test_conversion import CLASSES, SIZE
+from tests.nr.test_conversion import CLASSES, SIZE, ended
 
 
 class NormAct(nn.BatchNorm2d):
@@ -17,7 +20,7 @@ class NormAct(nn.BatchNorm2d):
         self.drop, self.act, self.factor = nn.Identity(), nn.SiLU(inplace=True), factor
 
     def forward(self, x):
-        x = nn.functional.batch_norm(
+        x = F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias, self.training
         )
         return self.act(self.factor * self.drop(x))
@@ -28,8 +31,8 @@ class Same(nn.Conv2d):
 
     def forward(self, x):
         sides = [-size % 2 + 1 for size in (x.shape[3], x.shape[2])]
-        x = nn.functional.pad(x, (0, sides[0], 0, sides[1]))
-        return nn.functional.conv2d(x, self.weight, self.bias, self.stride)
+        x = F.pad(x, (0, sides[0], 0, sides[1]))
+        return F.conv2d(x, self.weight, self.bias, self.stride)
 
 
 class Blur(nn.Module):
@@ -41,13 +44,13 @@ class Blur(nn.Module):
         self.register_buffer("window", window[None, None].repeat(width, 1, 1, 1), persistent=False)
 
     def forward(self, x):
-        x = nn.functional.pad(x, (1, 1, 1, 1), mode="reflect")
-        return nn.functional.conv2d(x, self.window, stride=2, groups=x.shape[1])
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return F.conv2d(x, self.window, stride=2, groups=x.shape[1])
 
 
 class OwnLinear(nn.Linear):
     def forward(self, x):
-        return nn.functional.linear(x, self.weight, self.bias)
+        return F.linear(x, self.weight, self.bias)
 
 
 def in_other_forms(end: str) -> nn.Module:
@@ -84,3 +87,12 @@ def test_a_norm_that_does_more_than_its_modules_is_refused():
     model[1].factor = 2.0
     with pytest.raises(ValueError, match=r"1: NormAct may do more than nn\.BatchNorm2d"):
         nr.convert(model, SIZE)
+
+
+@pytest.mark.parametrize("relu", [partial(F.relu, inplace=True), torch.relu_, Tensor.relu_])
+def test_functions_that_work_in_place_do_so_in_the_network(relu):
+    model = ended(lambda m, x: m.fc(torch.flatten(m.pool(relu(x)), 1)))
+    network = nr.convert(model, 8)
+    assert [m.inplace for m in network.modules() if isinstance(m, nn.ReLU)] == [True]
+    x = torch.randn(2, 3, 8, 8)
+    assert relative_difference(logits_of(network, x)[:, 0], logits_of(model, x)) < 1e-5

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -19,10 +20,12 @@ REFUSED = {
     "tuple": (lambda m, x: (head(m, x), 3), "logits of an nn.Linear alone"),
     "softmax": (lambda m, x: head(m, x).softmax(1), "softmax"),
     "inplace": (lambda m, x: head(m, x.relu_() + x), "sum|in place"),
+    "inplace, named": (lambda m, x: head(m, F.relu(x, inplace=True) + x), "in place"),
+    "inplace, by place": (lambda m, x: head(m, F.leaky_relu(x, 0.1, True) + x), "in place"),
     "both": (lambda m, x: head(m, x * x[:, :1]), "getitem|mul"),
     "twice": (lambda m, x: head(m, m.norm(m.conv(x[:, :3]))), "called more than once"),
     "values": (lambda m, x: head(m, x) if x.sum() > 0 else x, "cannot trace"),
-    "dropout": (lambda m, x: head(m, nn.functional.dropout(x)), "nn.Dropout"),
+    "dropout": (lambda m, x: head(m, F.dropout(x)), "nn.Dropout"),
     "alpha": (lambda m, x: head(m, torch.add(m.pool(x), m.pool(x), alpha=2)), "alpha"),
     "half a channel": (lambda m, x: head(m, x[:, :, 1:]), "something else than whole channels"),
     "size": (lambda m, x: m.fc(torch.flatten(x, 1)), "other image_size|image_size"),
