@@ -103,8 +103,7 @@ class Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if isinstance(a, fx.Proxy):
             return a.node
-        own = map(id, _tensors(self.model).values())
-        if isinstance(a, Tensor) and a.is_meta and id(a) not in own:
+        if isinstance(a, Tensor) and a.is_meta and not _owns(self.model, a):
             raise Refusal(self.path, "computes with what was made of its parameters elsewhere")
         return super().create_arg(a)
 
@@ -265,3 +264,7 @@ def _name(value: object) -> str:
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(), *model.named_buffers()])
+
+
+def _owns(model: nn.Module, tensor: Tensor) -> bool:
+    return any(tensor is own for own in _tensors(model).values())
