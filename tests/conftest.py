@@ -36,7 +36,8 @@ LONGEST = (
 QUICK_CASES = 2
 QUICK = (
     "nr",
-    "models",
+    "models/test_cifar.py",
+    "models/test_imagenet.py",
     "data/test_batches.py",
     "data/test_identity.py",
     "data/test_modes.py",
