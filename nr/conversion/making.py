@@ -139,6 +139,7 @@ def passing(width: int, maps: bool, like: Tensor) -> Classifier:
 def _normed(made: ConvBN | Norm, after: BatchNorms) -> None:
     """Give a unit the batch norm ``after``."""
     if isinstance(after, nn.SyncBatchNorm):
+        # No norm that a unit makes by itself, but one that it takes.
         made.norms[0] = norm_like(after, after.num_features)  # type: ignore[arg-type]
     take_after(made.norms[0], after)
     made.norms[0].load_state_dict(after.state_dict())

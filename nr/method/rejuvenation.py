@@ -91,7 +91,7 @@ def rejuvenate(
     layers, a plan that does not fit, a network that was rejuvenated before or is sharded (FSDP2),
     and one that nr cannot follow; the network is then as it was.
     """
-    budget = Latency() if isinstance(budget, str) and budget == LATENCY else budget
+    budget = Latency() if budget == LATENCY else budget
     given = (cross, flops, image_size, from_scratch, round_to, published, budget)
     if plan is None:
         found, cut = planned(model, *given)
@@ -106,16 +106,15 @@ def rejuvenate(
     usage = measure(cut.wired, cut.alive, found.budget == "flops")
     if cut.changes:
         _apply(model, cut)
+    share = found.cost[1] / found.cost[0]
     return Report(
         usage,
         found.expansion,
         _changes(model, usage),
         cut.layout.dropped() if cut.changes else (),
         (found.params[0], count_params(model)),
-        found.cost[1] / found.cost[0],
-        (before * found.cost[1] / found.cost[0], clock.measure(model, found.image_size))
-        if clock
-        else None,
+        share,
+        (before * share, clock.measure(model, found.image_size)) if clock else None,
     )
 
 

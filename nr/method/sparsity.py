@@ -105,6 +105,7 @@ class SGD(torch.optim.SGD):
         own = {name: getattr(self, name) for name in ("model", "sparsity", "units")}
         return super().__getstate__() | own
 
+    # torch's gives the loss of a closure, which here there is none of.
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One step; a closure is not supported, since the penalty follows its gradients."""
         if closure is not None:

@@ -11,6 +11,7 @@ from torch import nn
 import nr
 from tests.helpers import relative_difference
 from tests.nr.test_operators import Net
+from tests.nr.test_tracing import Doubled
 
 ROOT = Path(__file__).parents[2]
 SIZE = 16  # pixels
@@ -20,16 +21,6 @@ class Quiet(nn.Module):
     def forward(self, x):
         with torch.no_grad():
             return x.relu()
-
-
-class Doubled(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return 2 * gradient
 
 
 class Own(nn.Module):
