@@ -55,9 +55,11 @@ def surroundings() -> tuple[Any, ...]:
 
 def drawn_from(like: Tensor) -> tuple[Any, ...]:
     """The states of the generators that a forward may draw from."""
-    found = [torch.get_rng_state().tolist(), random.getstate()]
+    states = [torch.get_rng_state()]
     if like.is_cuda:
-        found.append(torch.cuda.get_rng_state(like.device).tolist())
+        states.append(torch.cuda.get_rng_state(like.device))
+    found: list[Any] = [state.view(torch.int64).tolist() for state in states]
+    found.append(random.getstate())
     if "numpy" in sys.modules:
         _, keys, place, *_ = sys.modules["numpy"].random.get_state()
         found += [keys.tobytes(), place]

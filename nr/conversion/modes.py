@@ -25,6 +25,7 @@ class Trace(NamedTuple):
 
     graph: fx.Graph
     model: nn.Module  # what it was made of, without memory, with constants that it needs
+    called: nn.Module  # the same in eval mode, whose modules give what nodes are
     told: list[fx.Node]
     log: list[tuple[Any, ...]]
 
@@ -46,17 +47,18 @@ class Traces(NamedTuple):
         return self.evaluation if self.differs is None else self.training
 
 
-def traced(model: nn.Module, channels: int, size: Size, refused: dict[str, str]) -> Traces:
+def traced(model: nn.Module, called: nn.Module, images: Tensor, refused: dict[str, str]) -> Traces:
     """``model`` in both modes. Raises Refusal, Unfit, and whatever its forward raises.
 
-    What would be lost goes to ``refused``, by module; one that cannot be followed is taken whole.
+    ``called``: as of Tracer. What would be lost goes to ``refused``, by module; one that cannot be
+    followed is taken whole.
     """
     whole: frozenset[type | str] = frozenset()
     modules = dict(model.named_modules())
     while True:
         try:
-            evaluation, training = (
-                _trace(model, channels, size, mode, whole, refused) for mode in (False, True)
+            training, evaluation = (  # what is drawn, and taken whole, shows in train mode
+                _trace(model, called, images, mode, whole, refused) for mode in (True, False)
             )
             differs = _parting(evaluation.log, training.log)
         except Drawn as error:
@@ -75,25 +77,28 @@ def traced(model: nn.Module, channels: int, size: Size, refused: dict[str, str])
 
 
 def image_channels(model: nn.Module, size: Size) -> int:
-    """How many channels the images have: three where the first convolution takes them."""
+    """How many channels the images have: three where the first convolution takes them.
+
+    ``model`` is on the meta device.
+    """
 
     def first(conv: nn.Conv2d, inputs: tuple[Any, ...]) -> None:
         fits = inputs[0].shape[1] == conv.in_channels
         raise _First(3 if fits else conv.in_channels)
 
-    copied = on_meta(model).eval()
-    convs = [m for m in copied.modules() if isinstance(m, nn.Conv2d)]
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
     if not convs:
         raise Refusal("", "there is no nn.Conv2d in it: only convolutional networks have units")
-    for conv in convs:
-        conv.register_forward_pre_hook(first)
-    dtype = next(model.parameters()).dtype
+    hooks = [conv.register_forward_pre_hook(first) for conv in convs]
     try:
-        copied(torch.empty(BATCH, 3, *size, dtype=dtype, device="meta"))
+        model(next(model.parameters()).new_empty(BATCH, 3, *size))
     except _First as found:
         return found.args[0]
     except Exception:  # whatever it is, tracing will say it
         pass
+    finally:
+        for hook in hooks:
+            hook.remove()
     return convs[0].in_channels
 
 
@@ -119,17 +124,17 @@ def _key(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> str:
 
 
 def varying(
-    trace: Trace, channels: int, size: Size, refused: dict[str, str]
+    trace: Trace, images: Tensor, refused: dict[str, str]
 ) -> tuple[set[fx.Node], set[fx.Node]]:
     """The numbers that depend on how many images there are, and on how large they are.
 
     Found by computing the graph for others. The larger size changes every map that strides and
     windows make; where the graph cannot take it, all that is read of shapes counts.
     """
-    dtype = next(trace.model.parameters()).dtype
+    _, channels, *size = images.shape
     larger = (TIMES * side + more for side, more in zip(size, MORE, strict=True))
     values = [
-        _values(trace, torch.empty(*shape, dtype=dtype, device="meta"))
+        _values(trace, images.new_empty(shape))
         for shape in ((BATCH + 1, channels, *size), (BATCH, channels, *larger))
     ]
     if values[0] is None:
@@ -142,12 +147,13 @@ def varying(
 
 def _values(trace: Trace, images: Tensor) -> dict[fx.Node, object] | None:
     """What every node gives for ``images``; None where the graph does not take them."""
-    model = copy.deepcopy(trace.model).eval()
     values: dict[fx.Node, object] = {}
     try:
         for node in trace.nodes[:-1]:
             first = node.op == "placeholder"
-            values[node] = images if first else compute(node, values.__getitem__, model)
+            values[node] = (
+                images if first else compute(node, values.__getitem__, trace.model, trace.called)
+            )
     except Exception:  # whatever an operation may raise
         return None
     return values
@@ -178,13 +184,12 @@ def _has_tensor(value: object) -> bool:
 
 def _trace(
     model: nn.Module,
-    channels: int,
-    size: Size,
+    called: nn.Module,
+    images: Tensor,
     training: bool,
     whole: frozenset[type | str],
     refused: dict[str, str],
 ) -> Trace:
-    like = next(model.parameters())
     copied = on_meta(model).train(training)
     for name, module in copied.named_modules():
         if module.training != training:
@@ -193,12 +198,11 @@ def _trace(
                 f"train({training}) leaves it in the other mode (by a train method of its own),"
                 " and a converted network would not: use nn.Module's, and eval() where needed",
             )
-    images = torch.empty(BATCH, channels, *size, dtype=like.dtype, device="meta")
-    tracer = Tracer(copied, like, whole, refused)
+    tracer = Tracer(copied, called, next(model.parameters()), whole, refused)
     graph = tracer.run(images)
     if tracer.changed is not None:
         _call_again(tracer, images, *tracer.changed)
-    return Trace(graph, copied, [node for node, _ in tracer.told], tracer.log)
+    return Trace(graph, copied, called, [node for node, _ in tracer.told], tracer.log)
 
 
 def _call_again(tracer: Tracer, images: Tensor, path: str, attribute: str) -> None:
@@ -206,7 +210,7 @@ def _call_again(tracer: Tracer, images: Tensor, path: str, attribute: str) -> No
     model = copy.deepcopy(tracer.model)
     for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
         delattr(model, name)
-    again = Tracer(model, tracer.like, tracer.whole, tracer.refused)
+    again = Tracer(model, tracer.called, tracer.like, tracer.whole, tracer.refused)
     try:
         again.run(images)
     except Exception:  # whatever a forward may raise that has been called

@@ -5,7 +5,6 @@ Python asks of sizes it is told, and the graph keeps which sizes those were. Wha
 hold (gradients switched off, autocast, checkpointing, random numbers) is refused by name.
 """
 
-import copy
 from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from typing import Any
@@ -48,19 +47,25 @@ class Unfit(ValueError):
 class Tracer(fx.Tracer):
     """Traces ``model``, which ``on_meta`` made, in the mode it is in.
 
-    ``like``: a parameter of the network itself. ``whole``: classes, and names of modules, that are
-    not looked into. Afterwards ``log`` holds what was called, entered and left, in order, ``told``
-    the nodes whose values Python asked for, and where, ``changed`` a module and an attribute that
-    the forward set. What would be lost goes to ``refused``, by module.
+    ``called``: another copy, whose modules are called: in eval mode, since in train mode a norm may
+    ask for values. ``like``: a parameter of the network itself. ``whole``: classes, and names of
+    modules, that are not looked into. Afterwards ``log`` holds what was called, entered and left,
+    in order, ``told`` the nodes whose values Python asked for, and where, ``changed`` a module and
+    an attribute that the forward set. What would be lost goes to ``refused``, by module.
     """
 
     def __init__(
-        self, model: nn.Module, like: Tensor, whole: Set[type | str], refused: dict[str, str]
+        self,
+        model: nn.Module,
+        called: nn.Module,
+        like: Tensor,
+        whole: Set[type | str],
+        refused: dict[str, str],
     ):
         super().__init__(autowrap_functions=())
         self.proxy_buffer_attributes = True
-        self.model, self.like, self.whole, self.refused = model, like, whole, refused
-        self.shapes = copy.deepcopy(model).eval()  # in train mode a norm may ask for values
+        self.model, self.called, self.like = model, called, like
+        self.whole, self.refused = whole, refused
         self.names = {module: name for name, module in model.named_modules()}
         self.computing = False
         self.log: list[tuple[Any, ...]] = []
@@ -126,10 +131,9 @@ class Tracer(fx.Tracer):
 
     def result(self, node: fx.Node) -> object:
         """What ``node`` gives. Raises Unfit, or Refusal where that is not known without values."""
-        model = self.model if node.op == "get_attr" else self.shapes
         self.computing = True
         try:
-            return compute(node, lambda n: n.meta[RESULT], model)
+            return compute(node, lambda n: n.meta[RESULT], self.model, self.called)
         except Exception as error:  # whatever an operation may raise
             if isinstance(error, NotImplementedError) or "meta tensor" in str(error).lower():
                 raise Refusal(self.path, VALUES) from error

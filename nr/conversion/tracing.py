@@ -10,8 +10,8 @@ from nr.conversion.functions import rewrite
 from nr.conversion.hidden import hidden
 from nr.conversion.modes import Trace, added, image_channels, traced, varying
 from nr.conversion.obstacles import Obstacles
-from nr.conversion.recording import Refusal, Unfit
-from nr.conversion.values import RESULT
+from nr.conversion.recording import BATCH, Refusal, Unfit
+from nr.conversion.values import RESULT, on_meta
 from nr.conversion.words import first, has_tensor, in_place
 from nr.network.plain import Size
 
@@ -42,15 +42,18 @@ class Traced:
         refused: dict[str, str] = {}
         self.image_channels, traces = 3, None
         try:
-            self.image_channels = image_channels(model, self.size)
-            traces = traced(model, self.image_channels, self.size, refused)
+            called = on_meta(model).eval()
+            self.image_channels = image_channels(called, self.size)
+            parameter = next(called.parameters())
+            images = parameter.new_empty(BATCH, self.image_channels, *self.size)
+            traces = traced(model, called, images, refused)
         except Exception as error:  # whatever the forward of a network may raise
             if not refused and not self.obstacles:  # of which it could be a consequence
                 refused.setdefault(*self.reason(error))
         else:
             trace = self.trace = traces.fuller
             twins = added(traces)
-            self.batched, self.sized = varying(trace, self.image_channels, self.size, refused)
+            self.batched, self.sized = varying(trace, images, refused)
         for path, reason in refused.items():
             self.obstacles.add(path or self.kind, reason)
         if traces is None:

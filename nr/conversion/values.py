@@ -6,6 +6,7 @@ Tensors are on the meta device, without memory; sizes and what is made of them a
 import copy
 import functools
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,11 @@ WHERE = ("device", "is_cuda", "is_cpu", "is_mps", "is_xpu")  # of the network, n
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of ``model`` without memory for its weights, and without hooks."""
-    own = [*model.parameters(), *model.buffers()]
-    memo = {}
-    for tensor in own:
+    memo: dict[int, Any] = {}
+    for module in model.modules():  # of the hooks that it has not, which take deepcopy longest
+        empties = [v for v in vars(module).values() if type(v) in (dict, OrderedDict) and not v]
+        memo |= {id(own): type(own)() for own in empties}
+    for tensor in (*model.parameters(), *model.buffers()):
         empty = torch.empty_like(tensor, device="meta")
         if isinstance(tensor, nn.Parameter):
             empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
@@ -36,8 +39,14 @@ def on_meta(model: nn.Module) -> nn.Module:
     return copied
 
 
-def compute(node: fx.Node, known: Callable[[fx.Node], object], model: nn.Module) -> object:
-    """What ``node`` gives, where ``known`` gives what other nodes do, with modules of ``model``."""
+def compute(
+    node: fx.Node, known: Callable[[fx.Node], object], model: nn.Module, called: nn.Module
+) -> object:
+    """What ``node`` gives, where ``known`` gives what other nodes do.
+
+    Parameters, buffers and constants are those of ``model``, modules those of ``called``, on the
+    meta device and in eval mode.
+    """
 
     def given(a: Any) -> Any:
         if isinstance(a, fx.Node):
@@ -50,12 +59,28 @@ def compute(node: fx.Node, known: Callable[[fx.Node], object], model: nn.Module)
         if node.op == "get_attr":
             value = functools.reduce(getattr, target.split("."), model)
         elif node.op == "call_module":
-            value = model.get_submodule(target)(*args, **kwargs)
+            module = called.get_submodule(target)
+            found = _normed(module, *args) if len(args) == 1 and not kwargs else None
+            value = module(*args, **kwargs) if found is None else found
         elif node.op == "call_method":
             value = getattr(args[0], target)(*args[1:], **kwargs)
         else:
             value = target(*args, **kwargs)
     return value.to("meta") if isinstance(value, Tensor) else value
+
+
+def _normed(module: nn.Module, x: object) -> Tensor | None:
+    """What a batch norm gives that takes ``x``, as one product: torch computes it in Python.
+
+    None for all else.
+    """
+    dims = {nn.BatchNorm2d: (4,), nn.BatchNorm1d: (2, 3)}.get(type(module), ())
+    if not isinstance(x, Tensor) or x.ndim not in dims or module.running_mean is None:
+        return None
+    own = [t for t in (*module.parameters(), *module.buffers()) if t.ndim]
+    if any(len(t) != x.shape[1] or t.dtype != x.dtype for t in own):
+        return None
+    return x * own[0].view(-1, *(1 for _ in x.shape[2:]))
 
 
 class Value(fx.Proxy):

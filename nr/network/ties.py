@@ -66,7 +66,7 @@ def ties(layers: list["Layer"], steps: Mapping[str, "Step"], count: int) -> Ties
     products = list(_pairs(steps, MUL))
     added = joined(sums, count)
     part = joined([*sums, *groups, *products], count) if groups or products else added
-    return Ties(added, part, frozenset()).holding(_held(layers, steps), layers)
+    return Ties(added, part, frozenset()).holding(_held(layers, steps, count), layers)
 
 
 def _pairs(steps: Mapping[str, "Step"], word: str) -> Iterator[tuple[Tensor, Tensor]]:
@@ -87,7 +87,7 @@ def _group_pairs(layer: "Layer") -> Iterator[tuple[Tensor, Tensor]]:
                 yield groups.flatten(), first.expand_as(groups).flatten()
 
 
-def _held(layers: list["Layer"], steps: Mapping[str, "Step"]) -> Iterator[Tensor]:
+def _held(layers: list["Layer"], steps: Mapping[str, "Step"], count: int) -> Iterator[Tensor]:
     """What sums add and part from, and channels without a scale that are read without one."""
     for step in steps.values():
         if step.op == ADD:
@@ -99,8 +99,9 @@ def _held(layers: list["Layer"], steps: Mapping[str, "Step"]) -> Iterator[Tensor
         read = [a.reads for a in layers if not isinstance(a.unit, Norm)]
         heads = [step for step in steps.values() if isinstance(step.op, Classifier)]
         read += [steps[head.inputs[0]].numbers for head in heads]
-        direct = torch.cat([numbers for lists in read for numbers in lists])
+        direct = torch.zeros(count, dtype=torch.bool, device="cpu")  # by number
+        direct[torch.cat([numbers for lists in read for numbers in lists])] = True
         for layer in layers:
             if layer.name in bare:
                 own = torch.cat(layer.numbers)
-                yield own[torch.isin(own, direct)]
+                yield own[direct[own]]
