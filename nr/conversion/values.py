@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 RESULT = "nr_result"  # what a node gives: tensors on the meta device, numbers, or tuples of them
 LARGER = "nr_larger"  # what it gives where the images are larger, if it takes them
 WHERE = ("device", "is_cuda", "is_cpu", "is_mps", "is_xpu")  # of the network, not of the copy
+# What gives a tensor like the one that it reads, for which torch takes long on the meta device:
+# batch norms, by the dimensions that they take, and activations.
+NORMED = {nn.BatchNorm2d: (4,), nn.BatchNorm1d: (2, 3)}
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.Mish)
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -60,7 +64,7 @@ def compute(
             value = functools.reduce(getattr, target.split("."), model)
         elif node.op == "call_module":
             module = called.get_submodule(target)
-            found = _normed(module, *args) if len(args) == 1 and not kwargs else None
+            found = _alike(module, *args) if len(args) == 1 and not kwargs else None
             value = module(*args, **kwargs) if found is None else found
         elif node.op == "call_method":
             value = getattr(args[0], target)(*args[1:], **kwargs)
@@ -69,18 +73,24 @@ def compute(
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
-def _normed(module: nn.Module, x: object) -> Tensor | None:
-    """What a batch norm gives that takes ``x``, as one product: torch computes it in Python.
+def _alike(module: nn.Module, x: object) -> Tensor | None:
+    """What a batch norm or an activation gives that takes ``x``, and what x is like.
 
     None for all else.
     """
-    dims = {nn.BatchNorm2d: (4,), nn.BatchNorm1d: (2, 3)}.get(type(module), ())
-    if not isinstance(x, Tensor) or x.ndim not in dims or module.running_mean is None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
         return None
     own = [t for t in (*module.parameters(), *module.buffers()) if t.ndim]
-    if any(len(t) != x.shape[1] or t.dtype != x.dtype for t in own):
+    if type(module) in NORMED:
+        fits = x.ndim in NORMED[type(module)] and module.running_mean is not None
+        if not fits or any(len(t) != x.shape[1] or t.dtype != x.dtype for t in own):
+            return None
+    elif type(module) not in ACTIVATIONS:
         return None
-    return x * own[0].view(-1, *(1 for _ in x.shape[2:]))
+    trained = any(t.requires_grad for t in (x, *own))
+    if getattr(module, "inplace", False):
+        return x if x.is_contiguous() and not (x.is_leaf and trained) else None
+    return x.detach().requires_grad_(trained).clone()
 
 
 class Value(fx.Proxy):
