@@ -82,7 +82,9 @@ def in_units(model: nn.Module, size: int | Size) -> Network:
     """``model`` converted, with scales γ where nothing could be pruned without them."""
     try:
         made = nr.convert(model, size)
-    except ValueError:  # for want of batch norm: what else may be wrong is said again
+    except ValueError as error:
+        if "scales=True" not in str(error):  # that helps for want of batch norm
+            raise
         made = nr.convert(model, size, scales=True)
     if made.classifier is None and isinstance(made.features, Graph):
         outputs, training = made.features.outputs, made.features.training_outputs
