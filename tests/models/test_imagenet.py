@@ -47,9 +47,15 @@ def test_multiply_adds_against_torch(arch):
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_resnets_are_torchvisions(depth):
     torch.manual_seed(depth)
-    source = getattr(torchvision.models, f"resnet{depth}")(num_classes=10)
+    with torch.device("meta"):  # or weights, up to 58 million, are drawn four times
+        source = getattr(torchvision.models, f"resnet{depth}")(num_classes=10)
+        target = models.build("imagenet", f"resnet{depth}_nr", num_classes=10)
+    for each in (source, target):
+        each.to_empty(device="cpu")
+    for conv in (m for m in source.modules() if isinstance(m, nn.Conv2d)):
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    source.fc.reset_parameters()
     random_norms(source)
-    target = models.build("imagenet", f"resnet{depth}_nr", num_classes=10)
     copy_plain(source, target, source.fc)
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

@@ -1,8 +1,10 @@
 """models.pretrained: torchvision's ResNets and ours give the same logits, bit for bit."""
 
+import copy
 import pickle
 import re
-from pathlib import Path
+from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -19,13 +21,18 @@ ARCH = "torchvision_mobilenet_v2"
 IMAGES = batch(count=2, size=64)[0]
 
 
-def saved(arch: str, file: Path) -> torch.nn.Module:
-    """A random network of torchvision, in eval mode, whose state_dict is in ``file``."""
-    torch.manual_seed(1)
-    network = getattr(torchvision.models, arch)().eval()
-    random_norms(network)
-    torch.save(network.state_dict(), file)
-    return network
+@pytest.fixture(scope="module")
+def made() -> Callable[[str], tuple[torch.nn.Module, torch.nn.Module]]:
+    """Makes a random network of torchvision, in eval mode, and a fresh one of ours."""
+
+    @cache
+    def once(arch: str) -> tuple[torch.nn.Module, torch.nn.Module]:
+        torch.manual_seed(1)
+        theirs = getattr(torchvision.models, arch)().eval()
+        random_norms(theirs)
+        return theirs, models.build("imagenet", f"{arch}_nr")
+
+    return lambda arch: copy.deepcopy(once(arch))
 
 
 def take_pixels_first(network: torch.nn.Module) -> None:
@@ -38,10 +45,9 @@ def take_pixels_first(network: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("prefix", ["", "module."])
-def test_logits_are_torchvisions_bit_for_bit(tmp_path, arch, prefix):
-    theirs = saved(arch, tmp_path / "w.pth")
+def test_logits_are_torchvisions_bit_for_bit(tmp_path, made, arch, prefix):
+    theirs, ours = made(arch)
     torch.save({prefix + k: v for k, v in theirs.state_dict().items()}, tmp_path / "w.pth")
-    ours = models.build("imagenet", f"{arch}_nr")
     assert pretrained.load(ours, pretrained.read(f"{arch}_nr", str(tmp_path / "w.pth")))
     logits = logits_of(ours, IMAGES)[:, 0]
     assert relative_difference(logits, theirs(IMAGES).detach()) < 1e-4
@@ -61,8 +67,8 @@ def test_every_weight_has_its_place(arch):
     assert own == {pretrained.renamed(k): v.shape for k, v in given if pretrained.COUNTER not in k}
 
 
-def test_other_classes_leave_the_classifier_fresh(tmp_path):
-    theirs = saved("resnet18", tmp_path / "w.pth").state_dict()
+def test_other_classes_leave_the_classifier_fresh(made):
+    theirs = made("resnet18")[0].state_dict()
     ours = models.build("imagenet", "resnet18_nr", num_classes=7)
     fresh = ours.classifier.linears[0].weight.clone()
     assert not pretrained.load(ours, theirs)
@@ -90,10 +96,10 @@ def other_shape(weights):
         (other_shape, "conv1.weight: is (64, 3, 3, 3), the network's is (64, 3, 7, 7)"),
     ],
 )
-def test_other_weights_are_refused_and_change_nothing(tmp_path, damage, words):
-    weights = saved("resnet18", tmp_path / "w.pth").state_dict()
+def test_other_weights_are_refused_and_change_nothing(made, damage, words):
+    theirs, ours = made("resnet18")
+    weights = theirs.state_dict()
     damage(weights)
-    ours = models.build("imagenet", "resnet18_nr")
     before = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
     with pytest.raises(ValueError) as caught:
         pretrained.load(ours, weights)

@@ -32,7 +32,7 @@ def no_network(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def theirs() -> torch.nn.Module:
     torch.manual_seed(1)
     network = timm.create_model(NAME, num_classes=1000).eval()

@@ -5,6 +5,7 @@ import io
 import pickle
 import warnings
 from collections import OrderedDict
+from functools import cache
 
 import pytest
 import torch
@@ -92,14 +93,27 @@ def source(name: str) -> nn.Module:
     return model
 
 
-def network(name: str) -> nr.Network:
+@cache
+def network_once(name: str) -> nr.Network:
     if name in ("mixed", "heads"):
         return nr.convert(source(name), SIZE)
     return (vary(tiny()) if name == "tiny" else worn(name)).double()
 
 
+def network(name: str) -> nr.Network:
+    return copy.deepcopy(network_once(name))
+
+
 def rebuilt(name: str, form: str | None) -> nr.Network:
     """A network in one of its forms, with cross blocks that are at work."""
+    model = copy.deepcopy(rebuilt_once(name, form))
+    torch.manual_seed(0)
+    return model
+
+
+@cache
+def rebuilt_once(name: str, form: str | None) -> nr.Network:
+    torch.manual_seed(0)
     model = network(name)
     if form is None:
         return model
