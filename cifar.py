@@ -14,7 +14,7 @@ from utils.data.sets import load_cifar
 from utils.files import Plain
 from utils.machine import distributed
 from utils.training import archs, options, phases, script
-from utils.training.given import Flags, parsed
+from utils.training.options import Flags
 from utils.training.penalty import Penalty
 from utils.training.run import Run
 from utils.training.writer import finished
@@ -37,19 +37,14 @@ def parse(argv: list[str] | None) -> tuple[Flags, Plain]:
         nr_cross="removed",
         image_size=IMAGE_SIZE,
     )
-    add = parser.add_argument_group("cifar").add_argument
-    add("-d", "--dataset", choices=DATASETS, default="cifar10", help="data set")
-    add(
-        "--data",
-        type=options.path,
-        default="./data",
-        metavar="DIR",
-        help="where it is, or is downloaded to",
-    )
-    add("--growthRate", type=options.positive_int, help="densenet: channels a layer adds")
-    add("--compressionRate", type=options.real(1), help="densenet: transitions keep C/rate")
-    add("--nr-sparsity", type=options.real(0), default=1e-4, help="λ of the penalty on scales")
-    args = parsed(parser, argv)
+    add = options.adding(parser, "cifar")
+    where = "where it is, or is downloaded to"
+    add("-d --dataset", "data set", choices=DATASETS, default="cifar10")
+    add("--data", where, options.path, default="./data", metavar="DIR")
+    add("--growthRate", "densenet: channels a layer adds", options.positive_int)
+    add("--compressionRate", "densenet: transitions keep C/rate", options.real(1))
+    add("--nr-sparsity", "λ of the penalty on scales", options.real(0), default=1e-4)
+    args = options.parsed(parser, argv)
     options.check(parser, args, args.dataset)
     return args, archs.check_network(parser, "cifar", args)
 

@@ -19,7 +19,7 @@ from utils.data.photographs import (
 from utils.files import Plain
 from utils.machine import distributed
 from utils.training import archs, options, phases, script
-from utils.training.given import Flags, parsed
+from utils.training.options import Flags
 from utils.training.penalty import Penalty
 from utils.training.run import Run
 from utils.training.writer import finished
@@ -42,32 +42,17 @@ def parse(argv: list[str] | None) -> tuple[Flags, Plain]:
         nr_target=0.5,
         nr_cross="attention",
     )
-    add = parser.add_argument_group("imagenet").add_argument
-    add(
-        "-d",
-        "--data",
-        type=options.path,
-        metavar="DIR",
-        help="folder with train/<class>/* and val/<class>/*",
-    )
-    add("--synthetic", action="store_true", help="made images (--subset of them), no --data")
-    add("--image-size", type=options.positive_int, default=224, help="pixels, H = W")
-    add(
-        "--iter-size",
-        type=options.positive_int,
-        default=1,
-        metavar="N",
-        help="batches whose gradients make one step, weighed as one large batch",
-    )
-    add("--nr-sparsity-start", type=options.real(0), default=0.0, help="λ at first")
-    add("--nr-increase-step", type=options.real(0), default=5e-5, help="by which λ grows")
-    add(
-        "--nr-increase-thres",
-        type=options.real(0, 1),
-        default=0.01,
-        help="λ grows after an epoch in which utilization fell by less than this",
-    )
-    args = parsed(parser, argv)
+    add = options.adding(parser, "imagenet")
+    step = "batches whose gradients make one step, weighed as one large batch"
+    grows = "λ grows after an epoch in which utilization fell by less than this"
+    add("-d --data", "folder with train/<class>/* and val/<class>/*", options.path, metavar="DIR")
+    add("--synthetic", "made images (--subset of them), no --data")
+    add("--image-size", "pixels, H = W", options.positive_int, default=224)
+    add("--iter-size", step, options.positive_int, default=1, metavar="N")
+    add("--nr-sparsity-start", "λ at first", options.real(0), default=0.0)
+    add("--nr-increase-step", "by which λ grows", options.real(0), default=5e-5)
+    add("--nr-increase-thres", grows, options.real(0, 1), default=0.01)
+    args = options.parsed(parser, argv)
     if (args.data is None) != args.synthetic:
         parser.error("either --data DIR or --synthetic is needed")
     if args.image_size < LEAST_IMAGE_SIZE:

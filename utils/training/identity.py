@@ -6,8 +6,7 @@ from itertools import zip_longest
 from nr.network.convolutions import ConvBN
 from nr.network.layers import Network
 from utils.files import Plain
-from utils.training.given import Flags
-from utils.training.options import NO_REJUVENATION
+from utils.training.options import NO_REJUVENATION, Flags
 
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
 IDENTITY = ("dataset", "subset", "image_size")

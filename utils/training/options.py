@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from nr.method.costs import LATENCY, WEIGHTS
 from nr.network.units import CROSS, PRUNED
@@ -84,6 +85,39 @@ def gpu_ids(text: str) -> list[int]:
     return numbers
 
 
+class Flags(argparse.Namespace):
+    """The flags of a run; ``given``: the names of those on its command line, no part of vars()."""
+
+    __slots__ = ("given",)
+    given: frozenset[str]
+
+
+def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Flags:
+    """The flags of a command line, which know which of them it has given."""
+    args, unset = parser.parse_args(argv, Flags()), object()
+    again = parser.parse_args(argv, argparse.Namespace(**dict.fromkeys(vars(args), unset)))
+    args.given = frozenset(name for name, value in vars(again).items() if value is not unset)
+    return args
+
+
+def adding(parser: argparse.ArgumentParser, title: str) -> Callable[..., None]:
+    """A function that adds a flag to a new group of ``parser``.
+
+    It takes the flag's names in one string, what --help says, and how a value is read; a flag that
+    reads none and has no choices is a switch. The rest is argparse's.
+    """
+    group = parser.add_argument_group(title)
+
+    def add(names: str, says: str, reads: Callable[[str], Any] | None = None, **rest: Any) -> None:
+        if reads is not None:
+            rest["type"] = reads
+        elif "choices" not in rest:
+            rest["action"] = "store_true"
+        group.add_argument(*names.split(), help=says, **rest)
+
+    return add
+
+
 def shared_parser(family: str, description: str, **defaults: object) -> argparse.ArgumentParser:
     """The flags of both scripts; ``defaults`` are the script's own."""
     parser = argparse.ArgumentParser(
@@ -100,190 +134,73 @@ def shared_parser(family: str, description: str, **defaults: object) -> argparse
 
 
 def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
-    add = parser.add_argument_group("training").add_argument
-    add(
-        "-a",
-        "--arch",
-        type=partial(archs.arch, family),
-        metavar="ARCH",
-        help=archs.usage(family),
+    add, positive = adding(parser, "training"), real(0, open_low=True)
+    begin = (
+        "begin with weights of torchvision or timm, from FILE or downloaded, the classifier"
+        f" afresh where the classes are others: {', '.join(archs.pretrained_ones(family))}"
     )
-    add("--depth", type=positive_int, help="depth of a resnet (6n+2) or densenet (6n+4)")
-    add(
-        "--drop",
-        "--dropout",
-        type=real(0, 0.99),
-        dest="dropout",
-        help="dropout rate, where the family has it",
-    )
-    add("--width-mult", type=real(0, open_low=True), default=1.0, help="scale every width")
-    add(
-        "--pretrained",
-        nargs="?",
-        const=True,
-        type=path,
-        metavar="FILE",
-        help="begin with weights of torchvision or timm, from FILE or downloaded, the classifier"
-        f" afresh where the classes are others: {', '.join(archs.pretrained_ones(family))}",
-    )
-    add("--epochs", type=positive_int, help="epochs of the train phase")
-    add("--start-epoch", type=natural, default=0, help="number of a fresh run's first epoch")
-    add("--train-batch", type=positive_int, help="training batch, over all devices")
-    add(
-        "--test-batch",
-        type=positive_int,
-        default=100,
-        help="test batch, over all devices (imagenet.py: 100, on a GPU --train-batch if larger)",
-    )
-    add(
-        "--lr",
-        "--learning-rate",
-        type=real(0, open_low=True),
-        default=0.1,
-        help="base learning rate",
-    )
-    add(
-        "--schedule",
-        type=positive_int,
-        nargs="+",
-        help="epochs at which the learning rate falls, counted from the start of each phase",
-    )
-    add(
-        "--gamma",
-        type=real(0, open_low=True),
-        default=0.1,
-        help="factor by which the learning rate falls",
-    )
-    add("--momentum", type=real(0, 0.9999), default=0.9, help="SGD momentum")
-    add(
-        "--wd",
-        "--weight-decay",
-        type=real(0),
-        default=1e-4,
-        dest="weight_decay",
-        help="weight decay",
-    )
-    add("--manualSeed", type=natural, help="seed; drawn and printed when not given")
-    add(
-        "--subset",
-        type=positive_int,
-        metavar="N",
-        help="only N training and N/5 test images, class-balanced",
-    )
+    of_tests = "test batch, over all devices (imagenet.py: 100, on a GPU --train-batch if larger)"
+    falls = "epochs at which the learning rate falls, counted from the start of each phase"
+    add("-a --arch", archs.usage(family), partial(archs.arch, family), metavar="ARCH")
+    add("--depth", "depth of a resnet (6n+2) or densenet (6n+4)", positive_int)
+    add("--drop --dropout", "dropout rate, where the family has it", real(0, 0.99), dest="dropout")
+    add("--width-mult", "scale every width", positive, default=1.0)
+    add("--pretrained", begin, path, nargs="?", const=True, metavar="FILE")
+    add("--epochs", "epochs of the train phase", positive_int)
+    add("--start-epoch", "number of a fresh run's first epoch", natural, default=0)
+    add("--train-batch", "training batch, over all devices", positive_int)
+    add("--test-batch", of_tests, positive_int, default=100)
+    add("--lr --learning-rate", "base learning rate", positive, default=0.1)
+    add("--schedule", falls, positive_int, nargs="+")
+    add("--gamma", "factor by which the learning rate falls", positive, default=0.1)
+    add("--momentum", "SGD momentum", real(0, 0.9999), default=0.9)
+    add("--wd --weight-decay", "weight decay", real(0), default=1e-4, dest="weight_decay")
+    add("--manualSeed", "seed; drawn and printed when not given", natural)
+    some = "only N training and N/5 test images, class-balanced"
+    add("--subset", some, positive_int, metavar="N")
 
 
 def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("neural rejuvenation").add_argument
-    add(
-        "--nr-target",
-        type=real(0, 1),
-        help="rejuvenate at this utilization; from 0.999 on: plain training",
+    add = adding(parser, "neural rejuvenation")
+    target = "rejuvenate at this utilization; from 0.999 on: plain training"
+    cross = "cross-connections between survived and rejuvenated channels; none: only prune"
+    scales = "raise batch-norm scales below this value after rejuvenation (NR-BR)"
+    budget = (
+        "what the rebuilt network keeps: parameters, multiply-adds (as --nr-flops), or the"
+        " seconds of a forward pass on this machine"
     )
-    add(
-        "--nr-cross",
-        choices=(*CROSS, PRUNED),
-        help="cross-connections between survived and rejuvenated channels; none: only prune",
-    )
-    add(
-        "--nr-bn-target",
-        type=real(0, open_low=True),
-        help="raise batch-norm scales below this value after rejuvenation (NR-BR)",
-    )
-    add(
-        "--nr-flops",
-        action="store_true",
-        help="utilization and budget in multiply-adds, not parameters",
-    )
-    add("--nr-compress-only", action="store_true", help="stop after rejuvenation")
-    add(
-        "--nr-from-scratch",
-        action="store_true",
-        help="train the new widths from a fresh start (NR-FS)",
-    )
-    add(
-        "--nr-round-to",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="survivors and new widths in multiples of N",
-    )
-    add(
-        "--nr-budget",
-        choices=(*WEIGHTS, LATENCY),
-        help="what the rebuilt network keeps: parameters, multiply-adds (as --nr-flops), or the"
-        " seconds of a forward pass on this machine",
-    )
-    add(
-        "--nr-latency-batch",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="images of the forward pass that --nr-budget latency times",
-    )
-    add(
-        "--nr-keep",
-        nargs="+",
-        metavar="PATTERN",
-        help="layers that stay as wide as they are, by patterns of their names, such as 'layer4.*'",
-    )
-    add(
-        "--nr-carry",
-        action="store_true",
-        help="survivors keep their momentum through a rebuild, which otherwise begins afresh",
-    )
-    add(
-        "--nr-max-epochs",
-        type=positive_int,
-        metavar="N",
-        help="give up a search after N epochs (default: --epochs)",
-    )
-    add(
-        "--nr-rounds",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="after a train phase merge both streams, search, rejuvenate and train again",
-    )
+    images = "images of the forward pass that --nr-budget latency times"
+    kept = "layers that stay as wide as they are, by patterns of their names, such as 'layer4.*'"
+    momentum = "survivors keep their momentum through a rebuild, which otherwise begins afresh"
+    rounds = "after a train phase merge both streams, search, rejuvenate and train again"
+    number = {"reads": positive_int, "metavar": "N"}
+    add("--nr-target", target, real(0, 1))
+    add("--nr-cross", cross, choices=(*CROSS, PRUNED))
+    add("--nr-bn-target", scales, real(0, open_low=True))
+    add("--nr-flops", "utilization and budget in multiply-adds, not parameters")
+    add("--nr-compress-only", "stop after rejuvenation")
+    add("--nr-from-scratch", "train the new widths from a fresh start (NR-FS)")
+    add("--nr-round-to", "survivors and new widths in multiples of N", **number, default=1)
+    add("--nr-budget", budget, choices=(*WEIGHTS, LATENCY))
+    add("--nr-latency-batch", images, **number, default=1)
+    add("--nr-keep", kept, str, nargs="+", metavar="PATTERN")
+    add("--nr-carry", momentum)
+    add("--nr-max-epochs", "give up a search after N epochs (default: --epochs)", **number)
+    add("--nr-rounds", rounds, **number, default=1)
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("machine and files").add_argument
-    add(
-        "-c",
-        "--checkpoint",
-        type=path,
-        default=argparse.SUPPRESS,
-        metavar="DIR",
-        help="folder of checkpoints, log and pictures (default: checkpoints/<data set>/<arch>)",
-    )
-    add(
-        "--resume",
-        type=path,
-        metavar="PATH|auto",
-        help="go on from a checkpoint; auto: from the folder's last, if any",
-    )
-    add(
-        "-e",
-        "--evaluate",
-        action="store_true",
-        help="only evaluate the checkpoint named by --resume",
-    )
-    add("-j", "--workers", type=natural, help="threads or processes that decode images")
-    add(
-        "--gpu-id",
-        type=gpu_ids,
-        default=[0],
-        metavar="ID[,ID...]",
-        help="GPUs; several: DataParallel",
-    )
-    add("--amp", action="store_true", help="bfloat16 autocast")
-    add(
-        "--compile",
-        nargs="?",
-        const=compiler.DEFAULT,
-        choices=compiler.MODES,
-        help="torch.compile, in a mode of it (reduce-overhead: CUDA graphs)",
-    )
+    add = adding(parser, "machine and files")
+    folder = "folder of checkpoints, log and pictures (default: checkpoints/<data set>/<arch>)"
+    resume = "go on from a checkpoint; auto: from the folder's last, if any"
+    modes = "torch.compile, in a mode of it (reduce-overhead: CUDA graphs)"
+    add("-c --checkpoint", folder, path, default=argparse.SUPPRESS, metavar="DIR")
+    add("--resume", resume, path, metavar="PATH|auto")
+    add("-e --evaluate", "only evaluate the checkpoint named by --resume")
+    add("-j --workers", "threads or processes that decode images", natural)
+    add("--gpu-id", "GPUs; several: DataParallel", gpu_ids, default=[0], metavar="ID[,ID...]")
+    add("--amp", "bfloat16 autocast")
+    add("--compile", modes, nargs="?", const=compiler.DEFAULT, choices=compiler.MODES)
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: str) -> None:

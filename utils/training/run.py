@@ -20,7 +20,7 @@ from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
 from utils.training.engine import step_lr
 from utils.training.folder import RunFolder
-from utils.training.given import Flags
+from utils.training.options import Flags
 from utils.training.identity import done, unfit, unmergeable
 from utils.training.signals import Stopped, StopRequest
 from utils.training.state import NO_ACCURACY, Epoch, RunState

@@ -17,7 +17,7 @@ from utils.machine.failure import Failure
 from utils.shown import screen
 from utils.training import checkpoint, lock, signals
 from utils.training.folder import RunFolder
-from utils.training.given import Flags
+from utils.training.options import Flags
 from utils.training.phases import rescale_once
 from utils.training.run import Run
 from utils.training.signals import Stopped
