@@ -118,9 +118,9 @@ def test_a_block_waits_for_its_own_writers_only(gate):
         outer.write({}, lambda _: gate.wait(LIMIT))
         with finished():
             Writer().write({}, lambda _: None)
-        assert outer.thread.is_alive()
+        assert not outer.begun.done()
         gate.set()
-    assert outer.thread is None
+    assert outer.begun is None
 
 
 def test_a_copy_is_of_plain_types_on_the_host_in_the_memory_order_of_the_original():

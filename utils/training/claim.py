@@ -24,20 +24,14 @@ FILES = (
 )  # what a run leaves in its folder, by name
 
 
-def own_files(folder: Path) -> list[Path]:
-    """What a run has left in ``folder``, the last checkpoint at the end; nothing of the user's."""
-    found = [path for path in folder.iterdir() if is_own(path.name)]
+def own_files(folder: Path, named: str = "{}") -> list[Path]:
+    """What a run has left in ``folder``, the last checkpoint at the end; nothing of the user's.
+
+    ``named``: how its names are changed, as those of files that a killed process was writing.
+    """
+    pattern = named.format(f"({'|'.join(FILES)})")
+    found = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
     return sorted(found, key=lambda path: (path.name == LAST, path.name))
-
-
-def is_own(name: str) -> bool:
-    return re.fullmatch("|".join(FILES), name) is not None
-
-
-def temporaries(folder: Path) -> list[Path]:
-    """What a process has left that was killed while it wrote one of its files."""
-    names = ((path, re.fullmatch(r"\.(.+)\.tmp", path.name)) for path in folder.iterdir())
-    return [path for path, name in names if name and is_own(name[1])]
 
 
 def reserve(folder: Path) -> FolderLock:
@@ -52,7 +46,7 @@ def reserve(folder: Path) -> FolderLock:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             held = lock.hold(folder)
-        leftovers = temporaries(folder)
+        leftovers = own_files(folder, r"\.{}\.tmp")
         for path in [*leftovers, *own_files(folder)]:
             if path.is_dir():
                 raise InputError(f"--checkpoint {path}: is a folder where a run has a file")
@@ -73,36 +67,32 @@ def _refuse_dangling(folder: Path) -> None:
 
 
 def claim(folder: Path, resumed: Path | None, payload: Plain | None) -> None:
-    """Make ``folder`` that of a run that goes on from the checkpoint ``resumed``, or begins.
+    """Make ``folder`` that of a run that begins, or goes on from the checkpoint ``resumed``.
 
     ``payload``: the content of ``resumed``. What this run would overwrite and does not stem from
     is put aside. Then the last checkpoint is ``resumed``, whatever happens to the first epoch; and
     the best of the train phases is brought along from its folder, where it is there.
     """
     with _named(folder):
-        _claim(folder, resumed, payload)
-
-
-def _claim(folder: Path, resumed: Path | None, payload: Plain | None) -> None:
-    last, own = folder / LAST, own_files(folder)
-    if resumed is None or payload is None:
-        put_aside(folder, own)
-        return
-    here = resumed.parent.samefile(folder)
-    if here and resumed.name == LAST:
-        return
-    newest = _state(last)
-    if here and resumed.name == PREVIOUS and newest is None:
-        checkpoint.put_damaged_aside(folder)
-        return
-    now = _state_of(payload)
-    if newest is None or not precedes(newest, now):
-        put_aside(folder, [path for path in own if not _is_kept(path, resumed, now)])
-    best = resumed.parent / BEST
-    if not (folder / BEST).exists() and _is_best(_state(best), now):
-        checkpoint.keep_as(best, folder / BEST)
-    if not (last.exists() and last.samefile(resumed)):
-        checkpoint.keep_as(resumed, last)
+        last, own = folder / LAST, own_files(folder)
+        if resumed is None or payload is None:
+            put_aside(folder, own)
+            return
+        here = resumed.parent.samefile(folder)
+        if here and resumed.name == LAST:
+            return
+        newest = _state(last)
+        if here and resumed.name == PREVIOUS and newest is None:
+            checkpoint.put_damaged_aside(folder)
+            return
+        now = _state_of(payload)
+        if newest is None or not precedes(newest, now):
+            put_aside(folder, [path for path in own if not _is_kept(path, resumed, now)])
+        best = resumed.parent / BEST
+        if not (folder / BEST).exists() and _is_best(_state(best), now):
+            checkpoint.keep_as(best, folder / BEST)
+        if not (last.exists() and last.samefile(resumed)):
+            checkpoint.keep_as(resumed, last)
 
 
 @contextmanager
@@ -165,12 +155,7 @@ def _is_kept(path: Path, resumed: Path, now: Plain) -> bool:
 
 
 def _is_best(state: Plain | None, now: Plain) -> bool:
-    """Whether ``state`` is the best that the run at ``now`` has had."""
-    has_trained = now["phase"] == "train" or now.get("round", 1) > 1
-    return (
-        state is not None
-        and has_trained
-        and state["phase"] == "train"
-        and state["best_acc"] == now["best_acc"]
-        and precedes(state, now)
-    )
+    """Whether ``state`` is the best that the run at ``now`` has had; a first search has none."""
+    if state is None or state["phase"] != "train" or state["best_acc"] != now["best_acc"]:
+        return False
+    return (now["phase"] == "train" or now.get("round", 1) > 1) and precedes(state, now)

@@ -70,15 +70,7 @@ def _locked(path: Path) -> int:
             _remove_foreign(path)
             continue
         try:
-            locks = _lock(handle)
-            owner = _owner(handle)
-            if locks is False or (locks is None and _may_live(owner)):
-                raise InputError(_refusal(path, owner, sure=locks is False))
-            if locks and owner.get("host", _host()) != _host():
-                distributed.warn(
-                    f"Warning: {path.parent} was left by {_described(owner)}, which did not end"
-                    " in an orderly way; make sure that it has ended"
-                )
+            _take(path, handle)
             if _is_same_file(handle, path):  # else its owner has ended and removed it just now
                 os.truncate(handle, 0)
                 os.pwrite(handle, json.dumps(_signature()).encode(), 0)
@@ -94,9 +86,7 @@ def _remove_foreign(path: Path) -> None:
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
-            locks, owner = _lock(handle, shared=True), _owner(handle)
-            if locks is False or (locks is None and _may_live(owner)):
-                raise InputError(_refusal(path, owner, sure=locks is False))
+            _take(path, handle, shared=True)
             path.unlink()
         finally:
             os.close(handle)
@@ -107,11 +97,35 @@ def _remove_foreign(path: Path) -> None:
         ) from error
 
 
-def _lock(handle: int, shared: bool = False) -> bool | None:
-    """Whether it could be locked; None where the file system or the machine has no locks.
+def _take(path: Path, handle: int, shared: bool = False) -> None:
+    """Lock the file ``path``, which ``handle`` is of. InputError where another process has it.
 
-    ``shared``: for a file that may only be read; no other can lock it for itself then.
+    Without locks what the file says of its process decides. ``shared``: for a file that may only
+    be read; no other process can lock it for itself then.
     """
+    locks, owner = _lock(handle, shared), _owner(handle)
+    other = "another process"
+    if owner:
+        other = f"process {owner['process']} on {owner['host']}, begun {owner['since']}"
+    if locks is False:
+        raise InputError(
+            f"--checkpoint {path.parent}: {other} is at work in it; wait for its end, or name"
+            " another folder"
+        )
+    if locks is None and _may_live(owner):
+        raise InputError(
+            f"--checkpoint {path.parent}: {other} may be at work in it, and its file system has no"
+            f" locks to tell; if that has ended, remove {path}"
+        )
+    if locks and owner and owner["host"] != socket.gethostname():
+        distributed.warn(
+            f"Warning: {path.parent} was left by {other}, which did not end in an orderly way;"
+            " make sure that it has ended"
+        )
+
+
+def _lock(handle: int, shared: bool) -> bool | None:
+    """Whether a file could be locked; None where its file system or the machine has no locks."""
     if fcntl is None:
         return None
     try:
@@ -138,14 +152,12 @@ def _is_same_file(handle: int, path: Path) -> bool:
         return False
 
 
-def _host() -> str:
-    return socket.gethostname()
-
-
 def _signature() -> Plain:
     """What .lock says of this process."""
     now = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    return {"host": _host(), "process": os.getpid(), "began": _began(os.getpid()), "since": now}
+    process = os.getpid()
+    host = {"host": socket.gethostname(), "process": process}
+    return host | {"began": _began(process), "since": now}
 
 
 def _owner(handle: int) -> Plain:
@@ -159,42 +171,20 @@ def _owner(handle: int) -> Plain:
 
 def _may_live(owner: Plain) -> bool:
     """Whether that process may still run: of those on other machines nothing is known."""
-    if not owner or owner["host"] != _host():
+    if not owner or owner["host"] != socket.gethostname():
         return bool(owner)
     if owner["began"] is not None:
         return owner["began"] == _began(owner["process"])
     try:
         os.kill(owner["process"], 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
     return True
 
 
 def _began(process: int) -> str | None:
-    """When a process began, as Linux counts: a number that is used again tells them apart."""
+    """When a process began, as Linux counts: tells processes with one number apart."""
     with suppress(OSError):
-        # Its 22nd field; the second, a name in brackets, may hold blanks.
-        return (
-            Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
-        )
+        content = Path(f"/proc/{process}/stat").read_text(errors="replace")
+        return content.rpartition(")")[2].split()[19]  # field 22; the 2nd, a name, may hold blanks
     return None
-
-
-def _described(owner: Plain) -> str:
-    if not owner:
-        return "another process"
-    return f"process {owner['process']} on {owner['host']}, begun {owner['since']}"
-
-
-def _refusal(path: Path, owner: Plain, sure: bool) -> str:
-    if sure:
-        return (
-            f"--checkpoint {path.parent}: {_described(owner)} is at work in it;"
-            " wait for its end, or name another folder"
-        )
-    return (
-        f"--checkpoint {path.parent}: {_described(owner)} may be at work in it, and its file"
-        f" system has no locks to tell; if that has ended, remove {path}"
-    )

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -17,10 +18,10 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self.thread: threading.Thread | None = None
-        self.error: BaseException | None = None
-        if _mine.stack is not None:
-            _mine.stack.callback(self.wait)
+        self.thread = futures.ThreadPoolExecutor(1, "writer")
+        self.begun: futures.Future[None] | None = None
+        if stack := getattr(_mine, "stack", None):
+            stack.callback(self.wait)
 
     def write(self, payload: Plain, work: Callable[[Plain], None]) -> None:
         """Begin ``work`` with a copy of ``payload``, once what was begun before is done.
@@ -28,33 +29,17 @@ class Writer:
         So there is one copy at a time. The caller may change the payload's tensors at once.
         """
         self.wait()
-        arguments = (work, copied(payload))
-        self.thread = threading.Thread(target=self._work, args=arguments, name="writer")
-        self.thread.start()
+        self.begun = self.thread.submit(work, copied(payload))
 
     def wait(self) -> None:
         """Until what was begun is done; raises what that raised, once."""
-        if self.thread is None:
-            return
-        self.thread.join()
-        error, self.thread, self.error = self.error, None, None
-        if error is not None:
-            raise error
-
-    def _work(self, work: Callable[[Plain], None], payload: Plain) -> None:
-        try:
-            work(payload)
-        except BaseException as error:  # for the thread that has begun it, whatever it is
-            self.error = error
+        if self.begun is not None:
+            futures.wait([self.begun])
+            begun, self.begun = self.begun, None
+            begun.result()
 
 
-class _Mine(threading.local):
-    """What is to be waited for in this thread: runs in other threads have their own."""
-
-    stack: ExitStack | None = None
-
-
-_mine = _Mine()
+_mine = threading.local()  # its stack: what is to be waited for in this thread
 
 
 @contextmanager
@@ -63,7 +48,7 @@ def finished() -> Iterator[None]:
 
     A write that has failed is the block's error, whatever else came after it.
     """
-    outer = _mine.stack
+    outer = getattr(_mine, "stack", None)
     try:
         with ExitStack() as _mine.stack:
             yield
