@@ -60,15 +60,20 @@ def train_shares(
 ) -> list[Share]:
     """``shares`` without a last batch that has less than 2 images for each of ``devices``.
 
-    ``devices``: those of one process; batch norm is over all processes, so the batches are the
-    same for any ``world``, and the last one may leave some processes without an image.
-    ``iter_size``: batches of a step, or fewer in the last one of an epoch, which are weighed as one
-    batch of all their images. InputError if nothing is left then, if a batch is smaller than
-    ``world``, or if its cut leaves less than 2 images for one of several devices.
+    ``devices``: those of one process. Batch norm is over all processes, so the batches are the
+    same for any ``world``, and some processes may have no image of the last one. ``iter_size``:
+    batches of a step, weighed as one batch of all their images; the last step of an epoch may have
+    fewer. InputError if no batch is left, if a batch is smaller than ``world``, or if its cut
+    leaves less than 2 images for one of several devices.
     """
     check_batch("--train-batch", batch_size, world)
-    if devices > 1:
-        check_parts("--train-batch", batch_size, devices)
+    least = smallest_part(batch_size, devices)
+    if devices > 1 and least < MIN_SHARE:
+        raise InputError(
+            f"--train-batch {batch_size}: leaves {least} image(s) for the last of {devices} GPUs,"
+            f" where batch norm needs {MIN_SHARE}; {even(batch_size, devices)} would do, a multiple"
+            " of the GPUs"
+        )
     last = count % batch_size
     kept = count if smallest_part(last, devices) >= MIN_SHARE else count - last
     if kept == 0:
@@ -81,7 +86,7 @@ def train_shares(
 
 
 def grouped(taken: list[Share], sizes: list[int], iter_size: int) -> list[Share]:
-    """Shares of batches of these ``sizes``, of which each ``iter_size`` in a row make one step."""
+    """Shares of batches of these ``sizes``; each ``iter_size`` in a row make one step."""
     weighed = []
     for start in range(0, len(taken), iter_size):
         end = min(start + iter_size, len(taken))
@@ -95,8 +100,8 @@ def grouped(taken: list[Share], sizes: list[int], iter_size: int) -> list[Share]
 def smallest_part(size: int, devices: int) -> int:
     """Images of the last device where nn.DataParallel cuts ``size`` of them, as torch.chunk does.
 
-    All other devices have the same number, ceil(size / devices), as long as there are images: 15
-    on 8 devices are 7 times 2 and 1, and 18 are 6 times 3 and 2 times 0.
+    The others have ceil(size / devices) while there are images: of 15 on 8 devices 7 have 2 and
+    one has 1; of 18 6 have 3 and 2 have none.
     """
     chunk = -(-size // devices)
     return max(0, size - chunk * (devices - 1))
@@ -120,17 +125,6 @@ def check_batch(flag: str, batch_size: int, world: int) -> None:
         raise InputError(f"{flag} {batch_size}: must be at least {world}, one for each process")
 
 
-def check_parts(flag: str, batch_size: int, devices: int) -> None:
-    """InputError where DataParallel's cut of a batch leaves less than 2 images for a device."""
-    least = smallest_part(batch_size, devices)
-    if least < MIN_SHARE:
-        right = even(batch_size, devices)
-        raise InputError(
-            f"{flag} {batch_size}: leaves {least} image(s) for the last of {devices} GPUs, where"
-            f" batch norm needs {MIN_SHARE}; {right} would do, a multiple of the GPUs"
-        )
-
-
 class Normaliser:
     """Pixels uint8 [B, 3, H, W] to float32 (pixels / 255 - mean) / std, on ``device``."""
 
@@ -147,26 +141,30 @@ class Training(Protocol):
 
     shares: list[Share]
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.shares)
 
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
 class Testing(Protocol):
-    """Batches to evaluate on: float32 [B, 3, H, W] and int64 [B]."""
+    """Batches to evaluate on: float32 [B, 3, H, W] and int64 [B]; ``shares``: of this process."""
 
-    def __len__(self) -> int: ...
+    shares: list[slice]
+
+    def __len__(self) -> int:
+        return len(self.shares)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
 
-class TrainBatches:
+class TrainBatches(Training):
     """Batches of ``images`` in random order: padded by 4, cropped to 32, flipped at random.
 
     Order and augmentation depend on ``seed`` and the epoch alone. ``batch_size`` is the total
-    of ``world`` processes, of which this is ``rank``; each takes its stretch of the same batch.
-    A last batch that is smaller is left out if it has less than 2 images for each of ``devices``;
-    of another some processes may have no image. InputErrors as of ``train_shares``.
+    of ``world`` processes, of which this is ``rank``. Shares and InputErrors as of
+    ``train_shares``.
     """
 
     def __init__(
@@ -186,10 +184,6 @@ class TrainBatches:
         # Every crop of every image, as a view: [N, 3, top, left, 32, 32].
         self.windows = padded.unfold(2, IMAGE_SIZE, 1).unfold(3, IMAGE_SIZE, 1)
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return len(self.shares)
-
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches ``first_batch``, … of an epoch: float32 [B, 3, 32, 32] and int64 [B]."""
         draws = draw_epoch(len(self.images), self.seed, epoch)
@@ -201,12 +195,12 @@ class TrainBatches:
             yield self.normalise(crops), self.images.labels[order]
 
 
-class TestBatches:
+class TestBatches(Testing):
     """Batches of ``images`` in order, not augmented: float32 [B, 3, 32, 32] and int64 [B].
 
     ``batch_size`` is the total of ``world`` processes, of which this is ``rank``; each image goes
-    to one of them. Where the last batch has fewer images than there are processes, some make one
-    batch less. InputError if ``batch_size`` is smaller than ``world``.
+    to one of them. A last batch of fewer images than processes leaves some processes without one.
+    InputError if ``batch_size`` is smaller than ``world``.
     """
 
     def __init__(
@@ -220,10 +214,6 @@ class TestBatches:
         self.shares = test_shares(len(images), batch_size, rank, world)
         self.images = images
         self.normalise = Normaliser(images.images.device, normalisation)
-
-    def __len__(self) -> int:
-        """Batches of this process."""
-        return len(self.shares)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for taken in self.shares:

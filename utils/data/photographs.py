@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from utils.data.batches import Normaliser, test_shares, train_shares
-from utils.data.class_folders import Listing, list_splits, listed, open_image
+from utils.data.batches import Normaliser, Testing, Training, test_shares, train_shares
+from utils.data.class_folders import list_splits, listed, open_image
 from utils.data.modes import to_rgb
 from utils.data.normalisation import USUAL, Normalisation
 from utils.data.sets import SUBSET_TEST, balanced_order
@@ -44,7 +44,7 @@ class Photographs:
     """Image files, listed but not read; batches of them are ``image_size`` pixels a side.
 
     ``files``: bytes [N], one block of memory, which worker processes share; ``labels``: int64 [N];
-    ``folder``: of the split.
+    ``folder``: that of the split.
     """
 
     files: np.ndarray
@@ -108,18 +108,21 @@ def load_imagenet(
     missing, empty or unknown.
     """
     classes, listings = list_splits(Path(root).expanduser(), SPLITS)
-    train, test = (photographs(listing, classes, image_size) for listing in listings)
+    train, test = (
+        Photographs(
+            np.array([os.fsencode(file) for file in listing.files]),
+            torch.tensor(listing.labels),
+            classes,
+            image_size,
+            listing.folder,
+        )
+        for listing in listings
+    )
     if subset is None:
         return train, test
     if subset < SUBSET_TEST:
         raise InputError(f"--subset {subset}: must be at least {SUBSET_TEST}, to test one image")
     return first_balanced(train, subset), first_balanced(test, subset // SUBSET_TEST)
-
-
-def photographs(listing: Listing, classes: tuple[str, ...], image_size: int) -> Photographs:
-    """The set of the files of a split."""
-    files = np.array([os.fsencode(file) for file in listing.files])
-    return Photographs(files, torch.tensor(listing.labels), classes, image_size, listing.folder)
 
 
 def first_balanced(images: Photographs, count: int) -> Photographs:
@@ -157,11 +160,10 @@ def resized(image_size: int) -> int:
 def train_transform(image_size: int) -> v2.Compose:
     """From an RGB image to uint8 [3, s, s]: a random crop, resized, and flipped at random.
 
-    As a tensor it is resized faster, to pixel values at most 1 away from those of an image.
+    A tensor is resized faster than an image, to pixel values at most 1 away.
     """
-    return v2.Compose(
-        [v2.PILToTensor(), v2.RandomResizedCrop(image_size), v2.RandomHorizontalFlip()]
-    )
+    crop = v2.RandomResizedCrop(image_size)
+    return v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
 
 
 def test_transform(image_size: int) -> v2.Compose:
@@ -173,22 +175,19 @@ def test_transform(image_size: int) -> v2.Compose:
 
 
 def usual_test_batch(train_batch: int, device: torch.device) -> int:
-    """Images of a test batch, of which the accuracy is independent, where no number is asked for.
+    """Images of a test batch where no number is asked for; accuracy does not depend on it.
 
-    A GPU has the memory for a training batch, whose activations training keeps, and so for as many
-    images in evaluation, which keeps none; at 100 it mostly waits for its next launch.
+    With 100 images a GPU mostly waits for its next launch. It has the memory for a training batch,
+    and evaluation, which keeps no activations, needs less.
     """
     return max(TEST_BATCH, train_batch) if device.type == "cuda" else TEST_BATCH
 
 
-class TrainBatches:
+class TrainBatches(Training):
     """Batches of ``images`` in random order, each a random crop, resized, flipped at random.
 
-    Order and augmentation depend on ``seed`` and the epoch alone, not on ``workers``, the
-    processes that decode (0: this one). ``batch_size`` is the total of ``world`` processes, of
-    which this is ``rank``, with ``devices`` each; ``iter_size`` batches make a step (see
-    ``train_shares``). Shares and last batch as in ``utils.data.batches.TrainBatches``, and so are
-    its InputErrors.
+    As ``utils.data.batches.TrainBatches``. ``workers``: processes that decode (0: this one), on
+    which nothing depends; ``devices``: of each process; ``iter_size``: batches of a step.
     """
 
     def __init__(
@@ -209,10 +208,6 @@ class TrainBatches:
         decoder = Decoder(images, train_transform(images.image_size), seed)
         self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, normalisation))
 
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return len(self.shares)
-
     def epoch(self, epoch: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches ``first_batch``, … of an epoch: float32 [B, 3, s, s] and int64 [B].
 
@@ -225,11 +220,10 @@ class TrainBatches:
         )
 
 
-class TestBatches:
+class TestBatches(Testing):
     """Batches of ``images`` in order, resized and their centre cropped.
 
-    ``batch_size`` is the total of ``world`` processes, of which this is ``rank``; shares and
-    InputErrors as in ``utils.data.batches.TestBatches``. ``workers``: processes that decode.
+    As ``utils.data.batches.TestBatches``; ``workers``: processes that decode.
     """
 
     def __init__(
@@ -242,16 +236,11 @@ class TestBatches:
         world: int = 1,
         normalisation: Normalisation = USUAL["imagenet"],
     ):
-        shares = test_shares(len(images), batch_size, rank, world)
-        order = np.arange(len(images))
-        self.requests = [Request(0, order[taken]) for taken in shares]
+        self.shares = test_shares(len(images), batch_size, rank, world)
+        self.order = np.arange(len(images))
         decoder = Decoder(images, test_transform(images.image_size), seed=0)  # draws nothing
         self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, normalisation))
 
-    def __len__(self) -> int:
-        """Batches of this process."""
-        return len(self.requests)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Batches float32 [B, 3, s, s] and int64 [B]; InputError naming a broken image."""
-        return self.pipeline.batches(self.requests)
+        return self.pipeline.batches([Request(0, self.order[taken]) for taken in self.shares])

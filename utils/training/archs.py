@@ -35,13 +35,11 @@ def pretrained_ones(family: str) -> list[str]:
     return [*(name for name in pretrained.ARCHS if name in models.archs(family)), *CONVERTED]
 
 
-def has_weights(arch: str) -> bool:
-    return arch in pretrained.ARCHS or converted.split(arch) is not None
-
-
 def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.Namespace) -> Plain:
     """The builder's keywords (without num_classes), tried out on no memory before any work."""
-    if args.pretrained and (not has_weights(args.arch) or args.width_mult != 1):
+    from_library = converted.split(args.arch) is not None
+    has_weights = args.arch in pretrained.ARCHS or from_library
+    if args.pretrained and (not has_weights or args.width_mult != 1):
         known = " ".join(pretrained_ones(family))
         parser.error(f"--pretrained: there are weights of {known}, of --width-mult 1 only")
     keywords = {
@@ -52,7 +50,7 @@ def check_network(parser: argparse.ArgumentParser, family: str, args: argparse.N
         "width_mult": args.width_mult,
     }
     unneeded: dict[str, float] = {}
-    if converted.split(args.arch):
+    if from_library:
         keywords["image_size"] = args.image_size
         unneeded = {"width_mult": 1, "image_size": converted.IMAGE_SIZES[family]}
     keywords = {

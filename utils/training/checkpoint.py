@@ -18,7 +18,7 @@ from models import converted
 from nr.files import archive
 from nr.network.layers import Network
 from utils.data.normalisation import USUAL, Normalisation
-from utils.errors import InputError
+from utils.errors import InputError, one_line
 from utils.files import Plain, telling
 from utils.machine import distributed
 from utils.training.older import upgraded
@@ -44,8 +44,8 @@ def save(path: Path, payload: Plain) -> None:
 def save_last(folder: Path, payload: Plain, best: bool = False) -> None:
     """Write checkpoint.pth.tar, keeping the one before it as checkpoint.prev.pth.tar.
 
-    ``best``: write model_best.pth.tar as well, and first: a run that is killed between the two
-    goes on before this epoch, and writes it again. No two of them share their bytes afterwards.
+    ``best``: write model_best.pth.tar first: a run that is killed between the two repeats the
+    epoch, and writes both. No two of them share their bytes afterwards.
     """
     last = folder / LAST
     if best:
@@ -72,13 +72,11 @@ def keep_as(path: Path, name: Path) -> None:
 
 def separate(paths: Iterable[Path]) -> None:
     """Let no two of ``paths`` be one file, as a kill while saving and older versions left them."""
-    seen = set()
+    seen: list[Path] = []
     for path in paths:
-        status = path.stat()
-        file = status.st_dev, status.st_ino
-        if file in seen:
+        if any(path.samefile(other) for other in seen):
             keep_as(path, path)
-        seen.add(file)
+        seen.append(path)
 
 
 def _link(path: Path, name: Path) -> None:
@@ -169,7 +167,7 @@ def network(payload: Plain, path: str | Path) -> Network:
             structure = upgraded(payload["network"], structure)
         return _restored(payload["network"], structure, payload["state_dict"])
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)[:200]
         raise CheckpointError(f"{path}: its network cannot be rebuilt: {reason}") from error
 
 

@@ -38,9 +38,8 @@ def with_auxiliary(outputs: Tensor | tuple[Tensor, ...], labels: Tensor) -> tupl
         return outputs, stream_loss(outputs, labels)
     logits, *others = outputs
     share = AUXILIARY.get(len(others), min(AUXILIARY.values()))
-    return logits, stream_loss(logits, labels) + share * sum(
-        stream_loss(other, labels) for other in others
-    )
+    auxiliary = sum(stream_loss(other, labels) for other in others)
+    return logits, stream_loss(logits, labels) + share * auxiliary
 
 
 def train_epoch(
@@ -55,12 +54,12 @@ def train_epoch(
     """Train on every batch of ``epoch`` once; return this process's sums [batches, 4].
 
     The shares of ``batches`` say how each batch is weighed, and after which the optimizer steps:
-    gradients add up till then, and a run stops there only.
+    gradients add up till then, and a run stops there only. ``done``: the sums [k, 4] of the k
+    batches that an interrupted run had finished.
 
-    ``done``: the sums [k, 4] of the k batches that an interrupted run had finished. Raises
-    Stopped with the sums so far after a signal, DataError with them where the next batch of a step
-    cannot be had, and InputError for a loss that is not finite, naming the batch, for a batch
-    inside a step, and where an epoch has less than k batches.
+    Raises Stopped, with the sums so far, after a signal; DataError, with them, where the first
+    batch of a step is missing; InputError where a later one is, for a loss that is not finite,
+    naming the batch, and for an epoch of less than k batches.
     """
     model.train()
     first = 0 if done is None else len(done)

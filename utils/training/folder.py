@@ -20,7 +20,7 @@ class RunFolder:
     """A folder of checkpoints, log and pictures; ``reserve`` comes first, before any work.
 
     ``save`` and ``save_last`` return before the files are there: ``writer`` makes them, one after
-    another. They and what asks for the files raise InputError where the write before has failed.
+    another. Where a write has failed, the next method raises its InputError.
     """
 
     def __init__(self, path: Path):
@@ -47,10 +47,7 @@ class RunFolder:
         self.lock = claim.reserve(self.path)
 
     def claim(self, resumed: Path | None, payload: Plain | None) -> None:
-        """Put aside what the run would overwrite and does not stem from, as claim.claim says.
-
-        ``resumed``: the checkpoint that goes on, and its content ``payload``.
-        """
+        """Put aside what the run would overwrite and does not stem from, as claim.claim says."""
         claim.claim(self.path, resumed, payload)
 
     def has_best(self) -> bool:

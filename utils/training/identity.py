@@ -6,7 +6,7 @@ from itertools import zip_longest
 from nr.network.convolutions import ConvBN
 from nr.network.layers import Network
 from utils.files import Plain
-from utils.training.options import NO_REJUVENATION, Flags
+from utils.training.options import NO_REJUVENATION, PLAIN, Flags
 
 # Flags that say which run a checkpoint belongs to; to train on, they have to be the same.
 IDENTITY = ("dataset", "subset", "image_size")
@@ -14,19 +14,8 @@ IDENTITY = ("dataset", "subset", "image_size")
 # Flags that cut an epoch into steps, and what a run without them has: fixed inside an epoch.
 STEP = {"train_batch": None, "iter_size": 1}
 
-
-# What has been done to a network is its checkpoint's. Of plain training: what the flags then are.
-PLAIN = {
-    "nr_target": 1.0,
-    "nr_compress_only": False,
-    "nr_from_scratch": False,
-    "nr_bn_target": None,
-    "nr_round_to": 1,
-    "nr_rounds": 1,
-    "nr_keep": None,
-    "nr_carry": False,
-}
-# Of any network: from which weights it began, and what stays of it.
+# What has been done to a network is its checkpoint's. Of any network: from which weights it began,
+# and what stays of it.
 FROM_START = ("pretrained", "nr_keep")
 # Of a rejuvenated network: the flags that say how, and what a run without them had.
 REJUVENATED = {
@@ -44,7 +33,7 @@ REJUVENATED = {
 def unfit(
     payload: Plain, spec: Plain, flags: Flags, classes: Sequence[str], data: Plain | None
 ) -> str | None:
-    """Why a checkpoint cannot go on, or be evaluated, with these flags and data; None if it can."""
+    """Why a checkpoint cannot be used with these flags and data; None if it can."""
     return (
         other_class(payload, classes)
         or mismatch(payload, spec, vars(flags))
@@ -93,8 +82,7 @@ def done(payload: Plain) -> Plain:
     found, later = {name: was.get(name) for name in FROM_START}, run.get("round", 1) > 1
     trains = run["phase"] == "train"
     if trains and not later and run["search_epochs"] == 0:
-        target = max(was["nr_target"], NO_REJUVENATION)
-        return found | PLAIN | {"nr_target": target}
+        return found | PLAIN | {"nr_target": max(was["nr_target"], NO_REJUVENATION)}
     if trains or later:
         found |= {name: was.get(name, default) for name, default in REJUVENATED.items()}
         found["nr_budget"] = found["nr_budget"] or ("flops" if found["nr_flops"] else "params")
@@ -106,9 +94,9 @@ def done(payload: Plain) -> Plain:
 
 
 def contradiction(payload: Plain, flags: Plain, given: Collection[str]) -> str | None:
-    """Which of the flags that were ``given`` says otherwise than what is ``done``, or None.
+    """Which of the ``given`` flags contradicts what is ``done``, or None.
 
-    --pretrained, and --nr-bn-target where the train phase has begun, are without effect instead.
+    --pretrained, and --nr-bn-target once the train phase has begun, have no effect instead.
     """
     if flags["evaluate"]:
         return None
@@ -119,8 +107,10 @@ def contradiction(payload: Plain, flags: Plain, given: Collection[str]) -> str |
         same = flags[name] == was or (plain and name == "nr_target" and flags[name] >= was)
         effect = name != "pretrained" and not (name == "nr_bn_target" and rescalable)
         if name in given and effect and not same:
-            made = _made("nr_target" if plain else name, known)
-            return f"was made {made}: {_flag(name, flags[name])} contradicts that"
+            cause = "nr_target" if plain else name
+            made = "without" if known[cause] is None or known[cause] is False else "with"
+            now = _flag(name, flags[name])
+            return f"was made {made} {_flag(cause, known[cause])}: {now} contradicts that"
     return None
 
 
@@ -133,15 +123,10 @@ def _flag(name: str, value: object) -> str:
     return f"{flag} {value:g}" if isinstance(value, float) else f"{flag} {value}"
 
 
-def _made(name: str, known: Plain) -> str:
-    without = known[name] is None or known[name] is False
-    return f"with{'out' if without else ''} {_flag(name, known[name])}"
-
-
 def other_class(payload: Plain, classes: Sequence[str]) -> str | None:
     """The first class that the checkpoint and the data name differently, or None.
 
-    A checkpoint without class names was written before they were kept, and fits any.
+    An older checkpoint without class names fits any data.
     """
     pairs = zip_longest(payload.get("classes", classes), classes)
     for number, (was, now) in enumerate(pairs, start=1):
@@ -154,8 +139,7 @@ def other_class(payload: Plain, classes: Sequence[str]) -> str | None:
 def other_data(payload: Plain, data: Plain | None) -> str | None:
     """How the data set differs from that of the checkpoint, or None where it does not.
 
-    Its name may change with its folder. Nothing is known of the data of a checkpoint from before
-    they were kept, and of those of an evaluation.
+    Its name may change with its folder. Older checkpoints and evaluations have no digest.
     """
     was = payload.get("data")
     if not was or not data or data["digest"] is None:

@@ -14,16 +14,16 @@ from utils.training import archs
 
 LARGEST = 2**64 - 1  # whole number that a flag takes
 MOST_DIGITS = 1000  # characters that are read as a number at all
-# Flags that say how a network is rejuvenated.
-NEEDING = (
-    "nr_compress_only",
-    "nr_from_scratch",
-    "nr_bn_target",
-    "nr_round_to",
-    "nr_rounds",
-    "nr_keep",
-    "nr_carry",
-)
+# Flags that say how a network is rejuvenated, and what they are in plain training.
+PLAIN = {
+    "nr_compress_only": False,
+    "nr_from_scratch": False,
+    "nr_bn_target": None,
+    "nr_round_to": 1,
+    "nr_rounds": 1,
+    "nr_keep": None,
+    "nr_carry": False,
+}
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 
 
@@ -214,8 +214,9 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
         parser.error(f"--schedule {' '.join(map(str, args.schedule))}: epochs must increase")
     if args.evaluate and not args.resume:
         parser.error("-e evaluates the checkpoint named by --resume, and none is named")
-    for name in NEEDING if args.nr_target >= NO_REJUVENATION else ():
-        if getattr(args, name) != parser.get_default(name):
+    searches = args.nr_target < NO_REJUVENATION
+    for name, usual in () if searches else PLAIN.items():
+        if getattr(args, name) != usual:
             flag = name.replace("_", "-")
             parser.error(f"--{flag}: --nr-target {args.nr_target:g} never rejuvenates")
     if args.nr_flops and args.nr_budget not in (None, "flops"):
@@ -233,7 +234,6 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, data_name: 
         )
     if args.nr_max_epochs is None:
         args.nr_max_epochs = args.epochs
-    searches = args.nr_target < NO_REJUVENATION
     flag = "nr-max-epochs" if searches and args.nr_max_epochs != args.epochs else "epochs"
     end = args.nr_max_epochs if searches else args.epochs
     if args.start_epoch >= end:

@@ -19,25 +19,21 @@ class Pictures:
         self.started, self.drawing = time.perf_counter(), 0.0  # seconds spent on pictures
 
     def draw(self, state: RunState, due: bool) -> None:
-        """Draw what is not there yet; the rest where it has changed and is ``due``.
+        """Draw what is not there yet, and what has changed where it is ``due``.
 
-        What is not due is drawn, too, as long as all drawing takes its share of the time at most.
+        What is not due is drawn, too, while drawing takes less than its share of the time.
         """
         start = time.perf_counter()
         due = due or self.drawing / (start - self.started) < DRAWING_SHARE
         # The search is over, and this process has drawn it.
         searched = not state.searching and state.phase_epoch > 0 and self.drawing > 0
-        self._draw_all(state, due, due and not searched)
-        self.drawing += time.perf_counter() - start
-
-    def _draw_all(self, state: RunState, due: bool, search_due: bool) -> None:
-        """The pictures that are due or not there yet; ``search_due``: those of the search."""
         if state.rows and (due or not (self.path / "curves.png").exists()):
             plots.curves(state.rows, self.path / "curves.png")
         for number, shown in enumerate(state.past, start=1):
             self._draw_round(shown, round_suffix(number), due and self.drawing == 0)
         present = {name: getattr(state, name) for name in ROUND_PICTURES}
-        self._draw_round(present, state.suffix, search_due)
+        self._draw_round(present, state.suffix, due and not searched)
+        self.drawing += time.perf_counter() - start
 
     def _draw_round(self, shown: Plain, suffix: str, due: bool) -> None:
         """The pictures of one round's search and rejuvenation; ``shown``: as in state.past."""

@@ -20,8 +20,8 @@ from utils.machine.seeding import NETWORK, seed_generators
 from utils.training import checkpoint, transitions
 from utils.training.engine import step_lr
 from utils.training.folder import RunFolder
-from utils.training.options import Flags
 from utils.training.identity import done, unfit, unmergeable
+from utils.training.options import Flags
 from utils.training.signals import Stopped, StopRequest
 from utils.training.state import NO_ACCURACY, Epoch, RunState
 from utils.training.trainer import Trainer
@@ -30,10 +30,9 @@ from utils.training.trainer import Trainer
 class Run:
     """The state, folder and network of a run.
 
-    ``spec``: family, arch and options of the network, which is built here or, with --resume,
-    rebuilt from the checkpoint; ``sparsity``: λ with which every search begins; ``classes``:
-    names of the data set's; ``data``: what the set is known by, of utils.data.identity. Raises
-    InputError for a checkpoint that does not fit.
+    ``spec``: family, arch and options of the network, which is built here or, with --resume, from
+    the checkpoint; ``sparsity``: λ with which every search begins; ``classes``: their names;
+    ``data``: of utils.data.identity.known_by. InputError for a checkpoint that does not fit.
     """
 
     def __init__(
@@ -79,9 +78,8 @@ class Run:
         if seed is None:
             seed = distributed.gathered(random.SystemRandom().randrange(2**31))[0]
             print(f"==> Seed: {seed} (--manualSeed)")
-        self.state = transitions.begin(
-            seed, self.args.nr_target, self.sparsity, self.args.start_epoch
-        )
+        first = self.args.start_epoch
+        self.state = transitions.begin(seed, self.args.nr_target, self.sparsity, first)
         seed_generators(seed, NETWORK)
         network = models.build(self.spec["family"], self.spec["arch"], **self.spec["options"])
         nr.hold(network, keep=self.args.nr_keep or ())
@@ -108,7 +106,7 @@ class Run:
     def epoch(self, train_batches: Training, test_batches: Testing) -> None:
         """Train, evaluate, measure and log one epoch.
 
-        After a signal save, and raise Stopped; likewise DataError where a batch cannot be had.
+        Saves before it raises Stopped, after a signal, or DataError, where a batch is missing.
         """
         args, state = self.args, self.state
         lr = step_lr(args.lr, state.phase_epoch, args.schedule, args.gamma)

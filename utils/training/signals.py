@@ -26,14 +26,15 @@ class Stopped(Exception):
 class StopRequest:
     """Remembers the first signal; from then on the system's own action is back in force.
 
-    A hang-up that the user has told the system to ignore (nohup) stays ignored. Only the main
-    thread can be asked; Python lets no other have signals.
+    A hang-up that the user has told the system to ignore (nohup) stays ignored. In other threads
+    than the main one Python has no signals.
     """
 
     def __init__(self) -> None:
         self.signum = 0
         self.question = distributed.Question()
-        self.awaited = [s for s in SIGNALS if s != HANGUP or not _is_ignored(s)]
+        ignored = HANGUP and signal.getsignal(HANGUP) == signal.SIG_IGN
+        self.awaited = [s for s in SIGNALS if s != HANGUP or not ignored]
         if handlers.in_main_thread():
             for signum in self.awaited:
                 signal.signal(signum, self._remember)
@@ -46,7 +47,7 @@ class StopRequest:
     def agreed(self) -> int:
         """The signal that any process had received at the last call, or 0: the same in all.
 
-        In one process: that it has received. For between two batches, where nobody should wait.
+        For between two batches, where nobody should wait. One process answers for itself at once.
         """
         return self.question.ask(self.signum)
 
@@ -59,7 +60,3 @@ class StopRequest:
 def put_back() -> AbstractContextManager[None]:
     """After the block these signals do what they did before it."""
     return handlers.kept(*SIGNALS)
-
-
-def _is_ignored(signum: int) -> bool:
-    return signal.getsignal(signum) == signal.SIG_IGN

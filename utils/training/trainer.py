@@ -26,8 +26,8 @@ class Trainer:
     """A network on ``devices``, given by ``use``: as it is parallelised, with its optimizer.
 
     ``lr``, ``momentum``, ``weight_decay``: of SGD; ``amp``: bfloat16 autocast; ``compiled``: the
-    mode of torch.compile, if by it; ``partial``: this process's figures [batches, 4] of the
-    finished batches of the epoch in progress, if in one.
+    mode of torch.compile, or None; ``partial``: inside an epoch this process's figures
+    [batches, 4] of its finished batches.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Trainer:
         """Train on every batch of the next epoch once and evaluate: the figures of both.
 
         Goes on where ``partial`` ends, else seeds the generators for the epoch. Raises Stopped
-        after a signal, and DataError where a batch cannot be had that follows new ones, with
-        ``partial`` as a checkpoint keeps it; InputError where nothing can be saved.
+        after a signal, and DataError where a batch after new ones is missing, both with ``partial``
+        as a checkpoint keeps it; InputError where nothing can be saved.
         """
         if self.compiled:
             refuse_empty(train_batches)
@@ -86,15 +86,9 @@ class Trainer:
         if self.partial is None:
             seed_generators(state.seed, EPOCH, state.epoch, distributed.rank())
         try:
-            self.partial = trained = train_epoch(
-                self.model,
-                train_batches,
-                state.epoch,
-                self.optimizer,
-                self.amp,
-                stop,
-                self.partial,
-            )
+            step = (self.optimizer, self.amp, stop)
+            trained = train_epoch(self.model, train_batches, state.epoch, *step, self.partial)
+            self.partial = trained
             train = Figures.of(distributed.total(trained.sum(dim=0)))
             test = self.evaluate(test_batches, stop)
         except (Stopped, DataError) as end:
@@ -102,19 +96,15 @@ class Trainer:
             # Processes do not have this error together.
             if isinstance(end, DataError) and (len(sums) == before or distributed.world() > 1):
                 raise InputError(str(end)) from end
-            self._refuse_non_finite(state.epoch, lr)
+            if name := checkpoint.non_finite(self.network.state_dict()):  # by the last step
+                raise InputError(
+                    f"{name} is not finite at epoch {state.epoch + 1}, learning rate {lr:g};"
+                    " nothing of this epoch was saved"
+                ) from end
             self.partial = distributed.total(sums).cpu()
             raise
         self.partial = None
         return train, test
-
-    def _refuse_non_finite(self, epoch: int, lr: float) -> None:
-        """InputError where the last step has left a weight that is not a finite number."""
-        if name := checkpoint.non_finite(self.network.state_dict()):
-            raise InputError(
-                f"{name} is not finite at epoch {epoch + 1}, learning rate {lr:g}; nothing of this"
-                " epoch was saved"
-            )
 
     def evaluate(self, batches: Testing, stop: StopRequest) -> Figures:
         """Loss and accuracies over all of ``batches``."""
@@ -122,11 +112,8 @@ class Trainer:
 
     def measure(self, flops: bool, image_size: int, searching: bool) -> Usage:
         """The network's usage, in multiply-adds if ``flops``; its ratio is the same everywhere."""
-        usage, params = (
-            nr.utilization(self.network, flops, image_size),
-            nr.count_params(self.network),
-        )
-        ratio = distributed.gathered(usage.ratio)[0]
+        usage = nr.utilization(self.network, flops, image_size)
+        ratio, params = distributed.gathered(usage.ratio)[0], nr.count_params(self.network)
         if not searching:
             return Usage(ratio, params)
         live = {r.name: r.live_out / r.out_channels for r in usage.layers if not r.fixed}
@@ -165,7 +152,7 @@ class Trainer:
 
 
 def refuse_empty(batches: Training) -> None:
-    """InputError for a share without an image, whose code would send less than others wait for."""
+    """InputError for a share without images: compiled code would send less than others expect."""
     if any(share.positions.start == share.positions.stop for share in batches.shares):
         raise InputError(
             "--compile: the last batch of an epoch has fewer images than there are processes;"
