@@ -30,16 +30,10 @@ SPLITS = ("train", "test")  # of `folder`
 FOLDER_IMAGE = f"RGB {IMAGE_SIZE}x{IMAGE_SIZE}"  # PIL mode and size of an image of `folder`
 LEAST_CLASSES = 2  # of a data set, section 8
 NAMED = 3  # classes that the test split lacks, before the others are only counted
-# Folders that systems put beside those of the user, as they do .ipynb_checkpoints and ._x.jpg.
+# Folders that systems put beside those of the user: Synology, QNAP, macOS, Windows, Linux.
 SYSTEM_FOLDERS = (
-    "@eaDir",  # Synology
-    "#recycle",
-    "#snapshot",
-    "@Recycle",  # QNAP
-    "__MACOSX",
-    "$RECYCLE.BIN",  # Windows
-    "System Volume Information",
-    "lost+found",
+    *("@eaDir", "#recycle", "#snapshot", "@Recycle", "__MACOSX"),
+    *("$RECYCLE.BIN", "System Volume Information", "lost+found"),
 )
 STAT_THREADS = 16  # that ask for the sizes of files
 LEFT_OVER = 24 * 3600  # seconds after which a write has ended that no lock tells of
@@ -60,10 +54,10 @@ class Listing(NamedTuple):
 def list_splits(root: Path, splits: Sequence[str]) -> tuple[tuple[str, ...], list[Listing]]:
     """The classes of ``root``/<split>/<class>/*, sorted, and the images of each split.
 
-    The first split decides the classes, at least two; one that another split does not have is
-    named on the screen, and so are the kinds of files that are passed over, which Pillow does not
-    read. Hidden files and those of systems are passed over in silence. InputError naming the
-    folder that is missing, empty, unreadable, a link to itself or a class of another split only.
+    The first split decides the classes, at least two. The screen names those that another split
+    lacks, and the kinds of files that Pillow does not read; hidden files and those of systems are
+    passed over in silence. InputError naming the folder that is missing, empty, unreadable, a link
+    to itself, or a class of another split only.
     """
     with system_errors_named(root):
         classes = class_folders(root, splits[0], splits)
@@ -145,8 +139,7 @@ def visible(folder: Path | str) -> list[os.DirEntry[str]]:
 def images_below(folder: Path, name: str, others: Counter[str]) -> list[str]:
     """Image files at any depth of ``folder``/``name``, by folder, then by name.
 
-    ``others``: counts the kinds of all other files. InputError naming a link that leads back to a
-    folder above it.
+    ``others``: counts the kinds of all other files. InputError naming a link to a folder above it.
     """
     found: list[tuple[str, str]] = []
 
@@ -178,8 +171,8 @@ def listed(folder: str, files: Sequence[str]) -> Iterator[bytes]:
         found = (f"{file.removeprefix(folder)}\0{os.stat(file).st_size}\n" for file in part)
         return os.fsencode("".join(found))
 
-    with system_errors_named(Path(folder)), ThreadPoolExecutor(STAT_THREADS) as pool:
-        yield from pool.map(entries, range(0, len(files), DECODE_CHUNK))
+    with system_errors_named(Path(folder)):
+        yield from in_chunks(entries, len(files), STAT_THREADS)
 
 
 @contextmanager
@@ -261,8 +254,8 @@ def decode(file: str) -> np.ndarray:
 def contents(root: Path, files: Sequence[str], workers: int) -> tuple[bytes, str]:
     """A digest of the paths below ``root`` and contents of ``files``, and the key of their cache.
 
-    The key changes with their times as well, which alone would not do: archives may fix them, and
-    sizes be equal. To read and hash a file takes an eighth of the processor time of decoding it.
+    The key changes with their times as well. Times alone would not do: archives may fix them. To
+    read and hash a file takes an eighth of the processor time of decoding it.
     """
 
     def entries(start: int) -> tuple[bytes, bytes]:
@@ -319,7 +312,7 @@ def remove_leftovers(root: Path, split: str) -> None:
 def hold(file: BinaryIO) -> bool:
     """Whether this process has a file to itself, until it is closed or the process ends.
 
-    Where a system has no locks, no other process is known to be at it once it is a day old.
+    Where a system has no locks, it has every file that is older than a day.
     """
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)

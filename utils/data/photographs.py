@@ -166,11 +166,6 @@ def train_transform(image_size: int) -> v2.Compose:
     return v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
 
 
-def test_transform(image_size: int) -> v2.Compose:
-    """From an RGB image to uint8 [3, s, s]: the centre of the resized image."""
-    return v2.Compose([v2.Resize(resized(image_size)), v2.CenterCrop(image_size), v2.PILToTensor()])
-
-
 # --- batches
 
 
@@ -238,7 +233,10 @@ class TestBatches(Testing):
     ):
         self.shares = test_shares(len(images), batch_size, rank, world)
         self.order = np.arange(len(images))
-        decoder = Decoder(images, test_transform(images.image_size), seed=0)  # draws nothing
+        size = images.image_size
+        resize, crop = v2.Resize(resized(size)), v2.CenterCrop(size)
+        cropped = v2.Compose([resize, crop, v2.PILToTensor()])
+        decoder = Decoder(images, cropped, seed=0)  # draws nothing
         self.pipeline = Pipeline(decoder, workers, device, Normaliser(device, normalisation))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

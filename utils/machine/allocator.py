@@ -10,8 +10,8 @@ NEVER = 2**31 - 1
 def keep_freed_memory() -> None:
     """Let glibc keep what a training step frees, for the next one to use.
 
-    By default it hands large blocks back to the system, which then has to clear every page of
-    them again, a fifth of a ResNet-164 step. Other C libraries are left as they are.
+    By default large blocks go back to the system, which clears every page of them again: a fifth
+    of a ResNet-164 step. Other C libraries are left as they are.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -30,9 +30,9 @@ def can_compile(device_type: str) -> bool:
 def compile_network(network: nn.Module, devices: list[torch.device], mode: str = DEFAULT) -> None:
     """Compile ``network`` in place at its next call, where that is possible.
 
-    Once to train and once to evaluate, and once more for a smaller last batch of each: a graph for
-    any size would be slower for the one that nearly all batches have. What was compiled before is
-    forgotten: torch counts it, and would stop to compile after a few networks.
+    Once to train, once to evaluate, and once more for a smaller last batch of each: a graph for
+    any size would be slower. What was compiled before is forgotten, or torch, which counts, would
+    stop compiling after a few networks.
     """
     if len(devices) > 1:
         say_not_compiled(len(devices))

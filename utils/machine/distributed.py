@@ -55,8 +55,7 @@ def warn(message: str) -> None:
 def start(gpu_ids: list[int]) -> list[torch.device]:
     """Choose this process's devices, the first of them its own; under torchrun join the group.
 
-    Raises InputError for a GPU that is not there beside others that are, and for one that several
-    processes would share.
+    InputError for a GPU that is missing where others are, and for one that several processes share.
     """
     devices = _devices(gpu_ids)
     if devices[0].type == "cuda":
@@ -125,9 +124,8 @@ def join(backend: str) -> None:
 def agreed_prefix(store: dist.Store, rank: int, world: int) -> str:
     """A name that the processes of one start agree on, new each time.
 
-    torchrun keeps its store over --max-restarts, and with it the addresses of processes that are
-    dead. So rank 0 makes a name up and the others sign up under it, until it answers them, which
-    a dead one cannot.
+    torchrun keeps its store over --max-restarts, with the addresses of dead processes. So rank 0
+    makes up a name, and the others sign up under it until rank 0, which is alive, answers.
     """
     mine = uuid.uuid4().hex
     if rank == 0:
@@ -159,8 +157,8 @@ def main_first() -> Iterator[None]:
 def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
     """The network as it is trained: wrapped for several processes or several devices.
 
-    Batch norm is over all processes, so that they need send no buffers. DDP's static_graph would
-    gain nothing: every parameter is used in every step.
+    Batch norm is over all processes, so no buffers need be sent. DDP's static_graph would gain
+    nothing: every parameter is used in every step.
     """
     if dist.is_initialized():
         synchronise_batch_norm(network)
@@ -176,10 +174,10 @@ def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:
 
 
 def exchange(model: nn.Module, due: bool) -> AbstractContextManager[None]:
-    """For a pass of ``model``: where not ``due``, each process keeps its gradients to itself.
+    """For a pass of ``model``: unless ``due``, each process keeps its gradients to itself.
 
-    They add up until a pass where it is, which sends their sums; so a step of several batches
-    sends gradients once. Batch norm still is over all processes.
+    They add up until a pass that is due sends their sums: a step of several batches sends
+    gradients once. Batch norm still is over all processes.
     """
     if due or not isinstance(model, nn.parallel.DistributedDataParallel):
         return nullcontext()
@@ -201,25 +199,20 @@ def total(figures: Tensor) -> Tensor:
 
 def largest(number: int) -> int:
     """The largest of one host-side number per process."""
-    if not dist.is_initialized():
-        return number
-    agreed = torch.tensor(number)
-    dist.all_reduce(agreed, dist.ReduceOp.MAX)
-    return int(agreed)
+    return max(gathered(number))
 
 
 class Question:
     """The largest of one host-side number per process, answered when it is next asked for.
 
-    So nobody waits for the slowest process, and every process has the same answer at the same
-    time.
+    So nobody waits for the slowest process, and all have the same answer in the same step.
     """
 
     def __init__(self) -> None:
         self.asked: tuple[dist.Work, Tensor] | None = None
 
     def ask(self, number: int) -> int:
-        """The answer to what was asked before, or 0; without one, ask with ``number``.
+        """The answer to what was asked before; if that is 0 or nothing, ask with ``number``.
 
         In one process the answer is ``number``, at once.
         """
@@ -271,8 +264,8 @@ def check_equal(network: nn.Module) -> None:
 def stop() -> None:
     """Leave the process group, as all of its processes do."""
     if dist.is_initialized():
-        # DDP's wrappers are circles that keep the group's threads, of which one that lets go of a
-        # tensor while the interpreter ends aborts the process.
+        # DDP's wrappers are circles that keep the group's threads. A thread that lets go of a
+        # tensor while the interpreter ends would abort the process.
         gc.collect()
         dist.destroy_process_group()
         Failure.store = None

@@ -10,15 +10,15 @@ import torch.distributed as dist
 class Failure:
     """What a process that has failed says, and how it ends, so that the others end too.
 
-    ``store``: what the processes of the job share beside their group, which is unusable then;
-    None in an ordinary single process.
+    ``store``: what the processes of the job share beside their group, which is unusable by then;
+    None in a single process.
     """
 
     store: dist.Store | None = None
 
     @classmethod
     def is_first(cls) -> bool:
-        """Whether no process has failed before this one, which asks once and says what it was."""
+        """Whether this process is the first that has failed, to be asked once; it says why."""
         try:
             return cls.store is None or cls.store.add("failures", 1) == 1
         except RuntimeError:  # the process or launcher that kept the store is gone, too

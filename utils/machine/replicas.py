@@ -10,8 +10,8 @@ from torch import nn
 class Replicas(nn.DataParallel[nn.Module]):
     """nn.DataParallel whose replicas compute in the autocast type of the thread that calls it.
 
-    torch's own run in threads that know whether autocast is on but not its type, so that on GPUs
-    they compute in float16, where bfloat16 was asked for.
+    torch tells its threads whether autocast is on, but not its type: on GPUs they would compute in
+    float16 instead of bfloat16.
     """
 
     def parallel_apply(

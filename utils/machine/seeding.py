@@ -11,9 +11,8 @@ NETWORK, REJUVENATION, EPOCH, ORDER = range(4)  # what a derived seed is for
 
 def mixed_seed(*parts: int) -> int:
     """One 64-bit seed from several numbers, such as (run seed, purpose, epoch)."""
-    return int.from_bytes(
-        hashlib.sha256(repr([int(part) for part in parts]).encode()).digest()[:8], "little"
-    )
+    digest = hashlib.sha256(repr([int(part) for part in parts]).encode()).digest()
+    return int.from_bytes(digest[:8], "little")
 
 
 def seed_generators(*parts: int) -> None:

@@ -1,21 +1,20 @@
 """Batch norm over the images of all processes, so that their number does not change a run."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx
 
 from nr.network.norms import BatchNorm
 
 
 class WholeBatchNorm2d(BatchNorm):
-    """nn.BatchNorm2d over the batches of all processes, on any device, equal in size or not.
+    """nn.BatchNorm2d over the batches of all processes, on any device and of any sizes, 0 too.
 
-    A process may have no image at all.
-
-    One all-reduce forward and one backward, and nothing that makes the host wait for the device,
-    as nn.SyncBatchNorm does three times a pass. Statistics are float32 under autocast.
+    One all-reduce forward and one backward; the host never waits for the device, as it does three
+    times a pass in nn.SyncBatchNorm. Statistics are float32 under autocast.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,13 +37,6 @@ class WholeBatchNorm2d(BatchNorm):
         return self.momentum
 
 
-class Context(FunctionCtx):
-    """What the backward pass of Normalise has of the forward pass."""
-
-    saved_tensors: tuple[Tensor, ...]
-    eps: float
-
-
 class Normalise(torch.autograd.Function):
     """x [b, C, H, W] normalised over all processes' images, then scaled by γ and shifted by β.
 
@@ -54,7 +46,7 @@ class Normalise(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Context, x: Tensor, gamma: Tensor, beta: Tensor, eps: float
+        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         # Given statistics to update, the kernel computes in their type, whatever that of x is.
         own_mean, own_variance = torch.zeros_like(gamma), torch.zeros_like(gamma)
@@ -68,7 +60,7 @@ class Normalise(torch.autograd.Function):
         return y, mean, variance, count
 
     @staticmethod
-    def backward(ctx: Context, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor, *_: None) -> tuple[Tensor, Tensor, Tensor, None]:
         """∂x = γ/σ·(∂y − Σ∂y/N − x̂·Σ(∂y·x̂)/N); γ and β get this process's sums, as in DDP."""
         x, gamma, mean, variance, count = ctx.saved_tensors
         inverse = (variance + ctx.eps).rsqrt()
@@ -88,8 +80,8 @@ class Normalise(torch.autograd.Function):
 def over_processes(mean: Tensor, variance: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Mean [C], biased variance [C] and count [] of all processes' values, from those of each.
 
-    One all-reduce of a table with a row for each process, and Chan, Golub and LeVeque's formula
-    (1979), which subtracts no large sums from each other.
+    A table with a row a process is all-reduced. Chan, Golub and LeVeque's formula (1979) subtracts
+    no large sums from each other.
     """
     table = mean.new_zeros(dist.get_world_size(), 2 * len(mean) + 1)
     table[dist.get_rank()] = torch.cat([mean, variance, mean.new_full((1,), count)])

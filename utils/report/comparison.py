@@ -7,7 +7,7 @@ import math
 import re
 import statistics
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 from utils.errors import InputError
@@ -80,19 +80,14 @@ def arms(runs: list[Run]) -> dict[str, dict[str, list[Run]]]:
     for by_arm in found.values():
         for group in by_arm.values():
             refuse_same_seed(group)
-        refuse_other_data([run for group in by_arm.values() for run in group])
+        for run, other in combinations(chain.from_iterable(by_arm.values()), 2):
+            known = run.digest and other.digest
+            if run.data != other.data or (known and run.digest != other.digest):
+                raise InputError(
+                    f"{run.folder} and {other.folder}: one setting, but different data"
+                    f" ({run.data}, {other.data})"
+                )
     return found
-
-
-def refuse_other_data(runs: list[Run]) -> None:
-    """InputError where two runs are of different data sets, as far as that is known."""
-    for run, other in combinations(runs, 2):
-        known = run.digest and other.digest
-        if run.data != other.data or (known and run.digest != other.digest):
-            raise InputError(
-                f"{run.folder} and {other.folder}: one setting, but different data"
-                f" ({run.data}, {other.data})"
-            )
 
 
 def errors(runs: list[Run]) -> dict[int, float]:
@@ -116,19 +111,12 @@ def comparison_table(by_arm: dict[str, list[Run]], bases: list[str]) -> str:
     header = [*COLUMNS.split("|"), *(f"minus {base}" for base in against)]
     rows = []
     for arm, runs in by_arm.items():
-        tested = list(errors(runs).values())
-        rows.append(
-            [
-                arm,
-                str(len(tested)),
-                exact([run.params for run in runs]),
-                epochs_text(runs),
-                spread(run.training_macs / BILLION for run in runs),
-                spread(run.train_accuracy for run in runs),
-                spread(tested) if tested else "not evaluated",
-                *(str(found.get(arm, "-")) for found in against.values()),
-            ]
-        )
+        tested = errors(runs).values()
+        cells = [arm, str(len(tested)), exact([run.params for run in runs]), epochs_text(runs)]
+        cells.append(spread(run.training_macs / BILLION for run in runs))
+        cells.append(spread(run.train_accuracy for run in runs))
+        cells.append(spread(tested) if tested else "not evaluated")
+        rows.append([*cells, *(str(found.get(arm, "-")) for found in against.values())])
     return markdown(header, rows)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from argparse import Namespace
+from itertools import product
 from pathlib import Path
 
 import nr
@@ -19,12 +20,17 @@ HEADER = "budget|--nr-round-to|--nr-cross|r|parameters|multiply-adds|of the budg
 def plans(folder: Path) -> str:
     """A table of the forms and one of the layers. Raises InputError where there is no search."""
     path, network, args = searched(folder)
-    size = args.image_size
-    multiple = getattr(args, "nr_round_to", 1)
+    size, multiple = args.image_size, args.nr_round_to
     multiples = (1, multiple if multiple > 1 else USUAL_MULTIPLE)
+    budgets: list[Budgeted] = [*WEIGHTS]
+    if args.nr_budget == LATENCY:  # the others cost no time
+        try:
+            budgets.append(nr.Latency(args.nr_latency_batch, folder / TABLE))
+        except ValueError as error:
+            raise InputError(f"--plan: {error}") from error
     rows: list[list[str]] = []
     columns: dict[str, nr.Plan] = {}
-    for budget, to in ((budget, to) for budget in budgets(folder, args) for to in multiples):
+    for budget, to in product(budgets, multiples):
         for cross in (*CROSS, PRUNED):
             if cross == PRUNED and budget != WEIGHTS[0]:
                 continue  # it has none
@@ -36,7 +42,7 @@ def plans(folder: Path) -> str:
                 raise InputError(f"{path}: {error}") from error
             name = name_of(budget)
             columns.setdefault(f"{name}, {to}", plan)
-            own = (name, to, cross) == (budget_of(args), multiple, args.nr_cross)
+            own = (name, to, cross) == (args.nr_budget, multiple, args.nr_cross)
             counts = f"{plan.params[1]:,}", f"{nr.count_macs(made, size):,}"
             share = f"{plan.cost[1] / plan.cost[0]:.1%}"
             cells = name, str(to), cross, f"{plan.expansion:.4f}", *counts, share
@@ -56,23 +62,6 @@ def layer_table(columns: dict[str, nr.Plan]) -> str:
     return markdown(["layer", "outputs", *columns], rows)
 
 
-def budget_of(args: Namespace) -> str:
-    """What the flags of a run keep."""
-    return getattr(args, "nr_budget", None) or ("flops" if args.nr_flops else "params")
-
-
-def budgets(folder: Path, args: Namespace) -> list[Budgeted]:
-    """All that cost no time, and seconds where the run is of them, with the table beside it."""
-    found: list[Budgeted] = [*WEIGHTS]
-    if budget_of(args) == LATENCY:
-        table = folder / TABLE
-        try:
-            found.append(nr.Latency(args.nr_latency_batch, table))
-        except ValueError as error:
-            raise InputError(f"--plan: {error}") from error
-    return found
-
-
 def searched(folder: Path) -> tuple[Path, nr.Network, Namespace]:
     """The last network of a search, where its file is, and the flags of its run."""
     befores = sorted(folder.glob("NR_*_before_*.pth.tar"), key=lambda path: path.stat().st_mtime)
@@ -84,4 +73,6 @@ def searched(folder: Path) -> tuple[Path, nr.Network, Namespace]:
         if not befores:
             raise InputError(f"{path}: is no search's, and no NR_*_before_* is beside it")
         path, payload = befores[-1], checkpoint.read(befores[-1])
-    return path, checkpoint.network(payload, path), Namespace(**payload["args"])
+    flags = {"nr_round_to": 1, "nr_budget": None} | payload["args"]  # older files have none
+    flags["nr_budget"] = flags["nr_budget"] or ("flops" if flags["nr_flops"] else "params")
+    return path, checkpoint.network(payload, path), Namespace(**flags)

@@ -152,13 +152,6 @@ def refuse_different(found: tuple[Path, Plain] | None) -> None:
             )
 
 
-def put_damaged_aside(folder: Path) -> None:
-    """Let the previous checkpoint take the place of a damaged last one, which is kept."""
-    if (folder / LAST).exists():
-        os.replace(folder / LAST, folder / DAMAGED)
-    keep_as(folder / PREVIOUS, folder / LAST)
-
-
 def network(payload: Plain, path: str | Path) -> Network:
     """Build the network of ``payload`` with its weights. Raises CheckpointError naming ``path``."""
     try:

@@ -42,7 +42,12 @@ def reserve(folder: Path) -> FolderLock:
     with _named(folder):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"--checkpoint {folder}: is a file, and has to be a folder")
-        _refuse_dangling(folder)
+        for path in (folder, *folder.parents):
+            if path.is_symlink() and not path.exists():
+                raise InputError(
+                    f"--checkpoint {folder}: {path} is a link to {os.readlink(path)}, which is not"
+                    " there; make that folder, or name another"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             held = lock.hold(folder)
@@ -54,16 +59,6 @@ def reserve(folder: Path) -> FolderLock:
             path.unlink()
         checkpoint.separate(path for path in own_files(folder) if path.exists())
     return held
-
-
-def _refuse_dangling(folder: Path) -> None:
-    """InputError where ``folder`` or one above it is a link to what is not there."""
-    for path in (folder, *folder.parents):
-        if path.is_symlink() and not path.exists():
-            raise InputError(
-                f"--checkpoint {folder}: {path} is a link to {os.readlink(path)}, which is not"
-                " there; make that folder, or name another"
-            )
 
 
 def claim(folder: Path, resumed: Path | None, payload: Plain | None) -> None:
@@ -83,7 +78,9 @@ def claim(folder: Path, resumed: Path | None, payload: Plain | None) -> None:
             return
         newest = _state(last)
         if here and resumed.name == PREVIOUS and newest is None:
-            checkpoint.put_damaged_aside(folder)
+            if last.exists():  # damaged
+                os.replace(last, folder / DAMAGED)
+            checkpoint.keep_as(resumed, last)
             return
         now = _state_of(payload)
         if newest is None or not precedes(newest, now):

@@ -30,31 +30,27 @@ NO_MEMORY = ("out of memory", "allocate memory")  # in the errors of CUDA, and o
 def exit_status(main: Callable[[], int]) -> int:
     """Run ``main`` and return its status; 1 for bad input, 128 + signal for a stopped run.
 
-    The loss of the screen changes nothing, and the status neither. One of several processes that
-    fails does not return: it ends, and the job with it.
+    A screen that is lost changes nothing. Of several processes one that fails does not return: it
+    ends, and the job with it.
     """
     keep_freed_memory()
     with signals.put_back(), screen.unbreakable(), lock.let_go():
-        return _exit_status(main)
-
-
-def _exit_status(main: Callable[[], int]) -> int:
-    try:
-        status = main()
-    except (Stopped, KeyboardInterrupt) as stopped:  # the latter where there is no run yet
-        saved = getattr(stopped, "saved", False)
-        print(f"\nStopped by {str(stopped) or 'SIGINT'}{SAVED if saved else ''}")
-        status = 128 + getattr(stopped, "signum", signal.SIGINT)
-    except Exception as error:
-        reason = explained(error)
-        if Failure.is_first():
-            program = " ".join(sys.argv[:1])
-            message = f"{program}: {reason}" if reason else traceback.format_exc().rstrip()
-            print(message, file=sys.stderr)
-        Failure.end(1)
-        return 1
-    distributed.stop()
-    return status
+        try:
+            status = main()
+        except (Stopped, KeyboardInterrupt) as stopped:  # the latter where there is no run yet
+            saved = getattr(stopped, "saved", False)
+            print(f"\nStopped by {str(stopped) or 'SIGINT'}{SAVED if saved else ''}")
+            status = 128 + getattr(stopped, "signum", signal.SIGINT)
+        except Exception as error:
+            reason = explained(error)
+            if Failure.is_first():
+                program = " ".join(sys.argv[:1])
+                message = f"{program}: {reason}" if reason else traceback.format_exc().rstrip()
+                print(message, file=sys.stderr)
+            Failure.end(1)
+            return 1
+        distributed.stop()
+        return status
 
 
 def explained(error: Exception) -> str | None:

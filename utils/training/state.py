@@ -15,34 +15,28 @@ NO_ACCURACY = -1.0  # best_acc where no network is kept as the best: any other i
 class RunState:
     """Where a run stands; saved and restored whole. Plain types only.
 
-    ``epoch``: the next one, from the start of the run; ``round``: from 1, each a search and a
-    train phase; ``round_start``: the epochs before it. Of this round: ``search_epochs``: 0 until
-    rejuvenation; ``utilization``: the last measured, 1 before the first; ``live``: prunable layer
-    -> live fraction of its outputs, a dict for each search epoch; ``scales``: the histogram of
-    trainer.scale_histogram for each; ``widths``: (layer, before, survived, after) output channels.
-    ``past``: live, scales and widths of each round before it. ``macs``: multiply-adds of an image
-    through the trained, then the merged network, for each merging. ``seconds``: spent on the epoch
-    in progress; ``rows``: of log.txt.
+    A round is a search and a train phase; what is not of the run is of the round in progress.
     """
 
-    phase: str
+    phase: str  # search or train
     seed: int
-    epoch: int = 0
-    search_epochs: int = 0
-    sparsity: float = 0.0
-    utilization: float = 1.0
-    acc: float = 0.0
-    best_acc: float = 0.0
+    epoch: int = 0  # of the run, the next one
+    search_epochs: int = 0  # 0 until rejuvenation
+    sparsity: float = 0.0  # λ
+    utilization: float = 1.0  # the last measured
+    acc: float = 0.0  # of the last epoch, in percent
+    best_acc: float = 0.0  # of all train phases of the run
     rescaled: bool = False
-    seconds: float = 0.0
-    rows: list[Row] = field(default_factory=list)
+    seconds: float = 0.0  # spent on the epoch in progress
+    rows: list[Row] = field(default_factory=list)  # of log.txt
+    # Of each search epoch: prunable layer -> live fraction of its outputs; trainer.scale_histogram.
     live: list[dict[str, float]] = field(default_factory=list)
     scales: list[list[int]] = field(default_factory=list)
-    widths: list[list[Any]] = field(default_factory=list)
+    widths: list[list[Any]] = field(default_factory=list)  # layer, before, survived, after
     round: int = 1
-    round_start: int = 0
-    past: list[Plain] = field(default_factory=list)
-    macs: list[int] = field(default_factory=list)
+    round_start: int = 0  # epochs of the run before this round
+    past: list[Plain] = field(default_factory=list)  # live, scales and widths of earlier rounds
+    macs: list[int] = field(default_factory=list)  # of an image before and after each merging
 
     @property
     def searching(self) -> bool:
@@ -65,15 +59,12 @@ def round_suffix(number: int) -> str:
 
 @dataclass(frozen=True)
 class Usage:
-    """How much of a network is in use; ``live`` and ``scales``: as in RunState, in a search only.
+    """How much of a network is in use."""
 
-    ``ratio``: its utilization; ``params``: all that it has.
-    """
-
-    ratio: float
-    params: int
-    live: dict[str, float] | None = None
-    scales: list[int] | None = None
+    ratio: float  # utilization
+    params: int  # all that it has
+    live: dict[str, float] | None = None  # as in RunState, in a search only
+    scales: list[int] | None = None  # likewise
 
 
 @dataclass(frozen=True)
