@@ -37,7 +37,7 @@ def parse(argv: list[str] | None) -> tuple[Flags, Plain]:
         nr_cross="removed",
         image_size=IMAGE_SIZE,
     )
-    add = options.adding(parser, "cifar")
+    add = options.adding(parser.add_argument_group("cifar"))
     where = "where it is, or is downloaded to"
     add("-d --dataset", "data set", choices=DATASETS, default="cifar10")
     add("--data", where, options.path, default="./data", metavar="DIR")

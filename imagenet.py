@@ -42,7 +42,7 @@ def parse(argv: list[str] | None) -> tuple[Flags, Plain]:
         nr_target=0.5,
         nr_cross="attention",
     )
-    add = options.adding(parser, "imagenet")
+    add = options.adding(parser.add_argument_group("imagenet"))
     step = "batches whose gradients make one step, weighed as one large batch"
     grows = "λ grows after an epoch in which utilization fell by less than this"
     add("-d --data", "folder with train/<class>/* and val/<class>/*", options.path, metavar="DIR")

@@ -11,45 +11,33 @@ from utils.report.planning import plans
 from utils.report.runs import Run, read_run, told_apart
 from utils.report.tables import cifar_table, csv_text, imagenet_table
 from utils.shown import screen
+from utils.training import options
 
 PICTURE = ".png"  # what the name of a picture ends in
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m utils.report", description=__doc__)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a checkpoint folder")
-    one = parser.add_mutually_exclusive_group()
-    one.add_argument("--csv", action="store_true", help="a row a run instead of the tables")
-    parser.add_argument(
-        "--plot", type=Path, metavar="OUT.png", help="draw the runs over each other"
+    add, one_of = options.adding(parser), options.adding(parser.add_mutually_exclusive_group())
+    to_file = (
+        "write the one RUN's network: OUT.pt2 of torch.export or OUT.onnx, whose output is"
+        " [B, classes]; OUT.pt or .pth for nr.load"
     )
-    one.add_argument(
-        "--export",
-        type=Path,
-        metavar="OUT",
-        help="write the one RUN's network: OUT.pt2 of torch.export or OUT.onnx, whose output is"
-        " [B, classes]; OUT.pt or .pth for nr.load",
+    paired = (
+        "of a study's runs, folders SETTING-ARM-seedN, the difference to this arm of each,"
+        " paired by seed; can be given several times"
     )
-    parser.add_argument(
-        "--merge", action="store_true", help="export both streams as one plain network"
-    )
-    one.add_argument(
-        "--compare",
-        action="append",
-        metavar="ARM",
-        help="of a study's runs, folders SETTING-ARM-seedN, the difference to this arm of each,"
-        " paired by seed; can be given several times",
-    )
-    one.add_argument(
-        "--plan",
-        action="store_true",
-        help="what the one RUN's search, where it stands, would become by each form and budget",
-    )
+    planned = "what the one RUN's search, where it stands, would become by each form and budget"
+    add("runs", "a checkpoint folder", Path, nargs="+", metavar="RUN")
+    one_of("--csv", "a row a run instead of the tables")
+    add("--plot", "draw the runs over each other", Path, metavar="OUT.png")
+    one_of("--export", to_file, Path, metavar="OUT")
+    add("--merge", "export both streams as one plain network")
+    one_of("--compare", paired, str, action="append", metavar="ARM")
+    one_of("--plan", planned)
     args = parser.parse_args(argv)
-    if args.plan and len(args.runs) > 1:
-        parser.error("--plan takes one RUN")
-    if args.export and len(args.runs) > 1:
-        parser.error("--export takes one RUN")
+    if (args.plan or args.export) and len(args.runs) > 1:
+        parser.error(f"--{'plan' if args.plan else 'export'} takes one RUN")
     if args.export and args.export.suffix not in WRITERS:
         parser.error(f"--export {args.export}: its name has to end in {' or '.join(WRITERS)}")
     if args.plot and (args.export or args.plan):
@@ -83,7 +71,13 @@ def report(args: argparse.Namespace) -> None:
     runs = read_runs(args.runs)
     named = told_apart(runs)
     if args.compare:
-        refuse_unknown(args.compare, runs)
+        there = {arm for by_arm in arms(runs).values() for arm in by_arm}
+        if unknown := [arm for arm in args.compare if arm not in there]:
+            raise InputError(
+                f"--compare {unknown[0]}: no run of this arm, in a folder named"
+                f" SETTING-{unknown[0]}-seedN; there"
+                f" {'are ' + ', '.join(sorted(there)) if there else 'is none'}"
+            )
         print(comparisons(runs, args.compare))
     elif args.csv:
         print(csv_text(runs), end="")
@@ -110,17 +104,6 @@ def read_runs(folders: list[Path]) -> list[Run]:
         except InputError as error:
             print(f"not in the tables: {error}", file=sys.stderr)
     return runs
-
-
-def refuse_unknown(wanted: list[str], runs: list[Run]) -> None:
-    """InputError for an arm to compare with that no run is of."""
-    there = {arm for by_arm in arms(runs).values() for arm in by_arm}
-    for arm in wanted:
-        if arm not in there:
-            raise InputError(
-                f"--compare {arm}: no run of this arm, in a folder named SETTING-{arm}-seedN;"
-                f" there {'are ' + ', '.join(sorted(there)) if there else 'is none'}"
-            )
 
 
 if __name__ == "__main__":

@@ -100,13 +100,12 @@ def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> Flags:
     return args
 
 
-def adding(parser: argparse.ArgumentParser, title: str) -> Callable[..., None]:
-    """A function that adds a flag to a new group of ``parser``.
+def adding(group: argparse.ArgumentParser | argparse._ArgumentGroup) -> Callable[..., None]:
+    """A function that adds a flag to ``group``.
 
     It takes the flag's names in one string, what --help says, and how a value is read; a flag that
     reads none and has no choices is a switch. The rest is argparse's.
     """
-    group = parser.add_argument_group(title)
 
     def add(names: str, says: str, reads: Callable[[str], Any] | None = None, **rest: Any) -> None:
         if reads is not None:
@@ -134,7 +133,7 @@ def shared_parser(family: str, description: str, **defaults: object) -> argparse
 
 
 def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
-    add, positive = adding(parser, "training"), real(0, open_low=True)
+    add, positive = adding(parser.add_argument_group("training")), real(0, open_low=True)
     begin = (
         "begin with weights of torchvision or timm, from FILE or downloaded, the classifier"
         f" afresh where the classes are others: {', '.join(archs.pretrained_ones(family))}"
@@ -161,7 +160,7 @@ def _add_training(parser: argparse.ArgumentParser, family: str) -> None:
 
 
 def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
-    add = adding(parser, "neural rejuvenation")
+    add = adding(parser.add_argument_group("neural rejuvenation"))
     target = "rejuvenate at this utilization; from 0.999 on: plain training"
     cross = "cross-connections between survived and rejuvenated channels; none: only prune"
     scales = "raise batch-norm scales below this value after rejuvenation (NR-BR)"
@@ -190,7 +189,7 @@ def _add_rejuvenation(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(parser: argparse.ArgumentParser) -> None:
-    add = adding(parser, "machine and files")
+    add = adding(parser.add_argument_group("machine and files"))
     folder = "folder of checkpoints, log and pictures (default: checkpoints/<data set>/<arch>)"
     resume = "go on from a checkpoint; auto: from the folder's last, if any"
     modes = "torch.compile, in a mode of it (reduce-overhead: CUDA graphs)"
