@@ -17,8 +17,8 @@ from tests.image_files import message, pixels_of, write
 from utils.data import class_folders
 from utils.data.identity import digest
 from utils.data.images import ImageSet
-from utils.data.kinds import image_kinds
 from utils.data.photographs import load_imagenet
+from utils.data.pillow import image_kinds
 from utils.data.sets import load_cifar
 
 CLASSES = ("bird", "cat", "dog")

@@ -1,4 +1,4 @@
-"""data.modes: a ramp from black to white in every mode that files have, opened from its file."""
+"""data.pillow: a ramp from black to white in every mode that files have, opened from its file."""
 
 import struct
 import zlib

@@ -13,12 +13,10 @@ from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from PIL import Image
 
 from utils.data.images import IMAGE_SIZE, ImageSet
-from utils.data.kinds import counted, image_kinds, kind_of
-from utils.data.modes import to_rgb
-from utils.errors import InputError, one_line
+from utils.data.pillow import counted, image_kinds, kind_of, open_image, to_rgb
+from utils.errors import InputError
 from utils.machine import distributed
 
 try:
@@ -173,19 +171,6 @@ def listed(folder: str, files: Sequence[str]) -> Iterator[bytes]:
 
     with system_errors_named(Path(folder)):
         yield from in_chunks(entries, len(files), STAT_THREADS)
-
-
-@contextmanager
-def open_image(file: str) -> Iterator[Image.Image]:
-    """The image in ``file``, to be decoded inside the block; InputError where that fails."""
-    try:
-        with Image.open(file) as image:
-            yield image
-    except InputError:
-        raise
-    except Exception as error:  # PIL has many kinds for a broken file, one for each format
-        reason = getattr(error, "strerror", None) or f"a broken image ({one_line(error)})"
-        raise InputError(f"{file}: {reason}") from error
 
 
 # --- images of CIFAR's size

@@ -32,9 +32,9 @@ def folder_name(folder: str) -> str:
 
 
 def known_by(name: str, train: Split, test: Split, digested: bool = True) -> Plain:
-    """The identity of a data set, the same in every process, as plain data; says it in one line.
+    """The identity of a data set as plain data, the same in every process; prints it in one line.
 
-    ``digested``: with its digest, which reads no image file but asks for the size of each.
+    ``digested``: with its digest, which asks for the size of every file and reads none.
     """
     images = [len(train.labels), len(test.labels)]
     print(

@@ -11,16 +11,12 @@ IMAGE_SIZE = 32  # pixels a side, CIFAR's
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images uint8 [N, 3, 32, 32], labels int64 [N] on the same device, and the class names.
-
-    ``source``: what tells the images from others where their pixels may differ a little from
-    machine to machine, as those of a decoder do; empty where the pixels tell.
-    """
+    """Images uint8 [N, 3, 32, 32], labels int64 [N] on the same device, and the class names."""
 
     images: Tensor
     labels: Tensor
     classes: tuple[str, ...]
-    source: bytes = b""
+    source: bytes = b""  # tells the images from others where decoders' pixels differ a little
 
     def __len__(self) -> int:
         return len(self.labels)

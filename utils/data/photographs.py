@@ -15,9 +15,9 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from utils.data.batches import Normaliser, Testing, Training, test_shares, train_shares
-from utils.data.class_folders import list_splits, listed, open_image
-from utils.data.modes import to_rgb
+from utils.data.class_folders import list_splits, listed
 from utils.data.normalisation import USUAL, Normalisation
+from utils.data.pillow import open_image, to_rgb
 from utils.data.sets import SUBSET_TEST, balanced_order
 from utils.data.workers import Decoder, Pipeline, Request
 from utils.errors import InputError

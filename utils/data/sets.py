@@ -25,10 +25,9 @@ def load_cifar(
 ) -> tuple[ImageSet, ImageSet]:
     """Training and test images of ``dataset`` on ``device``; ``workers``: decoding threads.
 
-    ``dataset``: cifar10, cifar100, folder or synthetic. The first two are fetched into ``root``
-    and ``folder`` keeps a cache there, so of several processes let one load first. ``subset``:
-    see take_subset. InputError for what a user can put right: data missing, broken or of another
-    kind, a ``subset`` that cannot be had.
+    ``dataset``: cifar10, cifar100, folder or synthetic. The first two are fetched into ``root``,
+    ``folder`` keeps a cache there: of several processes let one load first. ``subset``: see
+    take_subset. InputError for data that are missing, broken or of another kind.
     """
     folder = Path(root).expanduser()
     # torchvision takes two seconds to import, so only where it is needed.
@@ -55,19 +54,13 @@ def take_subset(train: ImageSet, test: ImageSet, subset: int) -> tuple[ImageSet,
     """
     least, wanted = SUBSET_TEST * len(train.classes), subset // SUBSET_TEST
     if subset < least:
-        raise InputError(
-            f"--subset {subset}: must be at least {least}, "
-            f"for each of the {len(train.classes)} classes to be tested"
-        )
+        classes = f"for each of the {len(train.classes)} classes to be tested"
+        raise InputError(f"--subset {subset}: must be at least {least}, {classes}")
     if subset > len(train) or wanted > len(test):
-        raise InputError(
-            f"--subset {subset}: asks for {subset} training and {wanted} test images, "
-            f"there are {len(train)} and {len(test)}"
-        )
-    return (
-        train.take(balanced_order(train.labels)[:subset]),
-        test.take(balanced_order(test.labels)[:wanted]),
-    )
+        asked = f"asks for {subset} training and {wanted} test images"
+        raise InputError(f"--subset {subset}: {asked}, there are {len(train)} and {len(test)}")
+    first, others = balanced_order(train.labels)[:subset], balanced_order(test.labels)[:wanted]
+    return train.take(first), test.take(others)
 
 
 def balanced_order(labels: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ BACKGROUND_SIZE = 4  # random values a side that the smooth background interpola
 def make_synthetic(count: int, seed: int) -> ImageSet:
     """Stripes, horizontal or vertical, of five wavelengths: ten classes, all equally large.
 
-    Phase, colour, amplitude, background and noise are random, so no pixel tells a class, and
-    neither flipping nor shifting an image changes its class.
+    Phase, colour, amplitude, background and noise are random, so no pixel tells a class. An image
+    that is flipped or shifted stays in its class.
     """
     generator = seeded(seed)
     wavelengths = torch.tensor(WAVELENGTHS)

@@ -28,13 +28,10 @@ def load(kind: type[CIFAR10], root: Path) -> tuple[ImageSet, ImageSet]:
         with quiet_network():
             loaded = [kind(root, train=train, download=True) for train in (True, False)]
     except Exception as error:  # of the network, the file system, tar, gzip and torchvision
-        archive = root / kind.filename
-        if not archive.exists():
-            problem = "is not there and cannot be downloaded"
-        elif not check_integrity(archive, kind.tgz_md5):
-            problem = "is damaged and cannot be downloaded"
-        else:
-            problem = "cannot be unpacked"
+        archive, problem = root / kind.filename, "cannot be unpacked"
+        if not check_integrity(archive, kind.tgz_md5):
+            found = "damaged" if archive.exists() else "not there"
+            problem = f"is {found} and cannot be downloaded"
         raise InputError(
             f"{archive} {problem} ({one_line(error)}): "
             f"fetch {kind.url} (md5 {kind.tgz_md5}) and put it in {root}"

@@ -1,7 +1,6 @@
 """Worker processes that decode, crop and resize the images of batches.
 
-The batches are pure functions of the seed, the epoch and the indices asked for: which process
-makes one, and what its generators hold, does not matter.
+A batch is a function of the seed, the epoch and the indices asked for, whichever process makes it.
 """
 
 import os
@@ -28,8 +27,8 @@ from utils.errors import DataError, InputError, one_line
 from utils.machine import handlers
 from utils.machine.seeding import ORDER, mixed_seed
 
-# Forked workers share the list of files and start at once; the server that Python 3.14 forks from
-# would end, and the workers with it, at a SIGTERM meant to stop the run after its batch.
+# Forked workers share the list of files and start at once. The server that Python 3.14 forks from
+# would end at a SIGTERM that is meant to stop the run after its batch, and the workers with it.
 START_METHOD = "fork" if sys.platform == "linux" else None
 
 # The signal of a child's end; none on Windows.
@@ -69,10 +68,7 @@ class Request:
 
 
 class Images(Protocol):
-    """A set of images to be decoded: their labels, int64 [N], and each as RGB of its own size.
-
-    ``image_size``: that of a batch's, in pixels.
-    """
+    """Images to be decoded, each RGB of its own size; labels int64 [N]; pixels of a batch's."""
 
     @property
     def labels(self) -> Tensor: ...
@@ -90,10 +86,7 @@ class Decoder(Dataset[Tensor | str]):
         self.images, self.transform, self.seed = images, transform, seed
 
     def __getitem__(self, request: Request) -> Tensor | str:
-        """Pixels uint8 [B, 3, s, s]; for a broken image the error's message.
-
-        As an exception it would reach the other process wrapped in a traceback.
-        """
+        """Pixels uint8 [B, 3, s, s]; for a broken image the error's message, without traceback."""
         if len(request.index) == 0:
             size = self.images.image_size
             return torch.empty(0, 3, size, size, dtype=torch.uint8)
@@ -105,10 +98,7 @@ class Decoder(Dataset[Tensor | str]):
         return default_collate(pixels)
 
     def decode(self, epoch: int, index: int) -> Tensor:
-        """One image, uint8 [3, s, s]: a function of the seed, the epoch and its index.
-
-        Seeds torch's CPU generator.
-        """
+        """One image, uint8 [3, s, s], of the seed, epoch and index; seeds torch's CPU generator."""
         image = self.images.image(index)
         # From 1: numpy's seeds ignore trailing zeros, and (seed, ORDER, epoch) is the order's.
         torch.default_generator.manual_seed(mixed_seed(self.seed, ORDER, epoch, index + 1))
@@ -118,8 +108,8 @@ class Decoder(Dataset[Tensor | str]):
 def start_worker(number: int) -> None:
     """Leave the stop signals and the screen to the main process, which is told of every error.
 
-    There PIL would complain about odd EXIF, and multiprocessing about what it is refused. A signal
-    sent to all processes of a run must not take the workers from under its last batch.
+    On the screen Pillow would complain about odd EXIF, multiprocessing about what it is refused. A
+    signal to all processes of a run must not end the workers before its last batch.
     """
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
     # Python's hook, as concurrent.futures uses it; typeshed does not have it.
@@ -145,8 +135,8 @@ def exit_with_parent() -> None:
 def refusal(workers: int, error: Exception) -> str | None:
     """In one line what the system refused the workers and what helps; None for other errors.
 
-    An error of a worker holds its traceback, of which the last line says what it is; torch's own
-    advice, to change the code, is left out.
+    The last line of a worker's traceback says what it is. torch's advice to change the code is
+    left out.
     """
     last = (str(error).splitlines() or [type(error).__name__])[-1]
     reason = last.partition(" Please ")[0].strip(" .")
@@ -205,8 +195,8 @@ class Pipeline:
     def batches(self, requests: Sequence[Request]) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches asked for, in order, on the device: float32 [B, 3, s, s], int64 [B].
 
-        One series at a time: a second one takes the workers from the first. DataError for a
-        broken image, and where the system ends a worker or refuses it memory, files or a start.
+        A second series takes the workers from the first. DataError for a broken image, and where
+        the system ends a worker or refuses it memory, files or a start.
         """
         self.requests[:] = requests
         for request, pixels in zip(requests, self._decoded(), strict=True):
@@ -223,8 +213,8 @@ class Pipeline:
     def _decoded(self) -> Iterator[Tensor | str]:
         """What Decoder makes of the requests; DataError for what the system refuses workers."""
         try:
-            # torch's handler of a child's end raises wherever the main thread is. Without it a dead
-            # worker is noticed by who waits for its batch, in five seconds at most.
+            # torch's handler of a child's end raises wherever the main thread is. Without it who
+            # waits for the batch of a dead worker notices, within five seconds.
             with handlers.kept(*CHILD_ENDS):
                 decoded = iter(self.loader)
             yield from decoded
