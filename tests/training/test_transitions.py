@@ -188,7 +188,7 @@ def test_where_a_phase_ends(state, ends):
 
 # What has been done to a network.
 
-FLAGS_OF_PLAIN = {"pretrained": None} | identity.PLAIN
+FLAGS_OF_PLAIN = {"pretrained": None, "nr_target": 1.0} | identity.PLAIN
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from utils.data.class_folders import list_splits, listed
 from utils.data.normalisation import USUAL, Normalisation
 from utils.data.pillow import open_image, to_rgb
 from utils.data.sets import SUBSET_TEST, balanced_order
-from utils.data.workers import Decoder, Pipeline, Request
+from utils.data.workers import Decoder, Images, Pipeline, Request
 from utils.errors import InputError
 from utils.machine.seeding import ORDER, mixed_seed
 
@@ -40,28 +40,17 @@ TILES, TRAIN, TEST = range(3)  # what a seed of the synthetic images is for
 
 
 @dataclass(frozen=True)
-class Photographs:
-    """Image files, listed but not read; batches of them are ``image_size`` pixels a side.
+class Photographs(Images):
+    """Image files, listed but not read."""
 
-    ``files``: bytes [N], one block of memory, which worker processes share; ``labels``: int64 [N];
-    ``folder``: that of the split.
-    """
-
-    files: np.ndarray
-    labels: Tensor
-    classes: tuple[str, ...]
-    image_size: int
-    folder: str
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    files: np.ndarray  # bytes [N], one block of memory, which worker processes share
+    folder: str  # of the split
 
     def listing(self) -> Iterator[bytes]:
         """What tells the images from others, for the digest of the data set."""
         return listed(self.folder, [os.fsdecode(file) for file in self.files.tolist()])
 
     def image(self, index: int) -> Image.Image:
-        """One image, RGB, of its own size; InputError if it is broken or of no known range."""
         file = os.fsdecode(self.files[index])
         with open_image(file) as image:
             image.load()
@@ -69,26 +58,16 @@ class Photographs:
 
 
 @dataclass(frozen=True)
-class Made:
-    """Synthetic images: each class has a pattern of a few coloured pixels, repeated; plus noise.
+class Made(Images):
+    """Synthetic images: each class has a pattern of a few coloured pixels, repeated; plus noise."""
 
-    ``labels``: int64 [N]; ``part``: TRAIN or TEST, whose noise differs.
-    """
-
-    labels: Tensor
-    classes: tuple[str, ...]
-    image_size: int
-    part: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
+    part: int  # TRAIN or TEST, whose noise differs
 
     def listing(self) -> Iterator[bytes]:
         """What tells the images from others, for the digest of the data set."""
         yield b"made %d" % self.part
 
     def image(self, index: int) -> Image.Image:
-        """One image, RGB: a pure function of ``part`` and ``index``."""
         pattern = np.random.default_rng((TILES, int(self.labels[index])))
         tile = pattern.integers(0, 256, (TILE, TILE, 3))
         pixels = np.tile(tile, (*REPEATS, 1)).astype(np.float64)  # [24, 32, 3]
@@ -110,10 +89,8 @@ def load_imagenet(
     classes, listings = list_splits(Path(root).expanduser(), SPLITS)
     train, test = (
         Photographs(
+            *(torch.tensor(listing.labels), classes, image_size),
             np.array([os.fsencode(file) for file in listing.files]),
-            torch.tensor(listing.labels),
-            classes,
-            image_size,
             listing.folder,
         )
         for listing in listings
@@ -187,7 +164,7 @@ class TrainBatches(Training):
 
     def __init__(
         self,
-        images: Photographs | Made,
+        images: Images,
         batch_size: int,
         seed: int,
         workers: int,
@@ -223,7 +200,7 @@ class TestBatches(Testing):
 
     def __init__(
         self,
-        images: Photographs | Made,
+        images: Images,
         batch_size: int,
         workers: int,
         device: torch.device | str,

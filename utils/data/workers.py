@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -67,16 +66,20 @@ class Request:
     index: np.ndarray
 
 
-class Images(Protocol):
-    """Images to be decoded, each RGB of its own size; labels int64 [N]; pixels of a batch's."""
+@dataclass(frozen=True)
+class Images:
+    """Images to be decoded, in batches of ``image_size`` pixels a side; labels int64 [N]."""
 
-    @property
-    def labels(self) -> Tensor: ...
+    labels: Tensor
+    classes: tuple[str, ...]
+    image_size: int
 
-    @property
-    def image_size(self) -> int: ...
+    def __len__(self) -> int:
+        return len(self.labels)
 
-    def image(self, index: int) -> Image.Image: ...
+    def image(self, index: int) -> Image.Image:
+        """One image, RGB, of its own size; InputError if it is broken or of no known range."""
+        raise NotImplementedError
 
 
 class Decoder(Dataset[Tensor | str]):

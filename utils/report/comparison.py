@@ -28,15 +28,12 @@ COLUMNS += "|train accuracy, %|error, %"
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean and standard deviation of n paired differences; half their 95 % interval's width.
-
-    One pair has no deviation and no interval: both are NaN.
-    """
+    """Of n paired differences; one pair has no deviation and no interval: both are NaN."""
 
     n: int
     mean: float
     deviation: float
-    half: float
+    half: float  # of the width of the 95 % interval
 
     @property
     def open(self) -> bool:
@@ -61,9 +58,7 @@ def difference(ours: dict[int, float], base: dict[int, float]) -> Difference | N
     if not pairs:
         return None
     n, mean = len(pairs), statistics.mean(pairs)
-    if n == 1:
-        return Difference(n, mean, math.nan, math.nan)
-    deviation = statistics.stdev(pairs)
+    deviation = statistics.stdev(pairs) if n > 1 else math.nan
     t = T975[min(n - 1, len(T975)) - 1]
     return Difference(n, mean, deviation, t * deviation / math.sqrt(n))
 
@@ -97,12 +92,9 @@ def errors(runs: list[Run]) -> dict[int, float]:
 
 def differences(by_arm: dict[str, list[Run]], base: str) -> dict[str, Difference]:
     """Arm -> difference of its error to arm ``base``'s, in points, of those that share a seed."""
-    compared = {
-        arm: difference(errors(runs), errors(by_arm.get(base, [])))
-        for arm, runs in by_arm.items()
-        if arm != base
-    }
-    return {arm: value for arm, value in compared.items() if value is not None}
+    base_errors = errors(by_arm.get(base, []))
+    others = [(arm, errors(runs)) for arm, runs in by_arm.items() if arm != base]
+    return {arm: found for arm, own in others if (found := difference(own, base_errors))}
 
 
 def comparison_table(by_arm: dict[str, list[Run]], bases: list[str]) -> str:
@@ -136,10 +128,6 @@ def comparisons(runs: list[Run], bases: list[str]) -> str:
 
 def unconverged(by_arm: dict[str, list[Run]]) -> list[str]:
     """A line naming the arms with a run that has not converged, if there are any."""
-    short = {
-        arm: least
-        for arm, runs in by_arm.items()
-        if (least := min(run.train_accuracy for run in runs)) < CONVERGED
-    }
-    named = ", ".join(f"{arm} ({least:.1f})" for arm, least in short.items())
-    return [f"Not converged, least train accuracy below {CONVERGED:g} %: {named}."] if short else []
+    least = {arm: min(run.train_accuracy for run in runs) for arm, runs in by_arm.items()}
+    short = ", ".join(f"{arm} ({x:.1f})" for arm, x in least.items() if x < CONVERGED)
+    return [f"Not converged, least train accuracy below {CONVERGED:g} %: {short}."] if short else []

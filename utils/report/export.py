@@ -27,13 +27,12 @@ TOLERANCE = 1e-4  # relative difference of the exported logits
 def export(folder: Path, path: Path, merge: bool = False) -> float:
     """Write a run's best network (or its last) to ``path``; return its logits' deviation.
 
-    For inference a file maps images [B, C, H, W], B ≥ 1, to logits [B, classes], the sum over the
-    streams: a program of torch.export where ``path`` ends in .pt2, with the run's normalisation of
-    images beside it, or of ONNX (.onnx), which is compared by onnxruntime. Others are for nr.load.
-    ``merge``: both streams as one. Scales that stand alone are folded into their readers, but not
-    in files for nr.load of two streams. Raises InputError where they cannot be merged, for .onnx
-    without ONNX, and if the logits (of nr.load those of each stream, with ``merge`` their sum)
-    differ from the network's by more than TOLERANCE of the largest.
+    A file for inference maps images [B, C, H, W], B ≥ 1, to logits [B, classes], the sum over the
+    streams: .pt2 is a program of torch.export, with the run's normalisation of images in it, .onnx
+    one of ONNX. Others are for nr.load. ``merge``: both streams as one. Scales that stand alone are
+    folded into their readers, but not in files for nr.load of two streams. InputError for streams
+    that cannot be merged, for .onnx without ONNX, and where the file's logits differ from the
+    network's by more than TOLERANCE of the largest.
     """
     found = best(folder)
     network = load_network(found)
@@ -108,9 +107,5 @@ def _write_network(network: Network, path: Path, images: Tensor, _: Normalisatio
     return nr.load(path, into=copy.deepcopy(network))(images)  # which has what nr does not know
 
 
-WRITERS = {
-    ".pt2": _write_program,
-    ".onnx": _write_onnx,
-    ".pt": _write_network,
-    ".pth": _write_network,
-}
+FOR_NR = dict.fromkeys((".pt", ".pth"), _write_network)
+WRITERS = {".pt2": _write_program, ".onnx": _write_onnx} | FOR_NR

@@ -28,6 +28,7 @@ DATA_NAMES = {  # folders
     "cifar10-jpeg": "CIFAR-10 (JPEG)",
     "cifar10-jpeg-heldout": "CIFAR-10 (JPEG), held-out training images",
 }
+ARMS = {"removed": "NR-CR", "attention": "NR-CA", "full": "NR, full", "none": "pruned only"}
 EVALUATION = "evaluation.json"  # what -e printed about the last network, where it was asked
 # Flags that do not make two runs different ones.
 INCIDENTAL = ("manualSeed", "checkpoint", "resume", "gpu_id", "workers", "test_batch", "evaluate")
@@ -89,8 +90,7 @@ def summary(
 ) -> Run:
     """The figures of a finished run. Raises InputError for an unfinished one.
 
-    ``counts``: as ``count`` gives them; ``searched``: multiply-adds of the network that was
-    searched.
+    ``counts``: as ``count`` gives them; ``searched``: multiply-adds of the searched network.
     """
     args, spec, known = description["args"], description["network"], description.get("data")
     if state := unfinished(args, rows):
@@ -135,10 +135,7 @@ def summary(
 
 
 def unfinished(args: Plain, rows: list[Row]) -> str | None:
-    """Where a run stands that has not trained to the end of its last round; None for one that has.
-
-    ``args``: its flags; ``rows``: of its log.txt.
-    """
+    """Where a run of these flags stands by its log; None at the end of its last round."""
     lengths, last = rounds(rows) or [(0, 0)], args.get("nr_rounds", ROUNDS)
     search, train = lengths[-1]
     if len(lengths) >= last and train >= args["epochs"]:
@@ -212,11 +209,7 @@ def arm_name(args: Plain) -> str:
     """Which form of the method a run is."""
     if args["nr_target"] >= NO_REJUVENATION:
         return "baseline"
-    arm = {"removed": "NR-CR", "attention": "NR-CA", "full": "NR, full", "none": "pruned only"}[
-        args["nr_cross"]
-    ]
-    if args["nr_from_scratch"]:
-        arm = "NR-FS"
+    arm = "NR-FS" if args["nr_from_scratch"] else ARMS[args["nr_cross"]]
     if args["nr_bn_target"] is not None:
         arm += f" + NR-BR {args['nr_bn_target']:g}"
     arm += ", by FLOPs" if args["nr_flops"] else ""
@@ -233,7 +226,7 @@ def arm_name(args: Plain) -> str:
 def data_name(args: Plain, known: Plain | None = None) -> str:
     """The data set, and how many images of it; ``known``: what it is known by, if it is.
 
-    Only the published sets have the names that the published tables have.
+    Only the published sets have the names of the published tables.
     """
     name = args.get("dataset") or ("synthetic" if args.get("synthetic") else "folder")
     if name in PUBLISHED_DATA:

@@ -59,10 +59,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def grouped(runs: list[Run]) -> list[list[Run]]:
-    """The seeds of each command together, in the order in which the commands came.
-
-    Raises InputError naming two folders of one command with one seed.
-    """
+    """The seeds of each command together, the first first; InputError for a seed twice."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.setting, []).append(run)
@@ -74,18 +71,11 @@ def grouped(runs: list[Run]) -> list[list[Run]]:
 def measured(group: list[Run], published: str) -> list[str]:
     """The cells of one command."""
     first = group[0]
-    cells = [
-        first.model,
-        first.arm,
-        exact([run.params for run in group]),
-        exact([run.params_with_cross for run in group]),
-        exact([run.macs for run in group]),
-        first.data,
-        first.sparsity,
-        epochs_text(group),
-        spread(run.last for run in group),
-        spread(run.best for run in group),
-    ]
+    cells = [first.model, first.arm]
+    for name in ("params", "params_with_cross", "macs"):
+        cells.append(exact([getattr(run, name) for run in group]))
+    cells += [first.data, first.sparsity, epochs_text(group)]
+    cells += [spread(run.last for run in group), spread(run.best for run in group)]
     if top5 := [run.last5 for run in group if run.last5 is not None]:
         cells.append(spread(top5))
     minutes = statistics.mean(run.minutes for run in group)
