@@ -1,4 +1,4 @@
-"""machine.replicas and machine.compiler: several GPUs of one process, played by the CPU."""
+"""machine.distributed and machine.compiler: several GPUs of one process, played by the CPU."""
 
 import copy
 from contextlib import nullcontext

@@ -192,7 +192,7 @@ def test_pictures_that_are_there_are_drawn_when_due_or_cheap(
     share, again, drawn, monkeypatch, tmp_path
 ):
     """Those of the search never again, once this process has drawn them and the search is over."""
-    monkeypatch.setattr("utils.training.pictures.DRAWING_SHARE", share)
+    monkeypatch.setattr("utils.training.folder.DRAWING_SHARE", share)
     run = RunFolder(tmp_path)
     run.show(SEARCH, due=False)
     assert drawn == ["curves", "utilization", "scales"]

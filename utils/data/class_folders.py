@@ -182,25 +182,19 @@ def load_folder(root: Path, workers: int) -> tuple[ImageSet, ImageSet]:
     InputError naming the folder or file that is missing, empty, broken or of another kind.
     """
     classes, listings = list_splits(root, SPLITS)
-    train, test = (
-        load_split(root, split, classes, listing, workers)
-        for split, listing in zip(SPLITS, listings, strict=True)
-    )
+    sets = []
+    for split, listing in zip(SPLITS, listings, strict=True):
+        source, key = contents(root, listing.files, workers)
+        cache = root / f".nr-cache-{split}-{key}.npz"
+        remove_leftovers(root, split)
+        images = read_cache(cache, len(listing.files))
+        if images is None:
+            images = decode_all(listing.files, workers)
+            write_cache(cache, images, split)
+        labels = torch.tensor(listing.labels)
+        sets.append(ImageSet(torch.from_numpy(images), labels, classes, source))
+    train, test = sets
     return train, test
-
-
-def load_split(
-    root: Path, split: str, classes: tuple[str, ...], listing: Listing, workers: int
-) -> ImageSet:
-    """One split, from its cache or decoded and then cached."""
-    source, key = contents(root, listing.files, workers)
-    cache = root / f".nr-cache-{split}-{key}.npz"
-    remove_leftovers(root, split)
-    images = read_cache(cache, len(listing.files))
-    if images is None:
-        images = decode_all(listing.files, workers)
-        write_cache(cache, images, split)
-    return ImageSet(torch.from_numpy(images), torch.tensor(listing.labels), classes, source)
 
 
 def decode_all(files: Sequence[str], workers: int) -> np.ndarray:

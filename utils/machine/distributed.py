@@ -8,9 +8,9 @@ import sys
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,6 @@ from torch.distributed.rendezvous import rendezvous
 
 from utils.errors import InputError, one_line
 from utils.machine.failure import Failure
-from utils.machine.replicas import Replicas
 from utils.machine.syncbn import synchronise_batch_norm
 
 T = TypeVar("T")
@@ -112,10 +111,9 @@ def join(backend: str) -> None:
                 f"MASTER_PORT {port}: in use on {address}, perhaps by another job; set a free one"
                 " (torchrun --standalone finds one itself)"
             ) from error
-        raise InputError(
-            f"the processes cannot meet at MASTER_ADDR {address}, MASTER_PORT {port}:"
-            f" {one_line(error)[:200]}"
-        ) from error
+        place = f"MASTER_ADDR {address}, MASTER_PORT {port}"
+        reason = one_line(error)[:200]
+        raise InputError(f"the processes cannot meet at {place}: {reason}") from error
     store = dist.PrefixStore(agreed_prefix(store, rank, world), store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=world)
     Failure.store = store
@@ -145,13 +143,36 @@ def agreed_prefix(store: dist.Store, rank: int, world: int) -> str:
 @contextmanager
 def main_first() -> Iterator[None]:
     """Let rank 0 go through the block before the others, which then find its files."""
-    if dist.is_initialized() and not is_main():
+    if not is_main():
         gathered(None)
     try:
         yield
     finally:
-        if dist.is_initialized() and is_main():
+        if is_main():
             gathered(None)
+
+
+class Replicas(nn.DataParallel[nn.Module]):
+    """nn.DataParallel whose replicas compute in the autocast type of the thread that calls it.
+
+    torch tells its threads whether autocast is on, but not its type: on GPUs they would compute in
+    float16 instead of bfloat16.
+    """
+
+    def parallel_apply(
+        self, replicas: Sequence[nn.Module], inputs: Sequence[Any], kwargs: Any
+    ) -> list[Any]:
+        kind = self.src_device_obj.type
+        enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+        def cast(replica: nn.Module) -> Any:
+            def forward(*positional: Any, **named: Any) -> Any:
+                with torch.autocast(kind, dtype, enabled=enabled):
+                    return replica(*positional, **named)
+
+            return forward
+
+        return super().parallel_apply([cast(replica) for replica in replicas], inputs, kwargs)
 
 
 def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:

@@ -146,15 +146,11 @@ def _allocate(model: nn.Module, batches: int, done: Tensor | None = None) -> Ten
 
 def _timed(batches: Iterable[T], display: Display) -> Iterator[T]:
     """Pass the batches on, adding the seconds spent on making them to the display."""
-    iterator = iter(batches)
-    while True:
-        start = time.perf_counter()
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
+    start = time.perf_counter()
+    for batch in batches:
         display.data_seconds += time.perf_counter() - start
         yield batch
+        start = time.perf_counter()
 
 
 def _refuse_non_finite(sums: Tensor, epoch: int, lr: float) -> None:

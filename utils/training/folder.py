@@ -3,17 +3,22 @@
 import json
 import shlex
 import sys
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from nr.method.life import DEAD_RATIO
 from utils.errors import InputError
 from utils.files import Plain, write_atomically
+from utils.shown import plots
 from utils.shown.log import read_log, write_log
 from utils.training import checkpoint, claim
-from utils.training.pictures import Pictures
-from utils.training.state import RunState
+from utils.training.state import ROUND_PICTURES, RunState, round_suffix
 from utils.training.writer import Writer
+
+DRAWING_SHARE = 0.05  # of a run's time that its pictures take, at most
 
 
 class RunFolder:
@@ -24,7 +29,8 @@ class RunFolder:
     """
 
     def __init__(self, path: Path):
-        self.path, self.writer, self.pictures = path, Writer(), Pictures(path)
+        self.path, self.writer = path, Writer()
+        self.started, self.drawing = time.perf_counter(), 0.0  # seconds spent on pictures
 
     def find(self, resume: str | None, needed: bool) -> tuple[Path, Plain] | None:
         """The checkpoint that --resume names and its content, or None for a fresh run.
@@ -108,7 +114,27 @@ class RunFolder:
         write_atomically(self.path / claim.DESCRIPTION, content.encode())
 
     def show(self, state: RunState, due: bool) -> None:
-        """Write log.txt and the pictures from the state; ``due``: as in Pictures.draw."""
+        """Write log.txt, and draw the pictures that are not there yet or ``due``.
+
+        What is not due is drawn, too, while drawing takes less than its share of the time.
+        """
         if state.rows:
             write_log(self.path / claim.LOG, state.rows)
-        self.pictures.draw(state, due)
+        start, is_first = time.perf_counter(), self.drawing == 0
+        due = due or self.drawing / (start - self.started) < DRAWING_SHARE
+        # The search is over, and this process has drawn it.
+        searched = not state.searching and state.phase_epoch > 0 and not is_first
+        self._draw("curves", "", due, state.rows)
+        rounds = [(past, round_suffix(n), due and is_first) for n, past in enumerate(state.past, 1)]
+        present = {name: getattr(state, name) for name in ROUND_PICTURES}
+        for shown, suffix, again in [*rounds, (present, state.suffix, due and not searched)]:
+            self._draw("utilization", suffix, again, shown["live"])
+            self._draw("scales", suffix, again, shown["scales"], DEAD_RATIO)
+            self._draw("widths", suffix, again, shown["widths"])
+        self.drawing += time.perf_counter() - start
+
+    def _draw(self, name: str, suffix: str, again: bool, *shown: Any) -> None:
+        """The picture ``name`` of what is ``shown``, if anything, by the function of its name."""
+        path = self.path / f"{name}{suffix}.png"
+        if shown[0] and (again or not path.exists()):
+            getattr(plots, name)(*shown, path)

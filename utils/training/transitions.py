@@ -38,23 +38,19 @@ def after_epoch(state: RunState, epoch: Epoch, top5: bool) -> RunState:
 
 def row(state: RunState, epoch: Epoch, top5: bool) -> Row:
     """The line of log.txt for an epoch that began at ``state``."""
-    return (
-        {
-            "Learning Rate": epoch.lr,
-            "Train Loss": epoch.train.loss,
-            "Valid Loss": epoch.test.loss,
-            "Train Acc.": epoch.train.top1,
-            "Valid Acc.": epoch.test.top1,
-        }
-        | ({"Valid 5 Acc.": epoch.test.top5} if top5 else {})
-        | {
-            "Phase": state.phase,
-            "Utilization": epoch.usage.ratio,
-            "Sparsity": state.sparsity,
-            "Params": epoch.usage.params,
-            "Seconds": epoch.seconds,
-        }
-    )
+    return {
+        "Learning Rate": epoch.lr,
+        "Train Loss": epoch.train.loss,
+        "Valid Loss": epoch.test.loss,
+        "Train Acc.": epoch.train.top1,
+        "Valid Acc.": epoch.test.top1,
+        **({"Valid 5 Acc.": epoch.test.top5} if top5 else {}),
+        "Phase": state.phase,
+        "Utilization": epoch.usage.ratio,
+        "Sparsity": state.sparsity,
+        "Params": epoch.usage.params,
+        "Seconds": epoch.seconds,
+    }
 
 
 def after_rejuvenation(state: RunState, report: Report) -> RunState:
@@ -70,15 +66,13 @@ def next_round(state: RunState, sparsity: float, macs: tuple[int, int]) -> RunSt
     ``macs``: multiply-adds of the network before and after its streams were merged.
     """
     shown = {name: getattr(state, name) for name in ROUND_PICTURES}
-    fresh = RunState("search", state.seed, sparsity=sparsity)
-    return replace(
-        fresh,
-        epoch=state.epoch,
+    kept = {name: getattr(state, name) for name in ("seed", "epoch", "acc", "best_acc", "rows")}
+    return RunState(
+        "search",
+        **kept,
+        sparsity=sparsity,
         round=state.round + 1,
         round_start=state.epoch,
-        acc=state.acc,
-        best_acc=state.best_acc,
-        rows=state.rows,
         past=[*state.past, shown],
         macs=[*state.macs, *macs],
     )

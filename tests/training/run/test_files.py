@@ -59,7 +59,7 @@ def test_short_epochs_are_not_slowed_by_pictures(
             path.touch()
 
         monkeypatch.setattr(plots, name, draw)
-    monkeypatch.setattr("utils.training.pictures.DRAWING_SHARE", share)
+    monkeypatch.setattr("utils.training.folder.DRAWING_SHARE", share)
     go(tmp_path, "--epochs 3")
     assert drawn == {"curves": curves, "utilization": usage}
     resume(tmp_path, "--epochs 4")  # all of them anew: the process before may have been killed
