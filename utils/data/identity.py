@@ -2,28 +2,14 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
-from torch import Tensor
-
+from utils.data.images import Images, ImageSet
 from utils.files import Plain
 from utils.machine import distributed
 
 DIGEST_BYTES = 16
-
-
-class Split(Protocol):
-    """The training or test images of a set, with all that tells them from others."""
-
-    @property
-    def labels(self) -> Tensor: ...
-
-    @property
-    def classes(self) -> tuple[str, ...]: ...
-
-    def listing(self) -> Iterator[bytes | memoryview]: ...
+Split = ImageSet | Images  # the training or test images of a set
 
 
 def folder_name(folder: str) -> str:

@@ -1,9 +1,10 @@
-"""A set of CIFAR-size images in memory."""
+"""Sets of images: of CIFAR's size in memory, or each to be decoded when it is needed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 IMAGE_SIZE = 32  # pixels a side, CIFAR's
@@ -32,6 +33,26 @@ class ImageSet:
     def listing(self) -> Iterator[bytes | memoryview]:
         """What tells the images from others, for the digest of the data set."""
         yield self.source or self.images.flatten().cpu().numpy().data
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images to be decoded, in batches of ``image_size`` pixels a side; labels int64 [N]."""
+
+    labels: Tensor
+    classes: tuple[str, ...]
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def listing(self) -> Iterator[bytes]:
+        """What tells the images from others, for the digest of the data set."""
+        raise NotImplementedError
+
+    def image(self, index: int) -> Image.Image:
+        """One image, RGB, of its own size; InputError if it is broken or of no known range."""
+        raise NotImplementedError
 
 
 def seeded(seed: int) -> torch.Generator:

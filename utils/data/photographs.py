@@ -16,10 +16,11 @@ from torchvision.transforms import v2
 
 from utils.data.batches import Normaliser, Testing, Training, test_shares, train_shares
 from utils.data.class_folders import list_splits, listed
+from utils.data.images import Images
 from utils.data.normalisation import USUAL, Normalisation
 from utils.data.pillow import open_image, to_rgb
 from utils.data.sets import SUBSET_TEST, balanced_order
-from utils.data.workers import Decoder, Images, Pipeline, Request
+from utils.data.workers import Decoder, Pipeline, Request
 from utils.errors import InputError
 from utils.machine.seeding import ORDER, mixed_seed
 
@@ -47,7 +48,6 @@ class Photographs(Images):
     folder: str  # of the split
 
     def listing(self) -> Iterator[bytes]:
-        """What tells the images from others, for the digest of the data set."""
         return listed(self.folder, [os.fsdecode(file) for file in self.files.tolist()])
 
     def image(self, index: int) -> Image.Image:
@@ -64,7 +64,6 @@ class Made(Images):
     part: int  # TRAIN or TEST, whose noise differs
 
     def listing(self) -> Iterator[bytes]:
-        """What tells the images from others, for the digest of the data set."""
         yield b"made %d" % self.part
 
     def image(self, index: int) -> Image.Image:

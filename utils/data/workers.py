@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from utils.data.batches import Normaliser
+from utils.data.images import Images
 from utils.errors import DataError, InputError, one_line
 from utils.machine import handlers
 from utils.machine.seeding import ORDER, mixed_seed
@@ -64,22 +65,6 @@ class Request:
 
     epoch: int
     index: np.ndarray
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images to be decoded, in batches of ``image_size`` pixels a side; labels int64 [N]."""
-
-    labels: Tensor
-    classes: tuple[str, ...]
-    image_size: int
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def image(self, index: int) -> Image.Image:
-        """One image, RGB, of its own size; InputError if it is broken or of no known range."""
-        raise NotImplementedError
 
 
 class Decoder(Dataset[Tensor | str]):

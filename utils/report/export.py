@@ -24,6 +24,7 @@ NORMALISATION = "normalisation.json"  # in .pt2: mean and deviation of pixels / 
 TOLERANCE = 1e-4  # relative difference of the exported logits
 
 
+@torch.no_grad()
 def export(folder: Path, path: Path, merge: bool = False) -> float:
     """Write a run's best network (or its last) to ``path``; return its logits' deviation.
 
@@ -37,8 +38,7 @@ def export(folder: Path, path: Path, merge: bool = False) -> float:
     found = best(folder)
     network = load_network(found)
     images = torch.randn(4, *image_shape(network))
-    with torch.no_grad():
-        expected = network(images)
+    expected = network(images)
     if merge:
         expected = expected.sum(dim=1, keepdim=True)
         try:
@@ -70,7 +70,6 @@ def _program(network: Network, images: Tensor) -> torch.export.ExportedProgram:
     return torch.export.export(nr.Joined(network), (images,), dynamic_shapes=dynamic)
 
 
-@torch.no_grad()
 def _write_program(network: Network, path: Path, images: Tensor, by: Normalisation) -> Tensor:
     """Write a program of torch.export; its logits, of fewer images at a time."""
     buffer = io.BytesIO()
@@ -81,7 +80,6 @@ def _write_program(network: Network, path: Path, images: Tensor, by: Normalisati
     return torch.cat([again(images[:3]), again(images[3:])])
 
 
-@torch.no_grad()
 def _write_onnx(network: Network, path: Path, images: Tensor, _: Normalisation) -> Tensor:
     """Write a program of ONNX; its logits, of fewer images at a time."""
     try:
@@ -99,7 +97,6 @@ def _write_onnx(network: Network, path: Path, images: Tensor, _: Normalisation) 
     return torch.cat([torch.from_numpy(part) for part in parts])
 
 
-@torch.no_grad()
 def _write_network(network: Network, path: Path, images: Tensor, _: Normalisation) -> Tensor:
     """Write a file of nr.save; its logits."""
     with telling():

@@ -105,6 +105,7 @@ def summary(
     data = known["digest"] if known else data_name(args)
     sparsity = sparsity_text(rows)
     evaluation = read_evaluation(folder)
+    costs = [searched, *description.get("macs", []), macs]  # of the network of each phase
     return Run(
         folder=folder.as_posix(),
         command=description["command"],
@@ -125,7 +126,7 @@ def summary(
         train_accuracy=train[-1]["Train Acc."],
         tested=100 - evaluation["accuracy"] if evaluation else None,
         tested_images=evaluation["images"] if evaluation else None,
-        training_macs=training_macs([searched, *description.get("macs", []), macs], epochs),
+        training_macs=sum(cost * count for cost, count in zip(costs, epochs, strict=True)),
         minutes=sum(row["Seconds"] for row in rows) / 60,
         seed=description["seed"],
         epochs=epochs,
@@ -144,11 +145,6 @@ def unfinished(args: Plain, rows: list[Row]) -> str | None:
     if search and not train:
         where = f"search at utilization {rows[-1]['Utilization']:.3f} after {search} epochs"
     return where if last == 1 else f"round {len(lengths)} of {last}, {where}"
-
-
-def training_macs(macs: list[int], epochs: tuple[int, ...]) -> int:
-    """Multiply-adds of one image an epoch, from those of the network of each phase."""
-    return sum(cost * count for cost, count in zip(macs, epochs, strict=True))
 
 
 def read_evaluation(folder: Path) -> Plain | None:

@@ -12,11 +12,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 
 
 class Stopped(Exception):
-    """Raised between two batches after a signal; exit status 128 + ``signum``.
-
-    ``sums``: the figures [k, 4] of the k finished batches of the training epoch, if in one;
-    ``saved``: whether the run was saved since.
-    """
+    """Raised between two batches after a signal; sums and saved as in DataError."""
 
     def __init__(self, signum: int, sums: Tensor | None = None):
         super().__init__(signal.Signals(signum).name)

@@ -41,9 +41,8 @@ class Trainer:
         compiled: str | None,
     ):
         self.devices, self.amp, self.compiled = devices, amp, compiled
-        self.optimized = partial(
-            nr.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True
-        )
+        sgd = partial(nr.SGD, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        self.optimized = partial(sgd, fused=True)
         self.partial: Tensor | None = None
 
     def use(self, network: Network) -> None:
