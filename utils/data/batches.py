@@ -13,7 +13,7 @@ from utils.errors import InputError
 from utils.machine.seeding import ORDER, mixed_seed
 
 PAD = 4  # black pixels put on each side before the random crop, section 8
-MIN_SHARE = 2  # images of a device in a batch cut short: batch norm needs more than one
+MIN_SHARE = 2  # images of a device: batch norm needs more than one
 
 
 class Draws(NamedTuple):
@@ -38,7 +38,7 @@ class Share(NamedTuple):
     """What one process takes of a batch."""
 
     positions: slice  # in the order of the epoch
-    weight: float  # of its mean loss: summed over a step, the mean over processes is over images
+    weight: float  # of its mean loss: a step's sum, averaged over processes, is a mean of images
     steps: bool = True  # whether the optimizer steps after it
 
 

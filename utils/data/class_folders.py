@@ -34,7 +34,7 @@ SYSTEM_FOLDERS = (
     *("$RECYCLE.BIN", "System Volume Information", "lost+found"),
 )
 STAT_THREADS = 16  # that ask for the sizes of files
-LEFT_OVER = 24 * 3600  # seconds after which a write has ended that no lock tells of
+LEFT_OVER = 24 * 3600  # seconds after which a write without a lock has ended
 DECODE_CHUNK = 256  # images a decoding thread takes at a time; one by one costs half more
 
 
@@ -173,9 +173,6 @@ def listed(folder: str, files: Sequence[str]) -> Iterator[bytes]:
         yield from in_chunks(entries, len(files), STAT_THREADS)
 
 
-# --- images of CIFAR's size
-
-
 def load_folder(root: Path, workers: int) -> tuple[ImageSet, ImageSet]:
     """``root``/train/<class>/* and ``root``/test/<class>/*, RGB 32x32; labels are train's.
 
@@ -225,9 +222,6 @@ def decode(file: str) -> np.ndarray:
         if found.replace("P ", "RGB ") == FOLDER_IMAGE:
             return np.asarray(to_rgb(image, file))
     raise InputError(f"{file}: the image is {found}, must be {FOLDER_IMAGE}")
-
-
-# --- the cache of a folder's decoded images
 
 
 def contents(root: Path, files: Sequence[str], workers: int) -> tuple[bytes, str]:

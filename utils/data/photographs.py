@@ -37,9 +37,6 @@ NOISE = 32.0  # standard deviation in pixel values, at the resolution of the pat
 TILES, TRAIN, TEST = range(3)  # what a seed of the synthetic images is for
 
 
-# --- the images
-
-
 @dataclass(frozen=True)
 class Photographs(Images):
     """Image files, listed but not read."""
@@ -125,9 +122,6 @@ def make_synthetic(image_size: int, subset: int | None = None) -> tuple[Made, Ma
     return train, test
 
 
-# --- from an image to the network's input
-
-
 def resized(image_size: int) -> int:
     """The shorter side of a test image before its centre is cropped, in pixels."""
     return round(RESIZE * image_size)
@@ -140,9 +134,6 @@ def train_transform(image_size: int) -> v2.Compose:
     """
     crop = v2.RandomResizedCrop(image_size)
     return v2.Compose([v2.PILToTensor(), crop, v2.RandomHorizontalFlip()])
-
-
-# --- batches
 
 
 def usual_test_batch(train_batch: int, device: torch.device) -> int:

@@ -206,7 +206,7 @@ def exchange(model: nn.Module, due: bool) -> AbstractContextManager[None]:
 
 
 def local(model: nn.Module) -> nn.Module:
-    """For evaluation, where processes may have different numbers of batches: no wrapper."""
+    """The network without DDP, for evaluation: processes may have different numbers of batches."""
     return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 

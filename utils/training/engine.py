@@ -27,7 +27,7 @@ def step_lr(base: float, epoch: int, milestones: Sequence[int], gamma: float) ->
 
 def stream_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over the S streams of the mean cross-entropy: logits [B, S, classes], labels [B]."""
-    if len(labels) == 0:  # of one of several processes
+    if len(labels) == 0:  # one of several processes may have none
         return logits.float().sum()
     return nr.loss(logits.float(), labels)
 

@@ -61,7 +61,7 @@ class RunFolder:
         return (self.path / checkpoint.BEST).exists()
 
     def complete(self) -> None:
-        """The best of a finished train phase is there, were it the last network."""
+        """Make the last network the best one where a finished train phase has left none."""
         if not self.has_best():
             checkpoint.keep_as(self.path / checkpoint.LAST, self.path / checkpoint.BEST)
 
@@ -70,7 +70,7 @@ class RunFolder:
         self.writer.write(payload, partial(checkpoint.save, self.path / name))
 
     def save_last(self, payload: Plain, state: RunState, best: bool, due: bool) -> None:
-        """Write the last checkpoint, keeping the one before it, and what describes it after it.
+        """Write the last checkpoint, keeping the one before it, and then what describes it.
 
         ``best``: it is the best, too; ``state``, ``due``: as in ``show``.
         """
@@ -86,7 +86,7 @@ class RunFolder:
     def catch_up(self, payload: Plain, state: RunState) -> None:
         """Write run.json and log.txt again where they do not belong to the last checkpoint.
 
-        A kill came between it and them, or it has just been brought here.
+        A kill came between the writes, or the checkpoint has just been copied here.
         """
         try:
             described = (self.path / claim.DESCRIPTION).read_text(encoding="utf-8")

@@ -17,17 +17,12 @@ STEP = {"train_batch": None, "iter_size": 1}
 # What has been done to a network is its checkpoint's. Of any network: from which weights it began,
 # and what stays of it.
 FROM_START = ("pretrained", "nr_keep")
-# Of a rejuvenated network: the flags that say how, and what a run without them had.
-REJUVENATED = {
-    "nr_target": None,
-    "nr_cross": None,
-    "nr_from_scratch": False,
-    "nr_flops": False,
-    "nr_budget": None,
-    "nr_latency_batch": 1,
-    "nr_round_to": 1,
-    "nr_carry": False,
-}
+# Of a rejuvenated network: the flags that say how.
+REJUVENATED = (
+    *("nr_target", "nr_cross", "nr_from_scratch", "nr_round_to", "nr_carry"),
+    *("nr_flops", "nr_budget", "nr_latency_batch"),
+)
+OLDER = PLAIN | {"nr_flops": False, "nr_latency_batch": 1}  # what runs without these flags had
 
 
 def unfit(
@@ -84,7 +79,7 @@ def done(payload: Plain) -> Plain:
     if trains and not later and run["search_epochs"] == 0:
         return found | PLAIN | {"nr_target": max(was["nr_target"], NO_REJUVENATION)}
     if trains or later:
-        found |= {name: was.get(name, default) for name, default in REJUVENATED.items()}
+        found |= {name: was.get(name, OLDER.get(name)) for name in REJUVENATED}
         found["nr_budget"] = found["nr_budget"] or ("flops" if found["nr_flops"] else "params")
         if run["rescaled"] or later:
             found["nr_bn_target"] = was.get("nr_bn_target")

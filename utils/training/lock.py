@@ -26,11 +26,11 @@ _locks: weakref.WeakValueDictionary[tuple[int, int], "FolderLock"] = weakref.Wea
 
 
 class FolderLock:
-    """That ``folder`` is this process's: until no object needs the lock, or the process ends.
+    """Keeps ``folder`` for this process until nothing refers to the lock, or the process ends.
 
-    A record lock on the file .lock: neither forked worker processes nor SIGKILL keep it, and
-    machines share it as their file system does. Where a file system has no locks, what .lock says
-    of its process decides. Raises InputError where another process holds it.
+    It is a record lock on the file .lock: neither a forked worker nor SIGKILL keeps it, and it
+    holds on all machines that share the file system. Without locks what .lock says of its process
+    decides. InputError where another process holds it.
     """
 
     def __init__(self, folder: Path):
@@ -51,7 +51,7 @@ def hold(folder: Path) -> FolderLock:
 
 @contextmanager
 def let_go() -> Iterator[None]:
-    """After the block this process holds no folder, were an error to keep the run's objects."""
+    """After the block this process holds no folder, even if an error keeps the run's objects."""
     try:
         yield
     finally:

@@ -10,7 +10,7 @@ from utils.shown.log import phases
 from utils.training.engine import step_lr
 from utils.training.run import Run
 
-GAMMA = 0.5  # a scale at the start of a search, whose way to its death is told
+GAMMA = 0.5  # the scale at the start of a search whose fall is forecast
 
 
 class Penalty:
@@ -26,7 +26,7 @@ class Penalty:
         self.warned = False
 
     def tell(self) -> None:
-        """Once a search what its penalty does, and as soon as it is too strong that it is."""
+        """Print once a search what its penalty does, and warn once where it is too strong."""
         run, args = self.run, self.run.args
         if self.told != run.state.round:
             self.told, self.largest, self.warned = run.state.round, largest_scale(run), False
@@ -52,7 +52,7 @@ class Penalty:
         return fall > edge and not math.isclose(fall, edge, rel_tol=1e-6)
 
     def forecast(self) -> str:
-        """When a scale of GAMMA that nothing holds is dead: at once, later or never."""
+        """In words, when a scale of GAMMA that the loss does not hold will be dead, if ever."""
         args, state = self.run.args, self.run.state
         sparsity, growth = state.sparsity, vars(args).get("nr_increase_step", 0.0)
         first, done, left = self.fall(args.lr, sparsity), 0, GAMMA * (1 - DEAD_RATIO)

@@ -24,9 +24,9 @@ def before_rejuvenation(run: Run) -> None:
 
 
 def budget(run: Run) -> str | nr.Latency:
-    """What the network keeps: of seconds a table beside the run, and in it all that is needed.
+    """What the rebuilt network keeps; for seconds a nr.Latency, with its table in the run's folder.
 
-    The main process times for all of them, so that all rebuild the same.
+    The main process times for all processes, so that all rebuild the same.
     """
     args, name = run.args, run.args.nr_budget
     if name != LATENCY:
@@ -77,7 +77,7 @@ def after_rejuvenation(run: Run, report: Report) -> None:
 
 
 def before_merging(run: Run) -> None:
-    """Let every process merge the same streams, and keep what an image costs in them."""
+    """Let every process merge the same streams, and note their multiply-adds of an image."""
     distributed.copy_from_main(run.network)
     run.trained_macs = nr.count_macs(run.network, run.args.image_size)
 

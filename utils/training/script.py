@@ -68,9 +68,9 @@ def explained(error: Exception) -> str | None:
 
 
 def open_folder(args: Flags) -> RunFolder:
-    """The folder of the run, this process's alone: what is wrong with it is found before any work.
+    """The folder of the run, reserved before any work, which finds what is wrong with it.
 
-    An evaluation only reads, and of several processes only the main one writes.
+    Not for an evaluation, which only reads; of several processes only the main one writes.
     """
     folder = RunFolder(Path(args.checkpoint))
     if distributed.is_main() and not args.evaluate:
@@ -91,7 +91,7 @@ def begin(run: Run) -> None:
 
 
 def begin_pretrained(run: Run) -> None:
-    """Give a fresh run the weights of the file of --pretrained, or downloaded ones, if so."""
+    """Give a fresh run the weights that --pretrained names or downloads, where it is given."""
     if run.resumed:
         if "pretrained" in run.args.given:
             print("==> --pretrained: the checkpoint has its own weights, so it is not applied")

@@ -12,9 +12,9 @@ from utils.files import Plain
 
 
 class Writer:
-    """Writes one thing after another in a thread, while the thread that it belongs to goes on.
+    """Writes one thing after another in a thread of its own, while its owner goes on.
 
-    What a write raises is raised in that thread: at its next write, or when it waits.
+    What a write raises is raised in the owner: at the next write, or when it waits.
     """
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ _mine = threading.local()  # its stack: what is to be waited for in this thread
 
 @contextmanager
 def finished() -> Iterator[None]:
-    """However the block ends, what the writers made in it have begun is done then.
+    """Wait after the block, however it ends, for what the writers made in it have begun.
 
     A write that has failed is the block's error, whatever else came after it.
     """
