@@ -27,27 +27,18 @@ PLAIN = {
 NO_REJUVENATION = 0.999  # a --nr-target from here on means plain training (spec section 5)
 
 
-def positive_int(text: str) -> int:
-    """A whole number of at least 1."""
-    value = whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
-    return value
-
-
-def natural(text: str) -> int:
-    """A whole number of at least 0."""
-    value = whole(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative")
-    return value
-
-
-def whole(text: str) -> int:
-    """A whole number of 64 bits: a checkpoint with a longer one may not be readable again."""
+def natural(text: str, least: int = 0) -> int:
+    """A whole number of 64 bits, ``least`` or more; one of more bits may not be readable again."""
     if len(text) > MOST_DIGITS or int(text) > LARGEST:
         raise argparse.ArgumentTypeError(f"{text:.30} is larger than {LARGEST}")
+    if int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least {least}")
     return int(text)
+
+
+def positive_int(text: str) -> int:
+    """A whole number of at least 1."""
+    return natural(text, least=1)
 
 
 def real(low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str], float]:
@@ -79,7 +70,7 @@ def gpu_ids(text: str) -> list[int]:
     names = [part.strip() for part in text.split(",")]
     if not all(name.isdecimal() for name in names):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPU numbers such as 0,1")
-    numbers = [whole(name) for name in names]
+    numbers = [natural(name) for name in names]
     if len(set(numbers)) != len(numbers):
         raise argparse.ArgumentTypeError(f"{text!r} names a GPU twice")
     return numbers
