@@ -18,7 +18,7 @@ from utils.errors import InputError, one_line
 from utils.files import Plain
 from utils.shown.log import Row, phases, read_log, rounds
 from utils.training.older import upgraded
-from utils.training.options import NO_REJUVENATION
+from utils.training.options import NO_REJUVENATION, PLAIN
 
 PUBLISHED_DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # torchvision's, of -d
 IMAGENET = "ImageNet"
@@ -33,7 +33,6 @@ EVALUATION = "evaluation.json"  # what -e printed about the last network, where 
 # Flags that do not make two runs different ones.
 INCIDENTAL = ("manualSeed", "checkpoint", "resume", "gpu_id", "workers", "test_batch", "evaluate")
 SEARCH_FLAGS = ("nr_sparsity", "nr_max_epochs", "nr_compress_only", "start_epoch")
-ROUNDS = 1  # where a run.json is too old to have the flag
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def summary(
     top5 = "Valid 5 Acc." in train[-1]
     kept = {k: v for k, v in args.items() if k not in (*INCIDENTAL, *SEARCH_FLAGS, "data")}
     usual = {"nr_budget": "flops" if args["nr_flops"] else "params", "nr_latency_batch": 1}
-    kept = {"nr_rounds": ROUNDS, "nr_keep": None, "nr_carry": False, **usual} | kept
+    kept = PLAIN | usual | kept  # older runs do not have all flags
     data = known["digest"] if known else data_name(args)
     sparsity = sparsity_text(rows)
     evaluation = read_evaluation(folder)
@@ -137,7 +136,7 @@ def summary(
 
 def unfinished(args: Plain, rows: list[Row]) -> str | None:
     """Where a run of these flags stands by its log; None at the end of its last round."""
-    lengths, last = rounds(rows) or [(0, 0)], args.get("nr_rounds", ROUNDS)
+    lengths, last = rounds(rows) or [(0, 0)], (PLAIN | args)["nr_rounds"]
     search, train = lengths[-1]
     if len(lengths) >= last and train >= args["epochs"]:
         return None
@@ -205,18 +204,17 @@ def arm_name(args: Plain) -> str:
     """Which form of the method a run is."""
     if args["nr_target"] >= NO_REJUVENATION:
         return "baseline"
+    args = PLAIN | args  # older runs do not have all flags
     arm = "NR-FS" if args["nr_from_scratch"] else ARMS[args["nr_cross"]]
     if args["nr_bn_target"] is not None:
         arm += f" + NR-BR {args['nr_bn_target']:g}"
     arm += ", by FLOPs" if args["nr_flops"] else ""
-    rounded = args.get("nr_round_to", 1)
-    arm += f", multiples of {rounded}" if rounded > 1 else ""
+    arm += f", multiples of {args['nr_round_to']}" if args["nr_round_to"] > 1 else ""
     arm += ", by latency" if args.get("nr_budget") == "latency" else ""
-    arm += f", {' '.join(args['nr_keep'])} kept" if args.get("nr_keep") else ""
-    arm += ", momentum carried" if args.get("nr_carry") else ""
+    arm += f", {' '.join(args['nr_keep'])} kept" if args["nr_keep"] else ""
+    arm += ", momentum carried" if args["nr_carry"] else ""
     arm += ", pretrained" if args.get("pretrained") else ""
-    count = args.get("nr_rounds", ROUNDS)
-    return arm if count == 1 else f"{arm}, {count} rounds"
+    return arm if args["nr_rounds"] == 1 else f"{arm}, {args['nr_rounds']} rounds"
 
 
 def data_name(args: Plain, known: Plain | None = None) -> str:

@@ -15,7 +15,7 @@ CONVERTED = [f"{library}:<name>" for library in converted.LIBRARIES]
 
 
 def arch(family: str, text: str) -> str:
-    """The name of a network, as files are called."""
+    """The name that files have of the network ``text``; ArgumentTypeError for an unknown one."""
     name, own = models.file_name(text), models.archs(family)
     if text in own or (name != text and ":" in text):
         return name

@@ -15,7 +15,7 @@ from utils.training import archs
 LARGEST = 2**64 - 1  # whole number that a flag takes
 MOST_DIGITS = 1000  # characters that are read as a number at all
 # Flags that say how a network is rejuvenated, and what they are in plain training.
-PLAIN = {
+PLAIN: dict[str, Any] = {
     "nr_compress_only": False,
     "nr_from_scratch": False,
     "nr_bn_target": None,
