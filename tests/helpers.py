@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import nr
 from models.cifar import densenet, resnet, vgg11_bn
 from nr.method.life import life
+from nr.method.rejuvenation import Report
 from nr.method.utilization import live_masks
 from nr.network.convolutions import ConvBN
 from nr.network.graph import MUL
@@ -20,6 +22,7 @@ from nr.network.norms import Scale
 from nr.network.steps import Layer, Step, Wiring
 from nr.network.units import Norm
 from nr.network.wiring import wiring
+from tests.copies import copied
 
 
 def bottleneck(**options) -> Network:
@@ -39,6 +42,7 @@ MODES = ("removed", "attention", "full")
 CLASSES = 10
 
 
+@copied
 def build(family: str, seed: int = 0) -> Network:
     """A small network of this family with its own initial weights."""
     torch.manual_seed(seed)
@@ -145,6 +149,7 @@ def kill_random(model: Network, seed: int = 2, share: float = 0.4) -> None:
         kill(model, {name: mask}, gamma=1e-4)
 
 
+@copied
 def worn(family: str, seed: int = 0) -> Network:
     """A network at the end of a search: varied scales, dead channels, one dead branch."""
     model = vary(build(family, seed), seed + 1)
@@ -152,6 +157,14 @@ def worn(family: str, seed: int = 0) -> Network:
     branches = [name for name in prunable(model) if ".branch." in name]
     kill(model, dict.fromkeys(branches[1:2], slice(None)))
     return model
+
+
+@copied
+def rebuilt(family: str, mode: str, **options) -> tuple[Network, Report]:
+    """``worn``, rebuilt by ``options`` (mode "scratch": ``from_scratch``), and the report."""
+    model = worn(family)
+    way = {"from_scratch": True} if mode == "scratch" else {"cross": mode}
+    return model, nr.rejuvenate(model, **way, **options)
 
 
 @torch.no_grad()
