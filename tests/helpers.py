@@ -40,6 +40,7 @@ FAMILIES = {
 PARTS = {"vgg": 3, "basic": 3, "bottleneck": 3, "dense": 4}  # with two stages of each kind
 MODES = ("removed", "attention", "full")
 CLASSES = 10
+FIRST, SECOND = "features.first", "features.second"  # of ``tiny``
 
 
 @copied
@@ -72,9 +73,27 @@ def tiny(width: int = 4, classes: int = 2) -> Network:
     return Network(Chain(parts), Classifier(width, classes), image_size=8)
 
 
+def half_dead(width: int = 10) -> Network:
+    """``tiny``, varied, with the first half of each layer dead."""
+    model = vary(tiny(width))
+    kill(model, dict.fromkeys((FIRST, SECOND), slice(width // 2)))
+    return model
+
+
 def layers(model: Network) -> dict[str, Layer]:
     """Every ConvBN in its place, by name."""
     return {layer.name: layer for layer in wiring(model).layers}
+
+
+def whole(model: nn.Module) -> dict:
+    """Everything that a rebuild could change: modules, tensors themselves, and shapes."""
+    return {
+        "modules": [(name, id(module)) for name, module in model.named_modules()],
+        "tensors": [
+            (name, id(t)) for name, t in (*model.named_parameters(), *model.named_buffers())
+        ],
+        "shapes": nr.structure(model),
+    }
 
 
 def described(structure: Mapping) -> dict[str, dict]:

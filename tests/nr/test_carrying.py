@@ -13,11 +13,22 @@ from torchvision.models.densenet import DenseNet
 
 import nr
 from nr.network.wiring import wiring
-from tests.helpers import MODES, batch, kill, layers, loss_of, same_tensors, tiny, vary, wear, worn
+from tests.helpers import (
+    FIRST,
+    MODES,
+    SECOND,
+    batch,
+    half_dead,
+    kill,
+    layers,
+    loss_of,
+    same_tensors,
+    wear,
+    worn,
+)
 from tests.nr import test_conversion as converted
 from tests.nr.test_families import PreActivation
 
-FIRST, SECOND = "features.first", "features.second"
 LR, BETAS, G = 0.01, (0.9, 0.99), 0.1  # learning rate, Adam's, and a gradient
 STEPS = 3  # before the rebuild
 
@@ -93,13 +104,6 @@ def test_survivors_keep_their_rows_and_fresh_ones_begin_at_0(name, cross):
         assert [id(p) for p in held] == [id(p) for p in model.parameters()]
         bias = model.heads[0].linears[0].bias  # stands for that of both streams, and counts twice
         assert torch.equal(carried.state[bias]["exp_avg"], bias / 2) or name in ("pairs", "norms")
-
-
-def half_dead() -> nr.Network:
-    """tiny() with the first half of each layer dead."""
-    model = vary(tiny(10))
-    kill(model, dict.fromkeys((FIRST, SECOND), slice(5)))
-    return model
 
 
 OPTIMIZERS = {

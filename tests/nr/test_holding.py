@@ -12,6 +12,7 @@ from nr.network.wiring import wiring
 from tests.helpers import (
     MODES,
     batch,
+    half_dead,
     kill,
     kill_random,
     layers,
@@ -19,24 +20,13 @@ from tests.helpers import (
     loss_of,
     relative_difference,
     silence,
-    tiny,
-    vary,
     worn,
 )
 from tests.nr import test_conversion as converted
 
-FIRST, SECOND = "features.first", "features.second"
-
-
-def dying(width: int = 10) -> nr.Network:
-    """tiny() with the first half of each layer dead."""
-    model = vary(tiny(width))
-    kill(model, dict.fromkeys((FIRST, SECOND), slice(width // 2)))
-    return model
-
 
 def test_a_kept_layer_lives_whole_is_not_penalised_and_grows_by_the_least():
-    model = dying()
+    model = half_dead()
     nr.hold(model, keep="first")
     first, second = nr.utilization(model).layers
     assert (first.live_out, first.fixed, second.live_out, second.fixed) == (10, True, 5, False)

@@ -35,7 +35,6 @@ from tests.helpers import (
 )
 
 TOLERANCE = 1e-5
-FIRST, SECOND = "features.first", "features.second"
 
 
 def two_streams(family: str, mode: str) -> Network:

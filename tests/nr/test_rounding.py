@@ -19,7 +19,9 @@ from nr.network.wiring import wiring
 from tests.helpers import (
     CLASSES,
     FAMILIES,
+    FIRST,
     MODES,
+    SECOND,
     batch,
     kill,
     layers,
@@ -32,7 +34,6 @@ from tests.helpers import (
     worn,
 )
 
-FIRST, SECOND = "features.first", "features.second"
 BUDGET_TOLERANCE = 0.02  # of the old total, for wide layers
 
 

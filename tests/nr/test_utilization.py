@@ -12,7 +12,9 @@ from nr.method.utilization import live_masks, relative_scales
 from nr.network.wiring import wiring
 from tests.helpers import (
     FAMILIES,
+    FIRST,
     MODES,
+    SECOND,
     batch,
     build,
     ends,
@@ -26,7 +28,6 @@ from tests.helpers import (
 )
 from utils.training.trainer import scale_histogram
 
-FIRST, SECOND = "features.first", "features.second"
 # One dense layer a block, growth 2. Weights: 3x3 3->4: 108; [4->8: 32; 3x3 8->2: 144];
 # 6->3: 18; [3->8: 24; 144]; 5->2: 10; [2->8: 16; 144].
 DENSENET10_TOTAL = 640
