@@ -27,6 +27,7 @@ from tests.helpers import (
     loss_of,
     norms,
     open_cross_blocks,
+    rebuilt,
     relative_difference,
     same_tensors,
     vary,
@@ -179,8 +180,7 @@ def test_removed_stores_no_cross_weights(form, weights):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stem_has_no_cross_blocks(family, mode):
-    model = worn(family)
-    nr.rejuvenate(model, cross=mode)
+    model, _ = rebuilt(family, mode)
     stem, *others = layers(model).values()
     assert [conv.in_channels for conv in stem.unit.convs] == [3, 3]
     assert [(i, o) for i, o, _ in stem.unit.blocks()] == [(0, 0), (1, 1)]
@@ -293,10 +293,8 @@ def test_both_streams_read_the_image():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_and_backward_read_no_value(family, mode):
     """On the meta device there are no values: asking for one raises."""
-    model = worn(family)
-    if mode is not None:
-        nr.rejuvenate(model, cross=mode)
-    model = copy.deepcopy(model).to("meta").train()
+    model = worn(family) if mode is None else rebuilt(family, mode)[0]
+    model = model.to("meta").train()
     images, labels = (tensor.to("meta") for tensor in batch())
     logits = model(images)
     assert logits.shape == (8, 1 if mode is None else 2, CLASSES)
@@ -306,8 +304,7 @@ def test_forward_and_backward_read_no_value(family, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_rejuvenated_network_exports_as_one_graph(mode):
-    model = worn("vgg")
-    nr.rejuvenate(model, cross=mode)
+    model, _ = rebuilt("vgg", mode)
     images, _ = batch(count=2)
     program = torch.export.export(model.eval(), (images,))
     assert torch.equal(program.module()(images), model(images))
@@ -353,9 +350,7 @@ def test_torch_fx_follows_a_network(mode):
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_the_classifier_calls_its_linear_layers(mode):
     """So hooks, adapters and what replaces them by type are at work there."""
-    model, (images, _) = worn("vgg"), batch()
-    if mode is not None:
-        nr.rejuvenate(model, cross=mode)
+    model, (images, _) = worn("vgg") if mode is None else rebuilt("vgg", mode)[0], batch()
     model.classifier.linears[0].bias.data.normal_()
     expected, called = logits_of(model, images), []
     for linear in model.classifier.linears:

@@ -10,6 +10,7 @@ from torch import nn
 import nr
 from nr.network.convolutions import ConvBN
 from nr.network.layers import Chain, Classifier, Concat, Network, Residual
+from tests.copies import copied
 from tests.helpers import (
     FAMILIES,
     MODES,
@@ -25,6 +26,7 @@ from tests.helpers import (
     norms,
     open_cross_blocks,
     prunable,
+    rebuilt,
     relative_difference,
     same_tensors,
     silence,
@@ -37,10 +39,10 @@ from tests.helpers import (
 TOLERANCE = 1e-5
 
 
+@copied
 def two_streams(family: str, mode: str) -> Network:
     """Rejuvenated, with one dropped branch and no batch norm at its birth."""
-    model = worn(family)
-    nr.rejuvenate(model, mode)
+    model, _ = rebuilt(family, mode)
     model.classifier.linears[0].bias.data.normal_()
     if mode == "full":
         open_cross_blocks(model)
@@ -49,7 +51,8 @@ def two_streams(family: str, mode: str) -> Network:
 
 def summed(model: Network, training: bool) -> torch.Tensor:
     """The sum of the streams' logits: [B, classes]."""
-    return logits_of(copy.deepcopy(model), batch(count=16)[0], training).sum(dim=1)
+    model = copy.deepcopy(model) if training else model
+    return logits_of(model, batch(count=16)[0], training).sum(dim=1)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -220,9 +223,7 @@ def test_what_is_frozen_in_one_stream_only_is_refused(freeze):
 
 @pytest.mark.parametrize("scratch", [False, True])
 def test_a_network_of_one_stream_is_merged_already(scratch):
-    model = worn("basic")
-    if scratch:
-        nr.rejuvenate(model, from_scratch=True)
+    model = rebuilt("basic", "scratch")[0] if scratch else worn("basic")
     before = copy.deepcopy(model.state_dict())
     nr.merge(model)
     assert same_tensors(before, model.state_dict())
@@ -236,11 +237,9 @@ def test_merging_twice_is_merging_once():
     assert same_tensors(before, model.state_dict())
 
 
-@pytest.mark.parametrize("second", MODES)
-@pytest.mark.parametrize("first", ["removed", "full"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_second_round_keeps_the_survived_logits(family, first, second):
-    """Merged, then worn out and rejuvenated again."""
+@copied
+def worn_again(family: str, first: str) -> tuple[Network, list[str], torch.Tensor]:
+    """Rejuvenated, merged and worn out again; the branches that are gone, and its logits."""
     model = two_streams(family, first)
     nr.merge(model)
     gone = dropped(model)
@@ -250,10 +249,17 @@ def test_a_second_round_keeps_the_survived_logits(family, first, second):
     usage = nr.utilization(model)
     assert usage.live < usage.total
     silence(model)
-    images, _ = batch()
-    before = logits_of(model, images)
+    return model, gone, logits_of(model, batch()[0])
+
+
+@pytest.mark.parametrize("second", MODES)
+@pytest.mark.parametrize("first", ["removed", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_second_round_keeps_the_survived_logits(family, first, second):
+    """Merged, then worn out and rejuvenated again."""
+    model, gone, before = worn_again(family, first)
     report = nr.rejuvenate(model, second)
-    after = logits_of(model, images)
+    after = logits_of(model, batch()[0])
     assert after.shape[1] == 2 and report.expansion > 1
     assert relative_difference(after[:, :1], before) < TOLERANCE
     assert set(dropped(model)) >= {*gone, *report.dropped}

@@ -10,6 +10,7 @@ from torch import nn
 import nr
 from nr.network.convolutions import ConvBN
 from nr.network.layers import Chain, Classifier, Network
+from tests.copies import copied
 from tests.helpers import (
     FAMILIES,
     MODES,
@@ -20,11 +21,11 @@ from tests.helpers import (
     norms,
     open_cross_blocks,
     prunable,
+    rebuilt,
     relative_difference,
     same_tensors,
     tiny,
     vary,
-    worn,
 )
 
 TARGET = 0.5
@@ -45,12 +46,12 @@ def scatter(model: nn.Module, seed: int = 5) -> nn.Module:
     return model
 
 
+@copied
 def prepared(family: str, mode: str | None) -> Network:
     """A network with scattered scales; with a mode, after rejuvenation and some training."""
     if mode is None:
         return scatter(vary(build(family)))
-    model = worn(family)
-    nr.rejuvenate(model, cross=mode)
+    model, _ = rebuilt(family, mode)
     open_cross_blocks(model)
     return scatter(model)
 
@@ -59,8 +60,7 @@ def prepared(family: str, mode: str | None) -> Network:
 @pytest.mark.parametrize("mode", [None, *MODES])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_function_is_unchanged(family, mode, training):
-    model = prepared(family, mode)
-    rescaled = copy.deepcopy(model)
+    model, rescaled = prepared(family, mode), prepared(family, mode)
     nr.rescale(rescaled, TARGET)
     assert not same_tensors(model.state_dict(), rescaled.state_dict())
     images, _ = batch()
@@ -71,12 +71,11 @@ def test_function_is_unchanged(family, mode, training):
 @pytest.mark.parametrize("mode", [None, *MODES])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scales_afterwards(family, mode):
-    model = prepared(family, mode)
-    before = copy.deepcopy(model)
+    model, before = prepared(family, mode), layers(prepared(family, mode))
     nr.rescale(model, TARGET)
     assert all(value.isfinite().all() for value in model.state_dict().values())
     for name, layer in layers(model).items():
-        for new, old in zip(layer.unit.norms, layers(before)[name].unit.norms, strict=True):
+        for new, old in zip(layer.unit.norms, before[name].unit.norms, strict=True):
             gamma = old.weight
             kept = (gamma == 0) | (gamma.abs() >= TARGET) | torch.tensor(layer.fixed)
             assert torch.equal(new.weight[kept], gamma[kept])

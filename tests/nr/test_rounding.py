@@ -16,6 +16,7 @@ from nr.method.rejuvenation import LayerChange
 from nr.method.rounding import new_widths, round_up
 from nr.method.utilization import live_masks
 from nr.network.wiring import wiring
+from tests.copies import copied
 from tests.helpers import (
     CLASSES,
     FAMILIES,
@@ -27,6 +28,7 @@ from tests.helpers import (
     layers,
     logits_of,
     prunable,
+    rebuilt,
     relative_difference,
     same_tensors,
     tiny,
@@ -141,11 +143,10 @@ def test_widths_are_multiples_and_grow(live, total_live, extra, multiple):
 @pytest.mark.parametrize("multiple", [3, 8])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_widths_are_multiples(family, multiple, mode):
-    model = worn(family)
-    old = {name: layer.unit.out_channels[0] for name, layer in layers(model).items()}
-    alive = live_masks(wiring(model))
-    options = {"from_scratch": True} if mode == "scratch" else {"cross": mode}
-    report = nr.rejuvenate(model, round_to=multiple, **options)
+    plan = wiring(worn(family))
+    old = {layer.name: layer.unit.out_channels[0] for layer in plan.layers}
+    alive = live_masks(plan)
+    model, report = rebuilt(family, mode, round_to=multiple)
     rows = {row.name: row for row in report.layers}
     for name, layer in layers(model).items():
         survived, width = rows[name].survived[1], sum(layer.unit.out_channels)
@@ -155,11 +156,9 @@ def test_all_widths_are_multiples(family, multiple, mode):
         assert survived == up
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("multiple", [3, 8])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_survived_logits_are_unchanged(family, multiple, mode):
-    """Dead channels that survive for their number are no zeros: they count."""
+@copied
+def rounded_up(family: str, multiple: int) -> tuple[nr.Network, torch.Tensor]:
+    """``worn``, in which what does not survive a rounding says nothing, and its logits."""
     model = worn(family)
     plan = wiring(model)
     rounded = round_up(Families(plan), life(plan), multiple)
@@ -168,8 +167,16 @@ def test_survived_logits_are_unchanged(family, multiple, mode):
             (live,) = rounded.masks(layer)
             layer.unit.norms[0].weight[~live] = 0
             layer.unit.norms[0].bias[~live] = 0
+    return model, logits_of(model, batch()[0])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("multiple", [3, 8])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_survived_logits_are_unchanged(family, multiple, mode):
+    """Dead channels that survive for their number are no zeros: they count."""
     images, _ = batch()
-    before = logits_of(model, images)
+    model, before = rounded_up(family, multiple)
     nr.rejuvenate(model, cross=mode, round_to=multiple)
     after = logits_of(model, images)
     assert after.shape == (8, 2, CLASSES)

@@ -19,9 +19,9 @@ from tests.helpers import (
     layers,
     logits_of,
     prunable,
+    rebuilt,
     tiny,
     vary,
-    worn,
 )
 
 REBUILDS = [*MODES, "scratch"]
@@ -132,8 +132,7 @@ def test_structure_by_hand():
 
 
 def test_built_weights_are_fresh():
-    model = worn("basic")
-    nr.rejuvenate(model, cross="full")
+    model, _ = rebuilt("basic", "full")
     for layer in layers(nr.build(nr.structure(model))).values():
         assert [norm.weight.unique().tolist() for norm in layer.unit.norms] == [[1.0], [0.5]]
         assert not any(block.any() for i, o, block in layer.unit.blocks() if i != o)
@@ -226,9 +225,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("edit", REFUSALS.values(), ids=REFUSALS.keys())
 def test_a_description_that_does_not_fit_is_refused(edit):
-    model = worn("basic")
-    nr.rejuvenate(model)
-    structure = nr.structure(model)
+    structure = nr.structure(rebuilt("basic", "removed")[0])
     nr.build(structure)
     edit(structure)
     with pytest.raises(ValueError, match=r"structure|features|image_size"):
