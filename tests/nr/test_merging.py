@@ -49,9 +49,16 @@ def two_streams(family: str, mode: str) -> Network:
     return vary(model, seed=7)
 
 
+@copied
+def merged(family: str, mode: str) -> Network:
+    """``two_streams`` as one."""
+    model = two_streams(family, mode)
+    nr.merge(model)
+    return model
+
+
 def summed(model: Network, training: bool) -> torch.Tensor:
     """The sum of the streams' logits: [B, classes]."""
-    model = copy.deepcopy(model) if training else model
     return logits_of(model, batch(count=16)[0], training).sum(dim=1)
 
 
@@ -60,42 +67,37 @@ def summed(model: Network, training: bool) -> torch.Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_logits_are_the_sum_of_the_streams(family, mode, training):
     model = two_streams(family, mode)
-    expected = summed(model, training)
-    shapes = nr.structure(model)
-    nr.merge(model)
+    expected, shapes = summed(model, training), nr.structure(model)
+    model = merged(family, mode)
     assert model.streams == 1
     assert relative_difference(summed(model, training), expected) < TOLERANCE
-    merged = {name: [sum(pair)] for name, pair in widths(shapes).items()}
-    assert widths(nr.structure(model)) == merged
-    assert {node["form"] for node in described(nr.structure(model)).values()} == {"plain"}
+    found = nr.structure(model)
+    assert widths(found) == {name: [sum(pair)] for name, pair in widths(shapes).items()}
+    assert {node["form"] for node in described(found).values()} == {"plain"}
     assert bool(dropped(model)) == (family != "vgg")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_running_statistics_move_on_alike(family):
     """After a pass in train mode the merged network still equals the streams in eval mode."""
-    model = two_streams(family, "removed")
-    merged = copy.deepcopy(model)
-    nr.merge(merged)
+    model, single = two_streams(family, "removed"), merged(family, "removed")
     images, _ = batch(count=16, seed=9)
-    for network in (model, merged):
+    for network in (model, single):
         logits_of(network, images, training=True)
-    assert relative_difference(summed(merged, False), summed(model, False)) < TOLERANCE
+    assert relative_difference(summed(single, False), summed(model, False)) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_merged_gradients_are_those_of_the_streams(family):
     """Of the loss on the summed logits, by the classifier's and the first batch norm's."""
-    model = two_streams(family, "removed")
-    merged = copy.deepcopy(model)
-    nr.merge(merged)
+    model, single = two_streams(family, "removed"), merged(family, "removed")
     images, labels = batch(count=16)
-    for network in (model, merged):
+    for network in (model, single):
         nn.functional.cross_entropy(network.train()(images).sum(dim=1), labels).backward()
-    stem, rebuilt = (next(iter(layers(network).values())).unit for network in (model, merged))
+    stem, rebuilt = (next(iter(layers(network).values())).unit for network in (model, single))
     expected = torch.cat([norm.weight.grad for norm in stem.norms])
     assert relative_difference(rebuilt.norms[0].weight.grad, expected) < 1e-3
-    bias = merged.classifier.linears[0].bias.grad * 2
+    bias = single.classifier.linears[0].bias.grad * 2
     assert relative_difference(bias, model.classifier.linears[0].bias.grad) < TOLERANCE
 
 
@@ -164,7 +166,7 @@ def test_a_residual_sum_over_a_concatenation(mode):
         )
     model.classifier.build((2, 3))
     open_cross_blocks(vary(model))
-    expected = summed(model, True)
+    expected = summed(copy.deepcopy(model), True)
     nr.merge(model)
     assert relative_difference(summed(model, True), expected) < TOLERANCE
 
@@ -230,8 +232,7 @@ def test_a_network_of_one_stream_is_merged_already(scratch):
 
 
 def test_merging_twice_is_merging_once():
-    model = two_streams("dense", "full")
-    nr.merge(model)
+    model = merged("dense", "full")
     before = copy.deepcopy(model.state_dict())
     nr.merge(model)
     assert same_tensors(before, model.state_dict())
@@ -240,8 +241,7 @@ def test_merging_twice_is_merging_once():
 @copied
 def worn_again(family: str, first: str) -> tuple[Network, list[str], torch.Tensor]:
     """Rejuvenated, merged and worn out again; the branches that are gone, and its logits."""
-    model = two_streams(family, first)
-    nr.merge(model)
+    model = merged(family, first)
     gone = dropped(model)
     kill_random(model, seed=11)
     inside = [name for name in prunable(model) if ".branch." in name]
@@ -269,8 +269,7 @@ def test_a_second_round_keeps_the_survived_logits(family, first, second):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_merged_network_is_an_ordinary_one(family):
     """Measured whole, penalised in one stream, trained, rescaled."""
-    model = two_streams(family, "removed")
-    nr.merge(model)
+    model = merged(family, "removed")
     assert nr.utilization(model).ratio == 1
     optimizer = nr.SGD(model, lr=0.1, sparsity=1e-3)
     loss_of(model.train(), *batch()).backward()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nr
+from tests.copies import copied
 from tests.helpers import (
     FAMILIES,
     MODES,
@@ -28,7 +29,10 @@ REBUILDS = [*MODES, "scratch"]
 WIDTHS = {
     "vgg": {"width_mult": st.sampled_from([1 / 32, 1 / 16, 1 / 10])},
     "basic": {"width_mult": st.sampled_from([1 / 8, 0.2, 0.25]), "depth": st.sampled_from([8, 14])},
-    "bottleneck": {"width_mult": st.sampled_from([1 / 16, 1 / 8])},
+    "bottleneck": {
+        "width_mult": st.sampled_from([1 / 16, 1 / 8]),
+        "depth": st.sampled_from([8, 14]),
+    },
     "dense": {
         "growth_rate": st.integers(1, 5),
         "depth": st.sampled_from([10, 16]),
@@ -223,10 +227,17 @@ REFUSALS = {
 }
 
 
-@pytest.mark.parametrize("edit", REFUSALS.values(), ids=REFUSALS.keys())
-def test_a_description_that_does_not_fit_is_refused(edit):
+@copied
+def rebuilt_description() -> dict:
+    """Of a network of two streams; it fits."""
     structure = nr.structure(rebuilt("basic", "removed")[0])
     nr.build(structure)
+    return structure
+
+
+@pytest.mark.parametrize("edit", REFUSALS.values(), ids=REFUSALS.keys())
+def test_a_description_that_does_not_fit_is_refused(edit):
+    structure = rebuilt_description()
     edit(structure)
     with pytest.raises(ValueError, match=r"structure|features|image_size"):
         nr.build(structure)
