@@ -3,14 +3,9 @@
 Small images, random weights, varied norms, a random third of all parts or pairs silenced.
 """
 
-import copy
-import json
-from functools import cache
-
 import pytest
 import torch
 import torch.nn.functional as F
-import torchvision
 from torch import nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.efficientnet import EfficientNet, MBConvConfig
@@ -20,20 +15,19 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 import nr
 from nr.network.wiring import wiring
-from tests.helpers import (
-    kill,
-    logits_of,
-    random_norms,
-    relative_difference,
-    same_tensors,
-    silence,
-    vary,
-    wear,
+from tests.helpers import kill, logits_of, relative_difference, silence, vary
+from tests.nr.whole import (
+    EXACT,
+    SIZE,
+    Networks,
+    check_files,
+    check_merged,
+    check_outputs,
+    check_survived,
+    images,
 )
 
-SIZE = 32  # pixels
 CLASSES = 5
-EXACT = 1e-12  # of the largest logit, in double
 
 
 def efficientnet() -> nn.Module:
@@ -154,116 +148,35 @@ FAMILIES = {
 SCALED = ("alexnet", "fire")  # without batch norm
 
 
-def plain(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = FAMILIES[name]().double()
-    random_norms(model)
-    return model
-
-
-def images(count: int = 4) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(3)
-    return torch.randn(count, 3, SIZE, SIZE, generator=generator).double()
-
-
-@cache
-def converted_once(name: str) -> nr.Network:
-    return nr.convert(plain(name), SIZE, scales=name in SCALED)
-
-
-def converted(name: str) -> nr.Network:
-    return copy.deepcopy(converted_once(name))
-
-
-@cache
-def worn_once(name: str) -> nr.Network:
-    return wear(copy.deepcopy(converted_once(name)))
-
-
-def worn(name: str) -> nr.Network:
-    network = copy.deepcopy(worn_once(name))
-    torch.manual_seed(0)
-    return network
-
-
-def seeded(model: nn.Module, training: bool) -> torch.Tensor:
-    torch.manual_seed(1)
-    return logits_of(model, images(), training)
-
-
-def logits_of_both_modes(model: nn.Module) -> list[torch.Tensor]:
-    """In eval and in train mode, of copies."""
-    return [logits_of(copy.deepcopy(model), images(), training) for training in (False, True)]
+WHOLE = Networks(FAMILIES, SCALED)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_outputs_and_statistics_are_the_networks(name):
-    model = plain(name)
-    network = copy.deepcopy(converted_once(name))
-    for training in (False, True, False):  # the last one sees the statistics of a step
-        found, wanted = (seeded(each, training) for each in (network, model))
-        assert found.shape == (4, 1, CLASSES)
-        assert relative_difference(found[:, 0], wanted) < EXACT
+    check_outputs(WHOLE, name)
 
 
 @pytest.mark.parametrize("cross", ["removed", "attention", "full", "none"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_survived_logits_budget_and_gradients(name, cross):
-    network = worn(name)
-    state, before = copy.deepcopy(network.state_dict()), logits_of(network, images())
-    usage = nr.utilization(network)
-    assert same_tensors(state, network.state_dict())
-    report = nr.rejuvenate(network, cross)
-    assert usage.ratio == report.utilization.ratio < 0.9
-    assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
-    if cross != "none":
-        assert 0.9 <= report.budget <= 1.0
-    network.train()(images()).square().sum().backward()
-    assert not [n for n, p in network.named_parameters() if p.grad is None]
+    check_survived(WHOLE, name, cross, modes=(False,), most=1.0)
 
 
 @pytest.mark.parametrize("cross", ["removed", "full"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_merged_logits_are_the_sum(name, cross):
-    network = worn(name)
-    nr.rejuvenate(network, cross)
-    for module in network.modules():
-        if isinstance(module, nn.Dropout | torchvision.ops.StochasticDepth):
-            module.p = 0.0
-    before = [logits.sum(1) for logits in logits_of_both_modes(network)]
-    nr.merge(network)
-    for found, wanted in zip(logits_of_both_modes(network), before, strict=True):
-        assert relative_difference(found[:, 0], wanted) < EXACT
-    assert nr.utilization(wear(network)).ratio < 1  # and again
-    before = logits_of(network, images())
-    nr.rejuvenate(network, cross)
-    assert relative_difference(logits_of(network, images())[:, :1], before) < EXACT
-
-
-def parameters(network: nr.Network) -> list[str]:
-    return [name for name, _ in network.named_parameters()]
+    check_merged(WHOLE, name, cross)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_files_and_copies_bring_it_back(name, tmp_path):
-    network = worn(name)
-    nr.rejuvenate(network, "attention")
-    found = nr.structure(network)
-    nr.save(network, tmp_path / "network.pt")
-    into = copy.deepcopy(converted_once(name))
-    copies = [copy.deepcopy(network), nr.load(tmp_path / "network.pt", into=into)]
-    assert parameters(copies[1]) == parameters(network)  # an optimizer knows them by their order
-    if name != "efficientnet":  # stochastic depth is a module that a file only names
-        assert nr.structure(nr.build(json.loads(json.dumps(found)))) == found
-        copies.append(nr.load(tmp_path / "network.pt"))
-    for other in copies:
-        assert torch.equal(logits_of(other, images()), logits_of(network, images()))
+    # Stochastic depth is a module that a file only names.
+    check_files(WHOLE, name, tmp_path, alone=name != "efficientnet")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_from_scratch_has_the_new_widths(name):
-    first, second = worn(name), worn(name)
-    nr.rejuvenate(first, "full")
+    (first, _), second = WHOLE.rebuilt(name, "full"), WHOLE.worn(name)
     nr.rejuvenate(second, from_scratch=True)
     widths = [
         {layer.name: sum(layer.unit.out_channels) for layer in wiring(network).layers}
@@ -364,9 +277,7 @@ def test_what_changes_a_copy_or_a_part_in_place_changes_that_alone():
 
 @pytest.mark.parametrize("cross", [None, "removed"])
 def test_rescaling_keeps_what_norms_before_convolutions_read(cross):
-    network = worn("densenet")
-    if cross:
-        nr.rejuvenate(network, cross)
+    network = WHOLE.rebuilt("densenet", cross)[0] if cross else WHOLE.worn("densenet")
     before = logits_of(network, images())
     nr.rescale(network, 2.0)
     assert relative_difference(logits_of(network, images()), before) < EXACT
@@ -383,9 +294,7 @@ def test_rescaling_keeps_what_norms_before_convolutions_read(cross):
     ],
 )
 def test_graphs_compile_whole_and_export(name, cross):
-    network = worn(name)
-    if cross:
-        nr.rejuvenate(network, cross)
+    network = WHOLE.rebuilt(name, cross)[0] if cross else WHOLE.worn(name)
     before = logits_of(network, images())
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     program = torch.export.export(network, (images(),)).module()

@@ -1,22 +1,30 @@
 """Networks of several outputs, maps among them: converted, worn down, rebuilt, merged and saved."""
 
 import copy
-import json
 from collections import OrderedDict, namedtuple
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 import nr
 from tests.helpers import random_norms, relative_difference, same_tensors
-from tests.nr.test_families import SIZE, images, wear
+from tests.nr.whole import (
+    EXACT,
+    SIZE,
+    Networks,
+    check_files,
+    check_merged,
+    check_outputs,
+    check_survived,
+    close,
+    images,
+    outputs,
+)
 
 CLASSES = 3
-EXACT = 1e-12  # of the largest logit, in double
 Both = namedtuple("Both", ("logits", "aux"))
 
 
@@ -111,114 +119,41 @@ class GoogLeNet(nn.Module):
 NETWORKS = {"fcn": Fcn, "deeplab": DeepLab, "squeezenet": SqueezeNet, "googlenet": GoogLeNet}
 
 
-def plain(name: str) -> nn.Module:
-    torch.manual_seed(0)
-    model = NETWORKS[name]().double()
-    random_norms(model)
-    return model
-
-
-def worn(name: str) -> nr.Network:
-    return wear(nr.convert(plain(name), SIZE))
-
-
-def outputs(model: nn.Module, training: bool = False):
-    torch.manual_seed(1)
-    with torch.no_grad():
-        return model.train(training)(images())
-
-
-def still(network: nr.Network) -> nr.Network:
-    """A copy without dropout's noise."""
-    found = copy.deepcopy(network)
-    for module in found.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return found
-
-
-def close(found, wanted) -> bool:
-    pairs = [*zip(tree_leaves(found), tree_leaves(wanted), strict=True)]
-    return max(relative_difference(a, b) for a, b in pairs) < EXACT
-
-
-def survived(found):
-    return tree_map(lambda output: output[:, :1], found)
+WHOLE = Networks(NETWORKS)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_outputs_come_as_the_networks_own(name):
-    model = plain(name)
-    network = nr.convert(model, SIZE)
-    for training in (False, True, False):  # the last one sees the statistics of a step
-        found, wanted = (outputs(each, training) for each in (network, model))
-        assert isinstance(found, type(wanted)) or isinstance(wanted, OrderedDict | Both)
-        assert not isinstance(wanted, dict) or found.keys() == wanted.keys()
-        assert close(tree_map(lambda output: output[:, 0], found), wanted)
+    check_outputs(WHOLE, name)
 
 
 @pytest.mark.parametrize("cross", ["removed", "attention", "full", "none"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_survived_outputs_budget_and_gradients(name, cross):
-    network = worn(name)
-    state = copy.deepcopy(network.state_dict())
-    before = outputs(still(network)), outputs(still(network), training=True)
-    ratio = nr.utilization(network).ratio
-    assert same_tensors(state, network.state_dict())
-    report = nr.rejuvenate(network, cross, published=False)
-    assert ratio == report.utilization.ratio < 0.9
-    assert close(survived(outputs(still(network))), before[0])
-    assert close(survived(outputs(still(network), training=True)), before[1])
-    if cross != "none":
-        assert 0.9 <= report.budget <= 1.005
-    sum(output.square().sum() for output in tree_leaves(network.train()(images()))).backward()
-    assert not [n for n, p in network.named_parameters() if p.grad is None]
+    check_survived(WHOLE, name, cross, modes=(False, True), most=1.005, published=False)
 
 
 @pytest.mark.parametrize("cross", ["removed", "full"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_merged_outputs_are_the_sum(name, cross):
-    network = worn(name)
-    nr.rejuvenate(network, cross)
-    if name == "squeezenet":
-        state = copy.deepcopy(network.state_dict())
-        with pytest.raises(ValueError, match=r"classifier\.2: ReLU of what a classifier gives"):
-            nr.merge(network)
-        assert same_tensors(state, network.state_dict())
+    if name != "squeezenet":
+        check_merged(WHOLE, name, cross)
         return
-    before = [outputs(still(network), training) for training in (False, True)]
-    nr.merge(network)
-    for training, wanted in enumerate(before):
-        wanted = tree_map(lambda output: output.sum(1, keepdim=True), wanted)
-        assert close(outputs(still(network), bool(training)), wanted)
-    wear(network)
-    before = outputs(network)
-    nr.rejuvenate(network, cross)
-    assert close(survived(outputs(network)), before)
+    network, _ = WHOLE.rebuilt(name, cross)
+    state = copy.deepcopy(network.state_dict())
+    with pytest.raises(ValueError, match=r"classifier\.2: ReLU of what a classifier gives"):
+        nr.merge(network)
+    assert same_tensors(state, network.state_dict())
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_files_and_copies_bring_it_back(name, tmp_path):
-    network = worn(name)
-    nr.rejuvenate(network, "attention")
-    found = nr.structure(network)
-    nr.save(network, tmp_path / "network.pt")
-    into = nr.convert(plain(name), SIZE)
-    assert nr.structure(nr.build(json.loads(json.dumps(found)))) == found
-    path = tmp_path / "network.pt"
-    for other in (copy.deepcopy(network), nr.load(path), nr.load(path, into=into)):
-        assert same_tensors(
-            dict(enumerate(tree_leaves(outputs(other)))),
-            dict(enumerate(tree_leaves(outputs(network)))),
-        )
+    check_files(WHOLE, name, tmp_path)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_multiply_adds_are_those_that_torch_counts(name):
-    network = worn(name)
-    for cross in (None, "full"):
-        if cross:
-            nr.rejuvenate(network, cross)
+    for network in (WHOLE.worn(name), WHOLE.rebuilt(name, "full")[0]):
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             network.eval()(images(1))
         assert 2 * nr.count_macs(network) == counter.get_total_flops()
@@ -226,7 +161,7 @@ def test_multiply_adds_are_those_that_torch_counts(name):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scales_move_without_changing_any_output(name):
-    network = worn(name)
+    network = WHOLE.worn(name)
     with torch.no_grad():
         network.features.get_parameter("stem.0.norms.0.weight")[0] = 0.02
     before = outputs(network)
@@ -259,14 +194,14 @@ def test_an_output_that_a_layer_reads_is_of_features():
 
 
 def test_what_reads_classes_is_refused():
-    graph = (network := nr.convert(plain("fcn"), SIZE)).features
+    graph = (network := WHOLE.converted("fcn")).features
     graph.rewrite([*graph.nodes, nr.Node("both", "cat", ("aux.1", "stem.2"))], {})
     with pytest.raises(ValueError, match="joins features with what a classifier gives"):
         nr.utilization(network)
 
 
 def test_a_description_of_outputs_that_are_not_there_is_refused():
-    found = nr.structure(nr.convert(plain("fcn"), SIZE))
+    found = nr.structure(WHOLE.converted("fcn"))
     for outputs_, words in (("nothing", "is an output, and no node"), (3, "no names of nodes")):
         with pytest.raises(ValueError, match=words):
             nr.build(found | {"features": found["features"] | {"outputs": outputs_}})
@@ -277,7 +212,7 @@ def test_a_description_of_outputs_that_are_not_there_is_refused():
 
 
 def test_a_rebuilt_network_exports():
-    network = worn("fcn").float().eval()
+    network = WHOLE.worn("fcn").float().eval()
     nr.rejuvenate(network, "removed")
     x = images().float()
     wanted: dict[str, Tensor] = network(x)

@@ -14,7 +14,8 @@ from nr.network.norms import Scale
 from nr.network.units import Norm
 from nr.network.wiring import wiring
 from tests.helpers import logits_of, relative_difference
-from tests.nr.test_families import EXACT, SCALED, converted, images, plain, worn
+from tests.nr.test_families import SCALED, WHOLE
+from tests.nr.whole import EXACT, images
 
 PLACES = {  # behind the poolings and dropouts that follow; none in the sum, at the gate
     "alexnet": ["2", "4", "10", "13", "15"],
@@ -28,7 +29,7 @@ def scales(network: Network) -> dict[str, Scale]:
 
 @pytest.mark.parametrize("name", SCALED)
 def test_scales_stand_where_channels_are_free_and_change_no_bit(name):
-    network = converted(name)
+    network = WHOLE.converted(name)
     found = [layer.name for layer in wiring(network).prunable if isinstance(layer.unit, Norm)]
     assert found == [f"features.{place}_scale" for place in PLACES[name]]
     before = logits_of(network, images())
@@ -39,7 +40,7 @@ def test_scales_stand_where_channels_are_free_and_change_no_bit(name):
 @pytest.mark.parametrize("name", SCALED)
 def test_without_scales_the_remedy_is_named(name):
     with pytest.raises(ValueError, match=r"has no batch norm .* give scales=True"):
-        nr.convert(plain(name), 32)
+        nr.convert(WHOLE.plain(name), 32)
 
 
 def test_where_sums_hold_everything_scales_do_not_help():
@@ -57,7 +58,7 @@ def test_where_sums_hold_everything_scales_do_not_help():
 
 
 def test_scales_are_penalised_and_reborn_as_ones():
-    network = worn("fire")
+    network = WHOLE.worn("fire")
     network.train()(images()).square().sum().backward()
     before = {name: scale.weight.grad.clone() for name, scale in scales(network).items()}
     nr.penalise(network, 0.5)
@@ -71,7 +72,7 @@ def test_scales_are_penalised_and_reborn_as_ones():
 @pytest.mark.parametrize("cross", [None, "removed", "full"])
 @pytest.mark.parametrize("name", SCALED)
 def test_folding_is_exact_and_merging_alone_keeps_the_scales(name, cross):
-    network = worn(name)
+    network = WHOLE.worn(name)
     if cross:
         nr.rejuvenate(network, cross)
         whole = copy.deepcopy(network)
