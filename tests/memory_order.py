@@ -6,10 +6,9 @@ libraries have been wrong here, and one that is may also crash or never return, 
 this in a process of its own with a time limit.
 """
 
-import copy
 import itertools
 import sys
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 import nr
 from nr.network.convolutions import ConvBN
 from nr.network.units import FORMS
-from tests.helpers import FAMILIES, MODES, batch, build, loss_of, open_cross_blocks, vary, worn
+from tests.helpers import FAMILIES, MODES, batch, kill_random, loss_of, open_cross_blocks, vary
 
 TOLERANCE = 5e-3  # relative to the largest value, which may be what is left of sums of 1e3 terms
 AMP_TOLERANCE = 5e-2  # bfloat16 rounds by up to 2⁻⁸, and every result is of several roundings
@@ -25,6 +24,12 @@ REPEATS = 3  # of several threads, whose races do not show every time
 CHANNELS = (1, 3, 4, 7, 9, 15, 16)
 WINDOWS = ((1, 1), (1, 2), (3, 1), (3, 2), (7, 2))  # kernel size, stride
 BATCHES = (2, 7)
+NETWORKS = {  # of one block a stage: the units have the widths
+    "vgg": FAMILIES["vgg"],
+    "basic": partial(FAMILIES["basic"], depth=8),
+    "bottleneck": partial(FAMILIES["bottleneck"], depth=8),
+    "dense": partial(FAMILIES["dense"], depth=10),
+}
 
 
 def repeats() -> int:
@@ -72,7 +77,8 @@ def of_unit(
     unit = unit_of(form, channels, window)
     torch.manual_seed(0)
     streams = tuple(torch.randn(count, width, 12, 12) for width in unit.in_channels)
-    expected = passes(copy.deepcopy(unit).to(memory_format=torch.contiguous_format), streams)
+    expected = passes(unit.to(memory_format=torch.contiguous_format), streams)
+    unit.to(memory_format=torch.channels_last)
     return tuple(x.to(memory_format=torch.channels_last) for x in streams), expected
 
 
@@ -97,8 +103,10 @@ def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[Tensor]:
 @cache
 def network_of(family: str, mode: str | None) -> nn.Module:
     """A narrow network, in its search or rejuvenated, in channels-last memory."""
-    model = vary(build(family)) if mode is None else worn(family)
+    torch.manual_seed(0)
+    model = vary(NETWORKS[family]())
     if mode is not None:
+        kill_random(model)
         nr.rejuvenate(model, mode)
         open_cross_blocks(model)
     return model.eval().to(memory_format=torch.channels_last)
@@ -107,8 +115,10 @@ def network_of(family: str, mode: str | None) -> nn.Module:
 @cache
 def of_network(family: str, mode: str | None, count: int) -> list[Tensor]:
     """The gradients in contiguous memory."""
-    model = copy.deepcopy(network_of(family, mode)).to(memory_format=torch.contiguous_format)
-    return gradients(model, *batch(count=count, size=16))
+    model = network_of(family, mode).to(memory_format=torch.contiguous_format)
+    found = gradients(model, *batch(count=count, size=16))
+    model.to(memory_format=torch.channels_last)
+    return found
 
 
 def check_network(family: str, mode: str | None, count: int) -> float:
@@ -126,7 +136,7 @@ def checks():
         what = f"{form}, {channels} channels, kernel and stride {window}, batch {count}"
         found = check_unit(form, channels, window, count, amp)
         yield what + ", bfloat16" * amp, found, AMP_TOLERANCE if amp else TOLERANCE
-    for family, mode, count in itertools.product(FAMILIES, (None, *MODES), BATCHES):
+    for family, mode, count in itertools.product(NETWORKS, (None, *MODES), BATCHES):
         found = check_network(family, mode, count)
         yield f"{family}, {mode or 'plain'}, batch {count}", found, TOLERANCE
 
