@@ -1,11 +1,12 @@
 import itertools
+from collections import OrderedDict
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.cifar import vgg11_bn
+import nr
 from tests.image_files import message
 from utils.data import batches, sets, synthetic
 from utils.data.images import ImageSet
@@ -140,25 +141,38 @@ def test_a_linear_model_solves_stripes_of_fixed_phase_and_colour(monkeypatch):
     assert linear_accuracy(train, test, decay=0.1) > 0.9
 
 
-STEPS, BATCH = 500, 16
-LOOK = 30  # steps between two looks at the test images, in the second half
+STEPS, BATCH = 200, 32
 
 
-@pytest.mark.slow
-def test_a_small_vgg_solves_synthetic():
+def small_vgg() -> nr.Network:
+    """Four 3x3 convolutions, each with half the pixels of the one before."""
+    parts = OrderedDict()
+    for number, (i, o) in enumerate(itertools.pairwise((3, 16, 32, 64, 64))):
+        parts[f"conv{number}"] = nr.ConvBN(i, o, 3)
+        parts[f"relu{number}"] = torch.nn.ReLU()
+        parts[f"halve{number}"] = torch.nn.MaxPool2d(2, 2)
+    parts["pool"] = torch.nn.AdaptiveAvgPool2d(1)
+    return nr.Network(nr.Chain(parts), nr.Classifier(o, 10), image_size=32)
+
+
+def vgg_accuracy(seed: int) -> float:
+    """Test accuracy after ``STEPS``: 0.97 to 0.99 for seeds 0 to 3, with AVX2 and AVX-512."""
     train, test = sets.load_cifar("synthetic", "", "cpu")
-    unseen = torch.cat([images for images, _ in batches.TestBatches(test, 500)])
-    torch.manual_seed(0)
-    model = vgg11_bn(width_mult=0.125).to(memory_format=torch.channels_last)
+    torch.manual_seed(seed)
+    model = small_vgg().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=STEPS)
-    order = batches.TrainBatches(train, BATCH, seed=0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-2, total_steps=STEPS)
+    order = batches.TrainBatches(train, BATCH, seed=seed)
     both = itertools.chain(order.epoch(0), order.epoch(1))
-    for step, (images, labels) in enumerate(itertools.islice(both, STEPS), start=1):
+    for images, labels in itertools.islice(both, STEPS):
         optimizer.zero_grad()
         F.cross_entropy(model.train()(images)[:, 0], labels).backward()
         optimizer.step()
         schedule.step()
-        if step > STEPS / 2 and step % LOOK == 0 and accuracy(model, unseen, test.labels) > 0.9:
-            return
-    assert accuracy(model, unseen, test.labels) > 0.9
+    unseen = torch.cat([images for images, _ in batches.TestBatches(test, 500)])
+    return accuracy(model, unseen, test.labels)
+
+
+@pytest.mark.slow
+def test_a_small_vgg_solves_synthetic():
+    assert vgg_accuracy(seed=0) > 0.9
