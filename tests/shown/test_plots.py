@@ -1,8 +1,6 @@
 """The pictures: whole, small, equal for equal input, readable, and drawn without pyplot."""
 
 import os
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -267,14 +265,8 @@ def test_widths_stack_rejuvenated_on_survived_and_mark_the_width_before(tmp_path
     assert [line[0][0] for line in axes.collections[0].get_segments()] == [8, 6]
 
 
-def test_neither_pyplot_nor_a_display_is_touched(tmp_path):
-    code = (
-        "import sys, pathlib; from utils.shown import plots\n"
-        "plots.widths([('features.a', 8, 3, 7)], pathlib.Path(sys.argv[1]))\n"
-        "assert 'matplotlib.pyplot' not in sys.modules\n"
-        "assert 'tkinter' not in sys.modules"
-    )
-    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    path = tmp_path / "widths.png"
-    subprocess.run([sys.executable, "-c", code, path], check=True, env=environment)
-    assert path.exists()
+def test_neither_pyplot_nor_a_display_is_touched(drawn_afresh):
+    picture, _, modules = drawn_afresh["none"]
+    assert "utils.shown.plots" in modules
+    assert not {"matplotlib.pyplot", "tkinter"} & modules
+    assert picture.exists()

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.running import ROOT
+from tests.shown.conftest import BACKENDS
 from utils.shown import screen
 from utils.shown.screen import Screen
 
@@ -116,19 +117,8 @@ with screen.unbreakable(), open(sys.argv[1], "w") as file:
     assert (tmp_path / "file").read_bytes() == b""
 
 
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_pictures_need_no_backend_of_a_notebook(tmp_path, backend):
-    code = """
-import os, sys
-from pathlib import Path
-from utils.shown import plots
-plots.widths([("stem", 4, 2, 3)], Path(sys.argv[1]))
-print(os.environ["MPLBACKEND"])
-"""
-    words = [sys.executable, "-c", code, tmp_path / "widths.png"]
-    environment = os.environ | {"MPLBACKEND": backend, "JPY_PARENT_PID": "1"}
-    shown = subprocess.run(
-        words, cwd=ROOT, env=environment, check=True, timeout=120, capture_output=True, text=True
-    )
-    assert shown.stdout == f"{backend}\n"
-    assert (tmp_path / "widths.png").stat().st_size > 1000
+@pytest.mark.parametrize("name", ["inline", "nonsense"])
+def test_pictures_need_no_backend_of_a_notebook(name, drawn_afresh):
+    picture, backend, _ = drawn_afresh[name]
+    assert backend == BACKENDS[name]
+    assert picture.stat().st_size > 1000
