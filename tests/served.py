@@ -1,6 +1,7 @@
 """Imported by the server of forks alone: what they then need not do again."""
 
-import tests.machine.nodes  # noqa: F401
+from tests.benchmark import settings
 from tests.made import make_at_once
 
 make_at_once()
+settings.THREADS = 1  # OpenMP gives a fork no more

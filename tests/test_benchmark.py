@@ -10,7 +10,7 @@ import torch
 import models
 import nr
 from nr.network.wiring import wiring
-from tests import plain, real
+from tests import forks, plain, real
 from tests.benchmark import __main__ as script
 from tests.benchmark import converted, measuring, settings, table, training
 from tests.launches import launches
@@ -44,6 +44,8 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setattr(measuring, "keep_freed_memory", lambda: None)
     monkeypatch.setattr(table, "footprint_in_child", training.footprint)  # a child is slow
     monkeypatch.setattr(table, "in_processes", in_this_process)
+    few = partial(table.augmentation_row, batch=4, batches=2)
+    monkeypatch.setattr(table, "augmentation_row", few)
     monkeypatch.setattr(converted, "NAMES", ("mobilenet_v3_small",))
     monkeypatch.setattr(converted, "SELECTIONS", "shufflenet_v2_x0_5")
     monkeypatch.setattr(converted, "SIZE", 32)
@@ -132,7 +134,8 @@ def test_what_is_measured_where():
 
 
 @pytest.mark.slow
-def test_steps_of_phases_in_processes_of_their_own():
+def test_steps_of_phases_in_processes_of_their_own(monkeypatch):
+    monkeypatch.setattr(training, "get_context", lambda method: forks.SERVER)
     network = (tiny_plain, "vgg11_bn", TINY)
     with training.in_processes(network, ["removed"], CPU, 4) as steps:
         assert all(step.seconds() > 0 < step.launches() for step in steps.values())

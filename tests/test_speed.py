@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import nr
 from models.cifar import densenet, resnet
 from tests.benchmark import training as steps
+from tests.forks import SERVER
 from tests.helpers import (
     CLASSES,
     FAMILIES,
@@ -99,6 +100,13 @@ def half_live(width: int = 8) -> nn.Module:
     model = vary(tiny(width=width, classes=CLASSES))
     kill(model, dict.fromkeys(("features.first", "features.second"), slice(width // 2)))
     return model
+
+
+def stem_of(model: nn.Module) -> nr.Network:
+    """The first layer of ``half_live``, pooled: what is compiled costs seconds a layer."""
+    parts = dict(model.features.named_children())
+    parts |= {"second": nn.Identity(), "relu2": nn.Identity()}
+    return nr.Network(nr.Chain(OrderedDict(parts)), model.classifier, image_size=8)
 
 
 def channels_last(model: nn.Module) -> bool:
@@ -196,16 +204,25 @@ def test_each_network_compiles_once_to_train_and_once_to_evaluate(counter, mode)
 def test_a_smaller_last_batch_compiles_once_more(counter):
     """However many networks there were: torch stops after 8 compilations of one function."""
     for mode in (None, "attention", None):
-        model = half_live()
+        model = stem_of(half_live())
         if mode:
             nr.rejuvenate(model, mode)
         assert compiled_in(counter, in_use(model), 8, 8, 5) == [2, 2, 0, 0]
 
 
+def one_bottleneck() -> nr.Network:
+    """A stem, and the block of the second stage, which halves the image."""
+    model = bottleneck(depth=8, width_mult=0.25)
+    stem, _, stage, *_ = model.features.children()
+    stem[0] = nr.ConvBN(3, 16, 3)
+    features = nr.Chain(OrderedDict(stem=stem, stage=stage))
+    return nr.Network(features, model.classifier, image_size=32)
+
+
 SHORT = {  # of one block a stage
     "vgg": FAMILIES["vgg"],
     "basic": functools.partial(resnet, depth=8, width_mult=0.25),
-    "bottleneck": functools.partial(bottleneck, depth=8, width_mult=0.25),
+    "bottleneck": one_bottleneck,
     "dense": functools.partial(densenet, depth=10, growth_rate=4),
 }
 
@@ -267,13 +284,10 @@ def test_a_compiled_network_lets_go_of_its_old_weights(counter):
 def test_compiled_logits_and_gradients_are_those_of_the_eager_network(mode):
     torch._dynamo.reset()
     model, (images, labels) = half_live(), batch()
-    parts = dict(model.features.named_children())  # each costs a second of g++ or more
     if mode is None:
-        parts |= {"second": nn.Identity(), "relu2": nn.Identity()}
+        model = stem_of(model)
     else:
-        parts |= {"halve": nn.Identity()}
-    model = nr.Network(nr.Chain(OrderedDict(parts)), model.classifier, image_size=8)
-    if mode is not None:
+        model.features.halve = nn.Identity()  # each part costs a second of g++ or more
         nr.rejuvenate(model, mode)
         open_cross_blocks(model)
     compiled = in_use(copy.deepcopy(model)).model
@@ -308,8 +322,9 @@ def test_nothing_old_outlives_rejuvenation(family, mode):
 
 
 @pytest.mark.slow
-def test_half_the_checkpoint_and_less_memory_without_the_cross_connections():
-    """Of whole processes, which set threads of their own, as no fork may; with the momentum."""
+def test_half_the_checkpoint_and_less_memory_without_the_cross_connections(monkeypatch):
+    """Of whole processes, with the momentum."""
+    monkeypatch.setattr(steps, "get_context", lambda method: SERVER)
     size = {"width_mult": 0.5}
     search, removed = (
         steps.footprint_in_child("vgg19_bn", size, phase, "cpu", 2, 2)
