@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import torch
 
 TESTS = Path(__file__).parent
 MOST_WORKERS = 16  # more would wait for the longest group of tests
@@ -49,7 +48,6 @@ QUICK = (
 # In these rooms, but what pip builds.
 NOT_QUICK = ("nr/test_package.py",)
 
-torch.set_num_threads(1)
 # What was compiled for this machine's CPU crashes where the environment names a lesser one.
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 if CACHE not in os.environ:
@@ -57,6 +55,14 @@ if CACHE not in os.environ:
     atexit.register(shutil.rmtree, os.environ[CACHE], ignore_errors=True)
 with suppress(AttributeError, ValueError):  # no such signal, or not the main thread
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # tests under nohup are as those of a terminal
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Torch is for those who run tests: the process that starts the others is done without it."""
+    if not config.getoption("numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def pytest_xdist_auto_num_workers() -> int:
