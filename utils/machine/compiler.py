@@ -46,16 +46,12 @@ def announce() -> None:
     """From now to the next reset every compilation is said in a line with its seconds."""
     from torch._dynamo.callback import callback_handler  # seconds to load, so not for every run
 
-    began = 0.0
-
-    def start(*_: object) -> None:
-        nonlocal began
-        began = time.perf_counter()
+    began: list[float] = []
 
     def end(*_: object) -> None:
-        print(f"| --compile: compiled in {time.perf_counter() - began:.1f} s")
+        print(f"| --compile: compiled in {time.perf_counter() - began.pop():.1f} s")
 
-    callback_handler.register_start_callback(start)
+    callback_handler.register_start_callback(lambda *_: began.append(time.perf_counter()))
     callback_handler.register_end_callback(end)
 
 

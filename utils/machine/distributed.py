@@ -10,6 +10,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -165,14 +166,12 @@ class Replicas(nn.DataParallel[nn.Module]):
         kind = self.src_device_obj.type
         enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
 
-        def cast(replica: nn.Module) -> Any:
-            def forward(*positional: Any, **named: Any) -> Any:
-                with torch.autocast(kind, dtype, enabled=enabled):
-                    return replica(*positional, **named)
+        def cast(replica: nn.Module, *positional: Any, **named: Any) -> Any:
+            with torch.autocast(kind, dtype, enabled=enabled):
+                return replica(*positional, **named)
 
-            return forward
-
-        return super().parallel_apply([cast(replica) for replica in replicas], inputs, kwargs)
+        casting: list[Any] = [partial(cast, replica) for replica in replicas]
+        return super().parallel_apply(casting, inputs, kwargs)
 
 
 def parallel(network: nn.Module, devices: list[torch.device]) -> nn.Module:

@@ -113,7 +113,7 @@ def comparison_table(by_arm: dict[str, list[Run]], bases: list[str]) -> str:
 
 
 def comparisons(runs: list[Run], bases: list[str]) -> str:
-    """The table of every setting, headed by network and data."""
+    """The table of every setting, between its network and data and what has not converged."""
     texts = []
     for setting, by_arm in arms(runs).items():
         tested = [run.tested_images for group in by_arm.values() for run in group]
@@ -122,12 +122,9 @@ def comparisons(runs: list[Run], bases: list[str]) -> str:
         widest = max((run for group in by_arm.values() for run in group), key=lambda r: r.params)
         head = f"Setting {setting}: {widest.model}, {first.data}; {images} test images."
         head += " Differences in points, paired by seed: mean ± sd [95 % interval]."
-        texts += [head, comparison_table(by_arm, bases), *unconverged(by_arm)]
+        texts += [head, comparison_table(by_arm, bases)]
+        least = {arm: min(run.train_accuracy for run in group) for arm, group in by_arm.items()}
+        if short := [f"{arm} ({x:.1f})" for arm, x in least.items() if x < CONVERGED]:
+            below = f"least train accuracy below {CONVERGED:g} %"
+            texts.append(f"Not converged, {below}: {', '.join(short)}.")
     return "\n\n".join(texts)
-
-
-def unconverged(by_arm: dict[str, list[Run]]) -> list[str]:
-    """A line naming the arms with a run that has not converged, if there are any."""
-    least = {arm: min(run.train_accuracy for run in runs) for arm, runs in by_arm.items()}
-    short = ", ".join(f"{arm} ({x:.1f})" for arm, x in least.items() if x < CONVERGED)
-    return [f"Not converged, least train accuracy below {CONVERGED:g} %: {short}."] if short else []

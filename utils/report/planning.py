@@ -13,7 +13,7 @@ from utils.report.tables import markdown
 from utils.training import checkpoint
 from utils.training.phases import TABLE
 
-USUAL_MULTIPLE = 8  # channels, beside 1, where a run has no --nr-round-to
+USUAL_MULTIPLE = 8  # channels; planned beside 1 where a run has no --nr-round-to
 HEADER = "budget|--nr-round-to|--nr-cross|r|parameters|multiply-adds|of the budget|flags of the run"
 
 
@@ -23,7 +23,7 @@ def plans(folder: Path) -> str:
     size, multiple = args.image_size, args.nr_round_to
     multiples = (1, multiple if multiple > 1 else USUAL_MULTIPLE)
     budgets: list[Budgeted] = [*WEIGHTS]
-    if args.nr_budget == LATENCY:  # the others cost no time
+    if args.nr_budget == LATENCY:  # only then, as timing takes long
         try:
             budgets.append(nr.Latency(args.nr_latency_batch, folder / TABLE))
         except ValueError as error:
@@ -33,7 +33,7 @@ def plans(folder: Path) -> str:
     for budget, to in product(budgets, multiples):
         for cross in (*CROSS, PRUNED):
             if cross == PRUNED and budget != WEIGHTS[0]:
-                continue  # it has none
+                continue  # pruning alone has no budget
             made = copy.deepcopy(network)
             try:
                 plan = nr.plan(made, cross, image_size=size, round_to=to, budget=budget)
