@@ -32,7 +32,7 @@ from utils.machine.seeding import ORDER, mixed_seed
 START_METHOD = "fork" if sys.platform == "linux" else None
 
 # The signal of a child's end; none on Windows.
-CHILD_ENDS = [number for name in ("SIGCHLD",) if (number := getattr(signal, name, None))]
+CHILD_ENDS = [signal.SIGCHLD] if hasattr(signal, "SIGCHLD") else []
 
 # What a system says that refuses the workers something, and what helps.
 REMEDIES = {
