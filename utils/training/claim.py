@@ -24,12 +24,12 @@ FILES = (
 )  # what a run leaves in its folder, by name
 
 
-def own_files(folder: Path, named: str = "{}") -> list[Path]:
+def own_files(folder: Path, around: str = "{}") -> list[Path]:
     """What a run has left in ``folder``, the last checkpoint at the end; nothing of the user's.
 
-    ``named``: how its names are changed, as those of files that a killed process was writing.
+    ``around``: pattern of what is around a run's names, as in files that were being written.
     """
-    pattern = named.format(f"({'|'.join(FILES)})")
+    pattern = around.format(f"({'|'.join(FILES)})")
     found = [path for path in folder.iterdir() if re.fullmatch(pattern, path.name)]
     return sorted(found, key=lambda path: (path.name == LAST, path.name))
 
