@@ -5,7 +5,7 @@ import os
 import random
 import shutil
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -68,15 +68,6 @@ def keep_as(path: Path, name: Path) -> None:
             shutil.copyfileobj(source, copy, COPIED)
     except OSError as error:
         raise InputError(f"{name}: could not be written: {error.strerror}") from error
-
-
-def separate(paths: Iterable[Path]) -> None:
-    """Let no two of ``paths`` be one file, as a kill while saving and older versions left them."""
-    seen: list[Path] = []
-    for path in paths:
-        if any(path.samefile(other) for other in seen):
-            keep_as(path, path)
-        seen.append(path)
 
 
 def _link(path: Path, name: Path) -> None:

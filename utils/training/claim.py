@@ -57,7 +57,11 @@ def reserve(folder: Path) -> FolderLock:
                 raise InputError(f"--checkpoint {path}: is a folder where a run has a file")
         for path in leftovers:
             path.unlink()
-        checkpoint.separate(path for path in own_files(folder) if path.exists())
+        own = [path for path in own_files(folder) if path.exists()]
+        for number, path in enumerate(own):
+            # A kill while saving, and older versions, have left two names of one file.
+            if any(path.samefile(other) for other in own[:number]):
+                checkpoint.keep_as(path, path)
     return held
 
 
