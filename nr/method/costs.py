@@ -12,7 +12,7 @@ from nr.method.cutting import Cut
 from nr.method.growth import Families
 from nr.method.latency import Latency
 from nr.method.operations import operations, operations_after
-from nr.method.rebuilding import remade, swap
+from nr.method.rebuilding import moves, remade, swap
 from nr.network.layers import Network
 from nr.network.plain import Size
 from nr.network.wiring import wiring
@@ -80,7 +80,7 @@ def _after(model: Network, cut: Cut, size: Size) -> Network:
     )
     with torch.device("meta"):
         made = remade(own.layout, own.form, wired.held.freeze)
-    swap(twin, own.layout, made)
+    swap(twin, own.layout, made, moves(own.layout, made))
     return twin
 
 

@@ -48,10 +48,11 @@ class Cut:
     @cached_property
     def layout(self) -> Layout:
         """Which channels stand where afterwards."""
+        before = self.copies.cumsum(0) - self.copies
 
         def made(lists: Lists) -> Lists:
             survived = lists[0][self.alive.of(lists[0])]
-            pair = (survived, self.families.fresh(survived, self.copies))
+            pair = (survived, self.families.fresh(survived, self.copies, before))
             return (torch.cat(pair),) if self.form == "plain" else pair
 
         return Layout(self.wired, made).lay()

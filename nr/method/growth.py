@@ -63,11 +63,11 @@ class Families:
         """How many of so many fresh parts follow each of ``count`` survivors."""
         return torch.bincount(count_to(fresh) * count // max(fresh, 1), minlength=count)
 
-    def fresh(self, survived: Tensor, copies: Tensor) -> Tensor:
+    def fresh(self, survived: Tensor, copies: Tensor, before: Tensor) -> Tensor:
         """The fresh channels that follow those of a list of survivors: numbers from ``count`` on.
 
         Neighbours of one part are followed by whole parts. Fresh part q of the channel n has the
-        number count·(q + 1) + n.
+        number count·(q + 1) + n. ``before``: how many fresh parts precede those of each label.
         """
         count, label = len(self.part), self.part[survived]
         starts = torch.ones_like(label, dtype=torch.bool)
@@ -77,7 +77,7 @@ class Families:
         of_run = copies[label[first]]
         run = count_to(len(first)).repeat_interleave(of_run)  # of each fresh part
         nth = count_to(len(run)) - (of_run.cumsum(0) - of_run)[run]
-        part = (copies.cumsum(0) - copies)[label[first[run]]] + nth
+        part = before[label[first[run]]] + nth
         place = count_to(len(run)).repeat_interleave(length[run])  # of each fresh channel
         ends = length[run].cumsum(0)
         inside = count_to(len(place)) - (ends - length[run])[place]

@@ -78,6 +78,8 @@ class Layout:
     def order(self, numbers: Lists) -> Lists:
         """By what channels are put in order: alike in all that sums add, but those of one list."""
         same = tuple(self.plan.ties.sum[stream] for stream in numbers)
+        if all(map(torch.equal, same, numbers)):
+            return numbers
         return same if len(torch.cat(same).unique()) == sum(map(len, same)) else numbers
 
     def want(self, step: Step, k: int, need: Lists, given: Lists) -> None:
@@ -113,6 +115,8 @@ class Layout:
 
         Of several equal ones the n-th is beside the n-th.
         """
+        if own is other:
+            return made
         given, beside, old = torch.cat(own), torch.cat(other), made % len(self.plan.source)
         order = given.argsort(stable=True)
         first = torch.searchsorted(given[order], old)

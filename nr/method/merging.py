@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nr.method.layout import Layout
-from nr.method.rebuilding import remade, swap, transplant
+from nr.method.rebuilding import moves, remade, swap, transplant
 from nr.method.scaling import fold_scales
 from nr.method.selecting import check_picks
 from nr.network.checks import refuse_sharded
@@ -61,11 +61,12 @@ def _join(model: Network) -> None:
     for unit in made.values():
         for _, _, block in unit.blocks() if isinstance(unit, Unit) else ():
             block.zero_()
-    transplant(layout, made)
+    moved = moves(layout, made)
+    transplant(layout, made, moved)
     for unit in made.values():
         if isinstance(unit, Classifier) and unit.linears[0].bias is not None:
             unit.linears[0].bias.mul_(model.streams)  # each stream had it
-    swap(model, layout, made)
+    swap(model, layout, made, moved)
 
 
 def _merged(lists: Lists) -> Lists:

@@ -164,20 +164,26 @@ def _bare(op: Op) -> Op:
 
 
 @torch.no_grad()
-def transplant(layout: Layout, made: Mapping[str, Op]) -> None:
+def transplant(layout: Layout, made: Mapping[str, Op], moved: Mapping[str, Move]) -> None:
     """Copy the weights and norms of all channels that the old network has, too."""
-    for name, move in moves(layout, made).items():
+    for name, move in moved.items():
         move.copy(made[name].state_dict(), _old(layout, name).state_dict())
 
 
-def swap(model: Network, layout: Layout, made: dict[str, Op], kept: bool = True) -> None:
+def swap(
+    model: Network,
+    layout: Layout,
+    made: Mapping[str, Op],
+    moved: Mapping[str, Move],
+    kept: bool = True,
+) -> None:
     """Put everything that was made in its place: nothing here can fail.
 
     ``kept``: whether it has the old weights.
     """
     old = list(model.parameters())
     origins = {}
-    for name, move in moves(layout, made).items():
+    for name, move in moved.items():
         move.kept = kept
         move.heirs.update(made[name].named_parameters())
         for path, parameter in _old(layout, name).named_parameters():

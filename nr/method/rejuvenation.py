@@ -15,7 +15,7 @@ from nr.method.cutting import Cut
 from nr.method.fitting import fitted
 from nr.method.latency import Latency
 from nr.method.planning import Plan, planned
-from nr.method.rebuilding import remade, swap, transplant
+from nr.method.rebuilding import moves, remade, swap, transplant
 from nr.method.utilization import LayerUsage, Utilization, measure
 from nr.network.convolutions import ConvBN
 from nr.network.counting import count_params
@@ -24,7 +24,6 @@ from nr.network.layers import Classifier, Network
 from nr.network.plain import Size
 from nr.network.steps import Layer, Wiring
 from nr.network.units import PRUNED
-from nr.network.wiring import wiring
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def rejuvenate(
     return Report(
         usage,
         found.expansion,
-        _changes(model, usage),
+        _changes(model, cut.wired, usage),
         cut.layout.dropped() if cut.changes else (),
         (found.params[0], count_params(model)),
         share,
@@ -121,10 +120,11 @@ def rejuvenate(
 def _apply(model: Network, cut: Cut) -> None:
     """Make what is new, and put it in its place."""
     made = remade(cut.layout, cut.form, cut.wired.held.freeze)
+    moved = moves(cut.layout, made)
     if not cut.from_scratch:
-        transplant(cut.layout, made)
+        transplant(cut.layout, made, moved)
         absorb(cut.wired, cut.alive, made)
-    swap(model, cut.layout, made, kept=not cut.from_scratch)
+    swap(model, cut.layout, made, moved, kept=not cut.from_scratch)
 
 
 def _warn_of_frozen(wired: Wiring) -> None:
@@ -151,15 +151,15 @@ def _inputs(layer: Layer) -> int:
     return channels[0] if IMAGE in layer.sources else sum(channels)
 
 
-def _changes(model: Network, usage: Utilization) -> tuple[LayerChange, ...]:
-    """Every layer of ``usage`` beside its widths in the rebuilt ``model``."""
-    after = wiring(model).by_name
+def _changes(model: Network, wired: Wiring, usage: Utilization) -> tuple[LayerChange, ...]:
+    """Every layer of ``usage`` beside its widths in the ``model``, rebuilt after it was wired."""
+    there = {name for name, _ in model.named_modules()}
 
     def change(row: LayerUsage) -> LayerChange:
         before = (row.in_channels, row.out_channels)
-        if row.name not in after:
+        if row.name not in there:
             return LayerChange(row.name, before, (0, 0), (0, 0))
-        layer = after[row.name]
+        layer = wired.by_name[row.name]
         survived = (row.live_in, row.live_out)
         return LayerChange(
             row.name, before, survived, (_inputs(layer), sum(layer.unit.out_channels))

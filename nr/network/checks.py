@@ -45,20 +45,22 @@ def check_network(model: object) -> None:
     )
     if odd:
         raise ValueError(f"{odd[0]}: an nr.Network has features and a classifier, and nothing else")
-    ends = [name for name, m in model.named_modules() if isinstance(m, Graph) and m.outputs]
+    modules = list(model.named_modules())
+    ends = [name for name, module in modules if isinstance(module, Graph) and module.outputs]
     if ends != ["features"] * (model.classifier is None):
         raise ValueError(
             "classifier: an nr.Network has one, or none and an nr.Graph with outputs as features"
         )
     if model.classifier is not None:
         check_classifier(model.classifier, "classifier")
-    elif not model.heads:
+    heads = [(name, module) for name, module in modules if isinstance(module, Classifier)]
+    if not heads:
         raise ValueError("features: there is no nr.Classifier in them")
-    for name, head in model.named_modules():
-        if isinstance(head, Classifier):
-            check_classifier(head, name)
-            if len(head.linears) != model.streams:
-                raise ValueError(f"{name}: has {len(head.linears)} streams, not {model.streams}")
+    streams = model.streams
+    for name, head in heads:
+        check_classifier(head, name)
+        if len(head.linears) != streams:
+            raise ValueError(f"{name}: has {len(head.linears)} streams, not {streams}")
 
 
 def refuse_sharded(model: object) -> None:

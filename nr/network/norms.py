@@ -124,8 +124,10 @@ def norm_like(norm: Follower, width: int) -> Follower:
 def take_after(layer: nn.Module, old: nn.Module) -> None:
     """Give ``layer`` the device, precision, mode and frozen parameters of ``old``."""
     layer.train(old.training)
-    for like in islice(old.parameters(), 1):  # a missing bias has none
-        layer.to(like.device, like.dtype)
-    for name, parameter in old.named_parameters():
+    parameters = dict(old.named_parameters())
+    for first, like in islice(zip(layer.parameters(), parameters.values(), strict=False), 1):
+        if (first.device, first.dtype) != (like.device, like.dtype):  # a missing bias has none
+            layer.to(like.device, like.dtype)
+    for name, parameter in parameters.items():
         if (own := layer._parameters.get(name)) is not None:
             own.requires_grad_(parameter.requires_grad)

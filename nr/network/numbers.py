@@ -12,9 +12,9 @@ from torch import Tensor
 Lists = tuple[Tensor, ...]  # one LongTensor [C] a stream
 
 
-def count_to(count: int) -> Tensor:
-    """0 to count - 1, where numbers are: on the CPU, whatever device is the default."""
-    return torch.arange(count, device="cpu")
+def count_to(count: int, first: int = 0) -> Tensor:
+    """``first`` to count - 1, where numbers are: on the CPU, whatever device is the default."""
+    return torch.arange(first, count, device="cpu")
 
 
 def joined(edges: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
@@ -45,6 +45,8 @@ def places(wanted: Tensor, given: Tensor) -> Tensor:
 
 def nth(numbers: Tensor) -> Tensor:
     """How many equal ones stand before each: [C]."""
+    if (numbers[1:] > numbers[:-1]).all():  # in order, as most lists
+        return torch.zeros_like(numbers)
     order = numbers.argsort(stable=True)
     ranked = numbers[order]
     found = torch.empty_like(numbers)
@@ -54,11 +56,11 @@ def nth(numbers: Tensor) -> Tensor:
 
 def matched(new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
     """Where the channels that both lists hold stand in each, the n-th of equal ones as the n-th."""
-    times = max(len(new), len(old), 1)
+    if not len(new) or not len(old) or new.min() > old.max():  # as of fresh ones
+        return (count_to(0),) * 2
+    times = max(len(new), len(old))
     keys, theirs = new * times + nth(new), old * times + nth(old)
     order = theirs.argsort()
-    at = torch.searchsorted(theirs[order], keys).clamp(max=max(len(old) - 1, 0))
-    if not len(old):
-        return at[:0], at[:0]
+    at = torch.searchsorted(theirs[order], keys).clamp(max=len(old) - 1)
     found = theirs[order[at]] == keys
     return found.nonzero().flatten(), order[at[found]]

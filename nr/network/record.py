@@ -46,7 +46,7 @@ class Record:
 
     def new(self, channels: int) -> Tensor:
         self.count += channels
-        return count_to(channels) + self.count - channels
+        return count_to(self.count, first=self.count - channels)
 
     def step(
         self,

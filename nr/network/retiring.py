@@ -43,8 +43,9 @@ def retire(
 @cache
 def _watch_optimizers() -> None:
     """Look at the parameters of every optimizer before its steps, from the first rebuild on."""
-    # A step may be compiled, around it. Not a decorator: torch's compiler takes seconds to load.
-    register_optimizer_step_pre_hook(torch.compiler.disable(_refuse_gone))
+    # A step may be compiled, around it. torch.compiler.disable would load the compiler here, which
+    # takes seconds, and this with the first optimizer.
+    register_optimizer_step_pre_hook(torch._disable_dynamo(_refuse_gone))
 
 
 def _refuse_gone(optimizer: Optimizer, *_: object) -> None:
