@@ -174,6 +174,8 @@ COUNTED = (
 )
 SCALES = (1e-3, 1e3)  # factors with which homogeneity is tried
 TOLERANCE = 1e-4  # of the largest value
+# Sizes that were found, by class, size of the input, and arguments: torch takes long on meta.
+_SIZES: dict[tuple[type[nn.Module], Size, str], Size] = {}
 
 
 def is_linear(module: object) -> bool:
@@ -189,12 +191,10 @@ def effect(module: nn.Module, size: Size) -> Effect:
         _refuse_counted(module)
         return _tried(module, size)
     if kind.resizes:
-        if (
-            type(module) is nn.AdaptiveAvgPool2d
-        ):  # on meta torch does its mean in Python, very slowly
-            module = nn.AdaptiveMaxPool2d(module.output_size)  # of the same size
-        with torch.no_grad():
-            size = _shape(module.forward, torch.empty(1, 1, *size, device="meta"))
+        key = type(module), size, repr([getattr(module, name) for name in kind.arguments])
+        if key not in _SIZES:
+            _SIZES[key] = _resized(module, size)
+        size = _SIZES[key]
     homogeneous, keeps_zero = kind.homogeneous, kind.keeps_zero
     if type(module) is nn.Hardtanh:
         bounds = (module.min_val, module.max_val)
@@ -203,6 +203,14 @@ def effect(module: nn.Module, size: Size) -> Effect:
     if type(module) is Affine:
         homogeneous = keeps_zero = module.term == 0
     return Effect(size, homogeneous, keeps_zero)
+
+
+@torch.no_grad()
+def _resized(module: nn.Module, size: Size) -> Size:
+    """The size of what ``module`` makes of maps of ``size``, found without memory."""
+    if type(module) is nn.AdaptiveAvgPool2d:  # on meta torch does its mean in Python, very slowly
+        module = nn.AdaptiveMaxPool2d(module.output_size)  # of the same size
+    return _shape(module.forward, torch.empty(1, 1, *size, device="meta"))
 
 
 def _refuse_counted(module: nn.Module) -> None:
