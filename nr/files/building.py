@@ -104,7 +104,6 @@ class _Builder:
 
     def __init__(self, custom: Custom):
         self.custom, self.count = custom, count(1)
-        self.tried: set[tuple[type, str]] = set()  # plain modules with arguments that work
 
     def module(self, place: str, node: object, depth: int) -> nn.Module:
         """One module and all in it."""
@@ -129,7 +128,7 @@ class _Builder:
             case "Pick":
                 return _pick(place, node)
             case kind if kind in BY_NAME:
-                return _plain(place, node, self.tried)
+                return _plain(place, node)
             case kind if kind == CUSTOM:
                 read_keys(place, node, ("type", "class"))
                 return self.custom(place, str(node["class"]))
@@ -282,8 +281,8 @@ def _group(
     return pair[0], pair[1]
 
 
-def _plain(place: str, node: dict[str, Any], tried: set[tuple[type, str]]) -> nn.Module:
-    """A module of the table, tried once, since wrong arguments may show only then."""
+def _plain(place: str, node: dict[str, Any]) -> nn.Module:
+    """A module of the table, tried, since wrong arguments may show only then."""
     kind = BY_NAME[node["type"]]
     read_keys(place, node, ("type", *kind.arguments))
     for name in kind.arguments:
@@ -292,9 +291,8 @@ def _plain(place: str, node: dict[str, Any], tried: set[tuple[type, str]]) -> nn
         if not all(item is None or isinstance(item, str) or is_number(item) for item in items):
             raise ValueError(f"structure: {place}: {name} {str(value)[:100]} is no argument")
     arguments = {n: tuple(v) if isinstance(v, list) else v for n, v in node.items() if n != "type"}
-    key = (kind.cls, repr(arguments))
-    if not kind.resizes and key not in tried:
-        with torch.device("meta"):
-            kind.cls(**arguments)(torch.empty(1, 1, 2, 2))
-        tried.add(key)
+    if not kind.resizes:
+        with torch.device("meta"):  # where torch loads its compiler, but weights take no memory
+            trial = kind.cls(**arguments).eval()  # which draws nothing
+        trial(torch.zeros(1, 1, 2, 2, device="meta" if trial._parameters else "cpu"))
     return kind.cls(**arguments)

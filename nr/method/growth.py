@@ -70,15 +70,10 @@ class Families:
         number count·(q + 1) + n. ``before``: how many fresh parts precede those of each label.
         """
         count, label = len(self.part), self.part[survived]
-        starts = torch.ones_like(label, dtype=torch.bool)
-        starts[1:] = label[1:] != label[:-1]
-        first = starts.nonzero().flatten()  # of each run of neighbours
-        length = torch.diff(first, append=label.new_tensor([len(label)]))
-        of_run = copies[label[first]]
-        run = count_to(len(first)).repeat_interleave(of_run)  # of each fresh part
-        nth = count_to(len(run)) - (of_run.cumsum(0) - of_run)[run]
-        part = before[label[first[run]]] + nth
+        own, length = label.unique_consecutive(return_counts=True)  # of each run of neighbours
+        first, times = length.cumsum(0) - length, copies[own]
+        run = count_to(len(own)).repeat_interleave(times)  # of each fresh part
+        part = before[own[run]] + count_to(len(run)) - (times.cumsum(0) - times)[run]
         place = count_to(len(run)).repeat_interleave(length[run])  # of each fresh channel
-        ends = length[run].cumsum(0)
-        inside = count_to(len(place)) - (ends - length[run])[place]
+        inside = count_to(len(place)) - (length[run].cumsum(0) - length[run])[place]
         return count * (part[place] + 1) + survived[first[run[place]] + inside]

@@ -174,7 +174,7 @@ COUNTED = (
 )
 SCALES = (1e-3, 1e3)  # factors with which homogeneity is tried
 TOLERANCE = 1e-4  # of the largest value
-# Sizes that were found, by class, size of the input, and arguments: torch takes long on meta.
+# Sizes that were found, by class, size of the input, and attributes: torch takes long on meta.
 _SIZES: dict[tuple[type[nn.Module], Size, str], Size] = {}
 
 
@@ -191,7 +191,8 @@ def effect(module: nn.Module, size: Size) -> Effect:
         _refuse_counted(module)
         return _tried(module, size)
     if kind.resizes:
-        key = type(module), size, repr([getattr(module, name) for name in kind.arguments])
+        own = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+        key = type(module), size, repr(own)
         if key not in _SIZES:
             _SIZES[key] = _resized(module, size)
         size = _SIZES[key]
