@@ -15,19 +15,25 @@ TESTS = Path(__file__).parent
 MOST_WORKERS = 16  # more would wait for the longest group of tests
 # Begun first, or one process would still be at them when the others are done.
 LONGEST = (
-    "scripts/test_cifar_script.py",
     "test_speed.py",
+    "scripts/test_torchrun.py",
+    "scripts/test_cifar_script.py",
     "scripts/test_imagenet_script.py",
     "training/run/test_rounds.py",
-    "scripts/test_torchrun.py",
-    "nr/test_conversion.py",
+    "nr/test_families.py",
+    "nr/test_rejuvenation.py",
     "machine/test_memory_order.py",
-    "study/test_study.py",
-    "test_compiling.py",
-    "data/test_sets.py",
+    "nr/test_conversion.py",
     "training/test_script.py",
-    "scripts/test_faults.py",
     "machine/test_nodes.py",
+    "scripts/test_library_networks.py",
+    "test_compiling.py",
+    "study/test_study.py",
+    "shown/test_plots.py",
+    "test_benchmark.py",
+    "nr/test_structure.py",
+    "models/test_pretrained.py",
+    "scripts/test_faults.py",
     "data/test_workers.py",
 )
 

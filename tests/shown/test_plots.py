@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from tests.running import save_unrendered
 from utils.shown import plots
 
 MAX_BYTES = 150_000
@@ -98,13 +99,13 @@ CASES = {
 
 @pytest.fixture
 def figures(monkeypatch) -> list[Figure]:
-    """The figures that were saved during the test."""
+    """The figures that were saved during the test: laid out, not rendered."""
     saved = []
-    savefig = Figure.savefig
 
     def keep(figure, *args, **kwargs):
         saved.append(figure)
-        savefig(figure, *args, **kwargs)
+        figure.draw_without_rendering()
+        save_unrendered(figure, *args, **kwargs)
 
     monkeypatch.setattr(Figure, "savefig", keep)
     return saved
