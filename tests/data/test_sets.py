@@ -8,8 +8,18 @@ from torch import Tensor
 
 import nr
 from tests.image_files import message
+from tests.made import make_synthetic
 from utils.data import batches, sets, synthetic
 from utils.data.images import ImageSet
+
+
+@pytest.fixture
+def made_once(monkeypatch):
+    """The images of -d synthetic, which nobody changes."""
+    monkeypatch.setattr(synthetic, "make_synthetic", make_synthetic)
+
+
+once = pytest.mark.usefixtures("made_once")
 
 # Subsets.
 
@@ -29,6 +39,7 @@ def test_balanced_order_with_classes_of_different_sizes():
     assert labels[sets.balanced_order(labels)].tolist() == [0, 1, 2, 0, 2, 0, 0]
 
 
+@once
 def test_subset_is_contained_in_a_larger_one_and_balanced():
     whole = sets.load_cifar("synthetic", "", "cpu")
     small = sets.load_cifar("synthetic", "", "cpu", subset=100)
@@ -41,6 +52,7 @@ def test_subset_is_contained_in_a_larger_one_and_balanced():
         assert a.classes == part.classes
 
 
+@once
 @pytest.mark.parametrize("subset", [50, 57, 5000])
 def test_subset_at_its_limits(subset):
     train, test = sets.load_cifar("synthetic", "", "cpu", subset=subset)
@@ -48,6 +60,7 @@ def test_subset_at_its_limits(subset):
     assert len(test.labels.unique()) == 10
 
 
+@once
 @pytest.mark.parametrize(
     ("subset", "words"),
     [
@@ -98,6 +111,7 @@ def stripes_seen(images: Tensor) -> Tensor:
     return energy.flatten(1).argmax(1)
 
 
+@once
 def test_flips_and_crops_keep_the_synthetic_class():
     _, test = sets.load_cifar("synthetic", "", "cpu")
     shifted = F.pad(test.images, (0, 4, 4, 0))[:, :, :32, 4:]
@@ -129,6 +143,7 @@ def linear_accuracy(train: ImageSet, test: ImageSet, decay: float) -> float:
     return accuracy(model, unseen, test.labels)
 
 
+@once
 def test_a_linear_model_does_not_solve_synthetic():
     train, test = sets.load_cifar("synthetic", "", "cpu")
     assert linear_accuracy(train, test, decay=0.1) < 0.25  # less decay overfits and tests worse
@@ -173,6 +188,7 @@ def vgg_accuracy(seed: int) -> float:
     return accuracy(model, unseen, test.labels)
 
 
+@once
 @pytest.mark.slow
 def test_a_small_vgg_solves_synthetic():
     assert vgg_accuracy(seed=0) > 0.9
