@@ -97,7 +97,7 @@ def _run(steps: list[nn.Module], x: Tensor, training: bool) -> Tensor:
     """What ``steps`` make of ``x``, with the same random numbers each time."""
     x = x.clone()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         for step in steps:
             x = step.cpu().float().train(training)(x)
     return x

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
     from nr.conversion.recording import Tracer
@@ -19,10 +21,8 @@ if TYPE_CHECKING:
 RESULT = "nr_result"  # what a node gives: tensors on the meta device, numbers, or tuples of them
 LARGER = "nr_larger"  # what it gives where the images are larger, if it takes them
 WHERE = ("device", "is_cuda", "is_cpu", "is_mps", "is_xpu")  # of the network, not of the copy
-# What gives a tensor like the one that it reads, for which torch takes long on the meta device:
-# batch norms, by the dimensions that they take, and activations.
-NORMED = {nn.BatchNorm2d: (4,), nn.BatchNorm1d: (2, 3)}
-ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardswish, nn.Hardsigmoid, nn.ELU, nn.Mish)
+LIKE = {F.batch_norm, F.relu, torch.relu, Tensor.relu, F.relu6, F.leaky_relu, F.elu, F.mish}
+LIKE |= {F.hardtanh, F.hardswish, F.hardsigmoid}  # of nn.ReLU6 the first of these
 
 
 def on_meta(model: nn.Module) -> nn.Module:
@@ -59,13 +59,11 @@ def compute(
 
     args, kwargs = fx.node.map_aggregate((node.args, node.kwargs), given)
     target: Any = node.target
-    with torch.device("meta"):
+    with torch.device("meta"), Quick():
         if node.op == "get_attr":
             value = functools.reduce(getattr, target.split("."), model)
         elif node.op == "call_module":
-            module = called.get_submodule(target)
-            found = _alike(module, *args) if len(args) == 1 and not kwargs else None
-            value = module(*args, **kwargs) if found is None else found
+            value = called.get_submodule(target)(*args, **kwargs)
         elif node.op == "call_method":
             value = getattr(args[0], target)(*args[1:], **kwargs)
         else:
@@ -73,22 +71,35 @@ def compute(
     return value.to("meta") if isinstance(value, Tensor) else value
 
 
-def _alike(module: nn.Module, x: object) -> Tensor | None:
-    """What a batch norm or an activation gives that takes ``x``, and what x is like.
+class Quick(TorchFunctionMode):
+    """Gives at once what is like the tensor that a function reads.
 
-    None for all else.
+    On the meta device torch computes batch norms and many activations in Python.
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point():
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = None
+        if function in LIKE:
+            with torch._C.DisableTorchFunction():
+                found = _like(function, args, kwargs or {})
+        return function(*args, **(kwargs or {})) if found is None else found
+
+
+def _like(function: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a function of ``LIKE`` gives; None where it is not sure to take its arguments."""
+    if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
         return None
-    own = [t for t in (*module.parameters(), *module.buffers()) if t.ndim]
-    if type(module) in NORMED:
-        fits = x.ndim in NORMED[type(module)] and module.running_mean is not None
-        if not fits or any(len(t) != x.shape[1] or t.dtype != x.dtype for t in own):
+    x, *rest = (*args, *kwargs.values())
+    here = any(a is True for a in rest)  # in place; of a batch norm, in train mode
+    own = [t for t in rest if isinstance(t, Tensor)]
+    if function is F.batch_norm:
+        known = len(args) > 2 and all(isinstance(a, Tensor) for a in args[:3]) and not here
+        if not known or any(t.shape != x.shape[1:2] or t.dtype != x.dtype for t in own):
             return None
-    elif type(module) not in ACTIVATIONS:
-        return None
     trained = any(t.requires_grad for t in (x, *own))
-    if getattr(module, "inplace", False):
+    if here:
         return x if x.is_contiguous() and not (x.is_leaf and trained) else None
     return x.detach().requires_grad_(trained).clone()
 

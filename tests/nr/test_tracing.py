@@ -3,6 +3,7 @@
 import copy
 import random
 import types
+from operator import attrgetter
 
 import pytest
 import torch
@@ -12,8 +13,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import nr
+from nr.conversion.values import LIKE, Quick
 from tests.helpers import kill_random, relative_difference
 
+NAME = attrgetter("__qualname__")
 SIZE = 16  # pixels
 CLASSES = 3
 
@@ -407,6 +410,32 @@ def test_a_forward_that_does_something_else_the_next_time_is_named():
     model = net(Cached())
     assert agree(model, nr.convert(model, SIZE), images(), False)
     assert not hasattr(model.between, "calls")
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("function", sorted(LIKE, key=NAME), ids=NAME)
+def test_what_is_given_at_once_is_like_what_torch_gives(function, trained):
+    images = torch.empty(2, 6, 4, 4, dtype=torch.double, device="meta", requires_grad=trained)
+    rest = [images.new_empty(6) for _ in range(4)] if function is F.batch_norm else []
+    inputs = (
+        images,
+        images.to(memory_format=torch.channels_last),
+        images[:, :, 1:],
+        images[..., 0],
+    )
+    for x in inputs:
+        with Quick():
+            found = function(x, *rest)
+        wanted = function(x, *rest)
+        for name in ("shape", "dtype", "requires_grad", "device"):
+            assert getattr(found, name) == getattr(wanted, name)
+        assert found.stride() == wanted.stride()
+
+
+@pytest.mark.parametrize("width", [1, 3, 5])
+def test_a_batch_norm_of_another_width_is_named(width):
+    words = rf"does not take .* \(between: running_mean should contain 4 elements not {width}\)"
+    refused(net(nn.BatchNorm2d(width).double()), words)
 
 
 class Doubled(torch.autograd.Function):
