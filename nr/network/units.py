@@ -91,6 +91,7 @@ class Unit(Streamed, nn.Module):
         """
         for norm, gamma in zip(self.norms, (self.gamma, REJUVENATED_GAMMA), strict=False):
             if not isinstance(norm, Bias | Scale):
+                norm.reset_parameters()
                 norm.weight.fill_(gamma)
 
     def blocks(self, weights: Iterable[Tensor] | None = None) -> Iterator[tuple[int, int, Tensor]]:

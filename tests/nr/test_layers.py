@@ -433,6 +433,16 @@ def test_a_norm_does_what_torchs_own_does():
     assert not new.running_mean.any() and (new.running_var == 1).all()
 
 
+def test_a_trained_unit_begins_afresh_when_its_parameters_are_reset():
+    unit = ConvBN(3, 4, 3)
+    before = copy.deepcopy(unit.state_dict())
+    torch.nn.init.ones_(unit.norms[0].bias)
+    unit((torch.randn(8, 3, 4, 4),))
+    unit.reset_parameters()
+    after = unit.state_dict()
+    assert all(torch.equal(after[n], before[n]) for n in before if n.startswith("norms"))
+
+
 @pytest.mark.parametrize("since_made", [True, False])
 def test_without_momentum_every_batch_weighs_the_same(since_made):
     """As torch's own, also where momentum becomes None for a while, as update_bn lets it."""
