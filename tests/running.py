@@ -25,11 +25,13 @@ from tests.forks import ROOT, Fork
 from tests.helpers import kill
 from tests.made import make_synthetic
 from utils.data import synthetic
+from utils.shown import plots
 from utils.training import trainer
 from utils.training.script import exit_status
 from utils.training.signals import SIGNALS
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+PICTURES = ("curves", "scales", "utilization", "widths")  # the functions of plots
 LIMIT = 600  # seconds for a start of a script: one that hangs fails its test
 
 
@@ -52,7 +54,8 @@ def drive(
 ) -> subprocess.CompletedProcess:
     """As ``run``, in this process, which saves the start of another one, mostly imports.
 
-    Pictures are laid out but not rendered, which takes longer than such a run trains.
+    Pictures are not rendered, which takes longer than such a run trains, and laid out once, as
+    they are in the end.
     """
     words = [script, *shlex.split(flags), "-c", str(folder)]
     main = importlib.import_module(Path(script).stem).main
@@ -65,10 +68,16 @@ def drive(
         stack.enter_context(contextlib.redirect_stderr(err))
         stack.enter_context(mock.patch.object(Figure, "savefig", save_unrendered))
         stack.enter_context(mock.patch.object(synthetic, "make_synthetic", make_synthetic))
+        last = {}
+        for name in PICTURES:
+            draw = partial(put_off, last, getattr(plots, name))
+            stack.enter_context(mock.patch.object(plots, name, draw))
         try:
             code = exit_status(lambda: main(words[1:]))
         except SystemExit as leaving:  # argparse
             code = leaving.code
+        for draw in last.values():
+            draw()
     texts = [stream.buffer.getvalue().decode() for stream in (out, err)]
     return checked(subprocess.CompletedProcess(words, code, *texts), status)
 
@@ -78,9 +87,21 @@ def save_unrendered(figure: Figure, file: io.BytesIO, **how) -> None:
     file.write(b"a picture")
 
 
+def not_drawn(*data_and_path: object) -> None:
+    """In the place of a function of ``plots``."""
+    data_and_path[-1].write_bytes(b"a picture")
+
+
+def put_off(last: dict[Path, Callable[[], None]], draw: Callable, *data_and_path: object) -> None:
+    """In the place of ``draw``, which ``last`` keeps for the end."""
+    not_drawn(*data_and_path)
+    last[data_and_path[-1]] = partial(draw, *data_and_path)
+
+
 def begin_unrendered(then: Callable[[], None] | None = None) -> None:
-    """In a process that is for one run."""
-    Figure.savefig = save_unrendered
+    """In a process that is for one run: no pictures."""
+    for name in PICTURES:
+        setattr(plots, name, not_drawn)
     if then:
         then()
 
@@ -150,7 +171,7 @@ def started(
     setup: Callable[[], None] | None = None,
     **variables: str,
 ) -> contextlib.AbstractContextManager[Fork]:
-    """A script, as ``watched``; its pictures are not rendered."""
+    """A script, as ``watched``, that draws no pictures."""
     words = command(flags, folder, script)[1:]
     return watched(words, partial(begin_unrendered, setup), **variables)
 
