@@ -1,5 +1,8 @@
 """Imported by the server of forks alone: what they then need not do again."""
 
+import pytest  # noqa: F401
+
+import tests.study.scheduler  # noqa: F401
 from tests.benchmark import settings
 from tests.made import make_at_once
 

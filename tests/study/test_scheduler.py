@@ -2,13 +2,13 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.forks import SERVER
 from tests.study import scheduler
 from tests.study.jobs import Job, all_jobs
 from tests.study.progress import DONE, READY, TRAINED, WAITING
@@ -106,20 +106,18 @@ def test_two_processes_never_live_in_one_folder(tmp_path):
     assert not locked(tmp_path / "run")
 
 
+def start_and_be_killed(job: Job, folder: Path) -> None:
+    start(job, folder, READY, ["-c", "import time; time.sleep(2)"])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_run_that_outlives_its_study_is_waited_for(tmp_path):
     """The study is killed; its run goes on, and the next study starts it only after that."""
     job, folder = JOBS[1], tmp_path / JOBS[1].name
-    code = f"""
-import os, pathlib
-from tests.study import scheduler
-from tests.study.test_scheduler import JOBS
-line = ["-c", "import time; time.sleep(2)"]
-scheduler.start(JOBS[1], pathlib.Path({str(folder)!r}), "ready", line)
-os.kill(os.getpid(), 9)
-"""
-    root = scheduler.ROOT
-    killed = subprocess.run([sys.executable, "-c", code], cwd=root, timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    killed = SERVER.Process(target=start_and_be_killed, args=(job, folder))
+    killed.start()
+    killed.join(120)
+    assert killed.exitcode == -signal.SIGKILL
     assert locked(folder)
     made = Made(tmp_path, [job])
     began = time.monotonic()

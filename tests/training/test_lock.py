@@ -5,31 +5,37 @@ import fcntl
 import gc
 import json
 import os
-import signal
 import subprocess
 import sys
 from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 
 import pytest
 
-from tests.running import ROOT
+from tests.forks import ROOT, SERVER
 from utils.errors import InputError
 from utils.training import lock
 from utils.training.lock import NAME, hold, let_go
 
 HOLDING = r"""
-import os, sys
+import sys
 from pathlib import Path
 from utils.training import lock
 held = lock.hold(Path(sys.argv[1]))
-if len(sys.argv) > 2 and os.fork() == 0:  # a worker process that outlives it
-    held.release()
-    os.write(1, b"forked\n")
-    sys.stdin.read()
-    os._exit(0)
-os.write(1, b"held\n")
-sys.stdin.read()
 """
+
+
+def holding(folder: Path, forks: bool, said: Connection, end: Connection) -> None:
+    """A process that holds ``folder`` until the other ``end`` is closed."""
+    held = lock.hold(folder)
+    if forks and os.fork() == 0:  # a worker process that outlives it
+        held.release()
+    said.send(os.getpid())
+    with suppress(EOFError):
+        end.recv()
+    os._exit(0)
 
 
 @pytest.fixture
@@ -37,23 +43,19 @@ def holder(tmp_path):
     """Start a process that holds tmp_path; all are ended after the test."""
     started = []
 
-    def start(*arguments: str) -> subprocess.Popen:
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDING, str(tmp_path), *arguments],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        started.append(process)
-        for _ in range(1 + len(arguments)):
-            assert process.stdout.readline() in ("held\n", "forked\n")
+    def start(forks: bool = False) -> BaseProcess:
+        (hears, said), (waits, end) = SERVER.Pipe(duplex=False), SERVER.Pipe(duplex=False)
+        process = SERVER.Process(target=holding, args=(tmp_path, forks, said, waits))
+        process.start()
+        started.append((process, end))
+        assert process.pid in [hears.recv() for _ in range(1 + forks)]
         return process
 
     yield start
-    for process in started:
+    for process, end in started:
         process.kill()
-        process.communicate(timeout=60)
+        end.close()
+        process.join(60)
 
 
 @pytest.fixture(params=[errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, None])
@@ -96,8 +98,8 @@ def test_refused_while_the_first_lives_and_free_after_sigkill(tmp_path, holder):
     assert line.startswith(f"--checkpoint {tmp_path}: process {first.pid} on ")
     assert line.endswith("is at work in it; wait for its end, or name another folder")
     assert (tmp_path / NAME).exists()
-    first.send_signal(signal.SIGKILL)
-    first.wait(timeout=60)
+    first.kill()
+    first.join(60)
     assert (tmp_path / NAME).exists()
     held = hold(tmp_path)
     assert json.loads((tmp_path / NAME).read_text())["process"] == os.getpid()
@@ -105,16 +107,17 @@ def test_refused_while_the_first_lives_and_free_after_sigkill(tmp_path, holder):
 
 
 def test_a_worker_process_neither_drops_the_lock_nor_keeps_it(tmp_path, holder):
-    first = holder("fork")
+    first = holder(forks=True)
     with pytest.raises(InputError, match=f"process {first.pid} "):
         hold(tmp_path)
-    first.send_signal(signal.SIGKILL)
-    first.wait(timeout=60)
+    first.kill()
+    first.join(60)
     hold(tmp_path)
 
 
-def test_an_orderly_end_removes_the_file(tmp_path, holder):
-    holder().communicate(timeout=60)
+def test_an_orderly_end_removes_the_file(tmp_path):
+    """Python's own, which a fork does not have."""
+    subprocess.run([sys.executable, "-c", HOLDING, str(tmp_path)], cwd=ROOT, check=True, timeout=60)
     assert not (tmp_path / NAME).exists()
 
 
@@ -213,4 +216,4 @@ def test_a_colleague_at_work_is_respected(tmp_path, foreign, holder):
     (tmp_path / NAME).read_text()
     with pytest.raises(InputError, match="is at work in it; wait for its end"):
         hold(tmp_path)
-    assert first.poll() is None and (tmp_path / NAME).exists()
+    assert first.is_alive() and (tmp_path / NAME).exists()

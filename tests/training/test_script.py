@@ -15,7 +15,17 @@ import torch
 
 import cifar
 from tests.helpers import tiny
-from tests.running import ENVIRONMENT, ROOT, command, drive, load, started, wait_for, wait_for_text
+from tests.running import (
+    ENVIRONMENT,
+    ROOT,
+    command,
+    drive,
+    load,
+    started,
+    wait_for,
+    wait_for_text,
+    watched,
+)
 from utils.data.images import ImageSet
 from utils.errors import DataError, InputError
 from utils.shown import plots
@@ -181,30 +191,47 @@ def test_a_run_in_a_thread_of_a_notebook(small, monkeypatch, tmp_path):
     assert (tmp_path / "run" / "model_best.pth.tar").exists()
 
 
+def without_greek() -> None:
+    """The screen, as Python opens it for PYTHONIOENCODING=ascii."""
+    screen = open(1, "w", encoding="ascii", errors="strict", closefd=False)  # noqa: SIM115
+    sys.stdout = screen
+
+
 def test_help_on_a_screen_without_greek():
-    environment = ENVIRONMENT | {"PYTHONIOENCODING": "ascii"}
-    words = [sys.executable, "cifar.py", "--help"]
-    result = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, timeout=200)
-    assert (result.returncode, result.stderr) == (0, b"")
-    assert b"? of the penalty on scales" in result.stdout
-    assert b"checkpoints/<data set>/<arch>" in b" ".join(result.stdout.split())
+    with watched(["cifar.py", "--help"], without_greek) as process:
+        shown, errors = process.communicate()
+    assert (process.returncode, errors) == (0, "")
+    assert "? of the penalty on scales" in shown
+    assert "checkpoints/<data set>/<arch>" in " ".join(shown.split())
+
+
+TRAINED_AND_EVALUATED = """
+import os, runpy, sys
+last = os.path.join(sys.argv[-1], "checkpoint.pth.tar")
+words = sys.argv[1:]
+for sys.argv in words, [*words, "-e", "--resume", last]:
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, end.code
+"""
 
 
 def test_a_folder_with_a_greek_name_on_an_ascii_machine(tmp_path):
     """With a space in it, too, and no UTF-8 in the whole process."""
     machine = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     folder = tmp_path / "λ = 1"
-    words = command(SHORT, folder)
-    for more in ([], ["-e", "--resume", str(folder / "checkpoint.pth.tar")]):
-        result = subprocess.run(
-            [*words, *more],
-            cwd=ROOT,
-            env=ENVIRONMENT | machine,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert (result.returncode, result.stderr) == (0, "")
+    words = command(SHORT, folder)[1:]
+    result = subprocess.run(
+        [sys.executable, "-c", TRAINED_AND_EVALUATED, *words],
+        cwd=ROOT,
+        env=ENVIRONMENT | machine,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "Best acc:" in result.stdout and "Valid Acc.:" in result.stdout
     assert {"log.txt", "run.json", "curves.png"} <= {path.name for path in folder.iterdir()}
 
 

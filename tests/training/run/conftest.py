@@ -1,6 +1,7 @@
 """What surrounds every small run: small data, no pictures, channels that die when a test says."""
 
 import signal
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import cifar
 import nr
 from tests.helpers import kill, prunable
 from tests.running import save_unrendered
-from tests.training.run.small_runs import CLASSES, SIDE, go
+from tests.training.run.small_runs import CLASSES, SIDE, STAGES, go
 from utils.data import batches
 from utils.data.images import ImageSet
 from utils.shown import plots
@@ -28,6 +29,12 @@ def handlers():
     yield
     for signum, handler in before.items():
         signal.signal(signum, handler)
+
+
+@pytest.fixture(autouse=True)
+def network(monkeypatch):
+    """A ResNet of two stages: what runs do with it takes as long as it has layers."""
+    monkeypatch.setattr(import_module("models.cifar.resnet"), "STAGES", STAGES)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from utils.shown.log import read_log
 from utils.training import checkpoint, engine, lock, script
 from utils.training.run import Run, RunState
 
-NETWORK = "-a resnet --depth 8 --width-mult 0.25"  # half of its prunable channels dead: 0.541
+NETWORK = "-a resnet --depth 8 --width-mult 0.25"  # half of its prunable channels dead: 0.526
 SEARCH = f"{NETWORK} --nr-target 0.6 --nr-sparsity 0.001 --nr-max-epochs 5 --schedule 1 2"
 FLAGS = f"{SEARCH} --epochs 3 --train-batch 8 --test-batch 5 --manualSeed 1 -j 0"
 PLAIN = "--nr-target 1"
@@ -23,6 +23,7 @@ LAST, PREVIOUS, BEST = "checkpoint.pth.tar", "checkpoint.prev.pth.tar", "model_b
 BEFORE, AFTER = "NR_resnet_before_0.6.pth.tar", "NR_resnet_0.6.pth.tar"
 CLASSES = tuple("abcdefghij")
 SIDE = 8  # pixels
+STAGES = (16, 64)  # channels of the ResNet at full width
 BATCHES = 5  # of an epoch: 3 to train on and 2 to test on
 
 
