@@ -13,6 +13,7 @@ from torchvision.models.densenet import DenseNet
 
 import nr
 from nr.network.wiring import wiring
+from tests.copies import copied
 from tests.helpers import (
     FIRST,
     MODES,
@@ -27,17 +28,13 @@ from tests.helpers import (
     worn,
 )
 from tests.nr import test_conversion as converted
-from tests.nr.test_families import PreActivation
+from tests.nr.test_families import preactivation
 
 LR, BETAS, G = 0.01, (0.9, 0.99), 0.1  # learning rate, Adam's, and a gradient
 STEPS = 3  # before the rebuild
 
 
-def preactivation() -> nr.Network:
-    torch.manual_seed(0)
-    return wear(nr.convert(PreActivation(), 32))
-
-
+@copied
 def torchvision_dense() -> nr.Network:
     """Its form: a norm before each convolution, pairs of reader and channel."""
     torch.manual_seed(0)

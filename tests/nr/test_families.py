@@ -15,7 +15,8 @@ from torchvision.models.shufflenetv2 import ShuffleNetV2
 
 import nr
 from nr.network.wiring import wiring
-from tests.helpers import kill, logits_of, relative_difference, silence, vary
+from tests.copies import copied
+from tests.helpers import kill, logits_of, relative_difference, silence, vary, wear
 from tests.nr.whole import (
     EXACT,
     SIZE,
@@ -149,6 +150,13 @@ SCALED = ("alexnet", "fire")  # without batch norm
 
 
 WHOLE = Networks(FAMILIES, SCALED)
+
+
+@copied
+def preactivation() -> nr.Network:
+    """In float, worn down: norms before convolutions."""
+    torch.manual_seed(0)
+    return wear(nr.convert(PreActivation(), SIZE))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -390,9 +390,7 @@ def with_counts(model: nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_no_network_holds_a_count_of_batches(mode):
-    model = worn("basic")
-    if mode is not None:
-        nr.rejuvenate(model, mode)
+    model = worn("basic") if mode is None else rebuilt("basic", mode)[0]
     model.train()(batch()[0])
     assert not [name for name in model.state_dict() if "num_batches" in name]
     assert not [name for name, _ in model.named_buffers() if "num_batches" in name]
@@ -401,9 +399,7 @@ def test_no_network_holds_a_count_of_batches(mode):
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("mode", [None, *MODES])
 def test_weights_saved_with_a_count_load(mode, assign):
-    model = worn("dense")
-    if mode is not None:
-        nr.rejuvenate(model, mode)
+    model = worn("dense") if mode is None else rebuilt("dense", mode)[0]
     fresh = nr.build(nr.structure(model))
     old = with_counts(model)
     assert len(old) > len(model.state_dict())

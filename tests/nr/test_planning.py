@@ -3,6 +3,7 @@
 import copy
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,21 +12,14 @@ from torch.optim.swa_utils import AveragedModel
 import nr
 from nr.network.graph import IMAGE
 from nr.network.wiring import wiring
-from tests.helpers import FAMILIES, MODES, build, kill, layers, same_tensors, tiny, vary, wear, worn
+from tests.helpers import FAMILIES, MODES, build, kill, layers, same_tensors, tiny, vary, worn
 from tests.nr import test_conversion as converted
-from tests.nr.test_families import PreActivation
+from tests.nr.test_families import preactivation
 
-
-def of_graph(name: str) -> nr.Network:
-    """Selections, groups, gates, and norms before convolutions."""
-    if name != "norms":
-        return converted.worn(name)
-    torch.manual_seed(0)
-    return wear(nr.convert(PreActivation(), 32))
-
-
-NETWORKS = {name: lambda name=name: worn(name) for name in FAMILIES} | {
-    name: lambda name=name: of_graph(name) for name in ("regnet", "mobilenet", "norms")
+NETWORKS = {
+    **{name: partial(worn, name) for name in FAMILIES},
+    **{name: partial(converted.worn, name) for name in ("regnet", "mobilenet")},
+    "norms": preactivation,
 }
 # What rejuvenate is told.
 WAYS = [

@@ -22,6 +22,7 @@ from tests.helpers import (
     layers,
     loss_of,
     prunable,
+    rebuilt,
     same_tensors,
     tiny,
     worn,
@@ -222,9 +223,7 @@ def test_dead_chain_keeps_its_largest_channel(name):
 @pytest.mark.parametrize("mode", [None, *MODES])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_measuring_has_no_effect(family, mode, monkeypatch):
-    model = worn(family)
-    if mode is not None:
-        nr.rejuvenate(model, cross=mode)
+    model = worn(family) if mode is None else rebuilt(family, mode)[0]
     loss_of(model, *batch()).backward()
     model.eval().features[0].train()
     state = copy.deepcopy(model.state_dict())
@@ -273,8 +272,7 @@ def test_blocks_are_counted_after_rejuvenation(mode, total, one_dead, stream_dea
 @pytest.mark.parametrize("family", ["basic", "bottleneck", "dense"])
 @pytest.mark.parametrize("stream", [0, 1])
 def test_a_branch_dies_stream_by_stream(family, stream, mode):
-    model = worn(family)
-    nr.rejuvenate(model, cross=mode)
+    model, _ = rebuilt(family, mode)
     name = next(name for name in prunable(model) if ".branch." in name)
     model.get_submodule(name).norms[stream].weight.data.zero_()
     masks = masks_of(model)
