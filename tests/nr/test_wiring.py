@@ -4,13 +4,15 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 import nr
 from models.cifar import densenet, resnet, vgg11_bn
 from nr.network.convolutions import ConvBN
 from nr.network.graph import ADD
-from nr.network.wiring import wiring
-from tests.helpers import FAMILIES, branches, build, layers
+from nr.network.plain import effect
+from nr.network.wiring import _Walk, wiring
+from tests.helpers import FAMILIES, branches, build, layers, worn
 from tests.running import ROOT
 
 # name -> (sources, output H = W, branch); "features." left out everywhere, images of 32
@@ -170,3 +172,26 @@ def test_the_graph_of_the_page_is_walked_and_rebuilt():
     report = nr.rejuvenate(network, "full")
     assert report.utilization.ratio == (3 * 9 * 16 + 16 * 8) / (3 * 9 * 16 + 16 * 8 * 10)
     assert torch.allclose(network.eval()(images)[:, :1], before, atol=1e-6)
+
+
+def test_a_rebuild_walks_its_network_once(monkeypatch):
+    walks = []
+
+    class Counted(_Walk):
+        def __init__(self, model):
+            walks.append(model)
+            super().__init__(model)
+
+    model = worn("basic")
+    monkeypatch.setattr("nr.network.wiring._Walk", Counted)
+    assert nr.rejuvenate(model).dropped
+    assert walks == [model]
+
+
+def test_a_size_that_was_found_is_that_of_a_module_with_the_same_attributes():
+    pool = nn.MaxPool2d(3, 2)
+    assert [effect(pool, (9, 8)).size for _ in range(2)] == [(4, 3)] * 2
+    assert effect(nn.MaxPool2d(3, 2, ceil_mode=True), (9, 8)).size == (4, 4)
+    pool.return_indices = True
+    with pytest.raises(ValueError, match="tuple"):
+        effect(pool, (9, 8))
