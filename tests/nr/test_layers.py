@@ -18,6 +18,7 @@ from tests.helpers import (
     FAMILIES,
     MODES,
     batch,
+    beginning,
     build,
     kill,
     layers,
@@ -290,7 +291,9 @@ def test_both_streams_read_the_image():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_and_backward_read_no_value(family, mode):
     """On the meta device there are no values: asking for one raises."""
-    model = worn(family) if mode is None else rebuilt(family, mode)[0]
+    model = beginning(family, worn(family))
+    if mode is not None:
+        nr.rejuvenate(model, cross=mode)
     model = model.to("meta").train()
     images, labels = (tensor.to("meta") for tensor in batch())
     logits = model(images)
