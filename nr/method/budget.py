@@ -19,7 +19,7 @@ STEPS = 50  # halvings of an interval of r, far below what a width can tell apar
 
 
 class Growth(NamedTuple):
-    """``expansion``: r. ``copies``: how many fresh parts follow each part, by label [count]."""
+    """``expansion``: r. ``copies``: fresh parts behind each part, by label [count]."""
 
     expansion: float
     copies: Tensor
@@ -28,8 +28,8 @@ class Growth(NamedTuple):
 class Budget:
     """What a network costs with all connections between its streams, for any growth.
 
-    Σ in·out·k² over its units, times H·W with ``flops``; the image counts once. ``multiple``: of
-    channels, in which layers grow.
+    Σ in·out·k² over its units, times H·W with ``flops``; the image counts once. ``multiple``:
+    layers grow in multiples of so many channels.
     """
 
     def __init__(self, families: Families, alive: Life, flops: bool, multiple: int):
@@ -49,14 +49,14 @@ class Budget:
         return self.families.part[numbers[self.alive.of(numbers)]]
 
     def cost(self, copies: Tensor) -> int:
-        """Of the network with so many fresh parts behind each part."""
+        """The cost with so many fresh parts behind each part."""
         grown = copies + 1
         ins = torch.stack([grown[labels].sum() for labels in self.reads])
         outs = torch.stack([grown[labels].sum() for labels in self.makes])
         return int((self.weights * torch.where(self.grouped > 0, self.grouped, ins) * outs).sum())
 
     def published(self, live: int, total: int) -> Growth:
-        """r = √(total / live), int(live·r) channels a layer."""
+        """r = √(total / live), and int(live·r) channels in each layer."""
 
         def fresh(count: int, family: Family) -> int:
             return new_widths(count, live, total, parts_in(family, self.multiple))[1]
@@ -64,7 +64,7 @@ class Budget:
         return Growth(math.sqrt(total / live), self.copies(fresh))
 
     def solved(self, cost: Cost, total: float) -> Growth:
-        """The largest r whose cost is not above ``total``, or the least growth that there is."""
+        """The largest r whose cost is not above ``total``; else the least growth there is."""
         low, high = 1.0, 2.0
         least, most = self.expanded(low), self.expanded(high)
         while high < LARGEST and cost(most) <= total:
@@ -81,7 +81,7 @@ class Budget:
         return Growth(low, least)
 
     def expanded(self, r: float) -> Tensor:
-        """Fresh parts for widths live·r; of layers that are kept the fewest there are."""
+        """Fresh parts for widths live·r; as few as possible in layers that keep theirs."""
         held = self.families.plan.held.all
 
         def fresh(count: int, family: Family) -> int:
@@ -91,7 +91,7 @@ class Budget:
         return self.copies(fresh)
 
     def copies(self, fresh: Callable[[int, Family], int]) -> Tensor:
-        """How many fresh parts follow each part; something of whatever a layer reads."""
+        """Fresh parts behind each part, so that no layer reads nothing."""
         copies = torch.zeros_like(self.families.part)
         for family, survivors in self.survivors:
             if len(survivors):
@@ -110,9 +110,9 @@ def _weight(layer: Layer, flops: bool) -> int:
 
 
 def grows_squared(plan: Wiring) -> bool:
-    """Whether the cost of a network grows as r², as of the paper's, but for its stem.
+    """Whether the cost grows as r², as that of the paper's networks does (their stems aside).
 
-    Not where layers keep their widths.
+    Not if layers keep their widths.
     """
     ops = [step.op for step in plan.steps.values()]
     grouped = any(layer.unit.group for layer in plan.layers)

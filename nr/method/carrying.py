@@ -1,4 +1,4 @@
-"""The optimizer of a rebuilt network: that of before, with the state of what survived."""
+"""The optimizer of a rebuilt network: the old one's class, with the state of what survived."""
 
 import copy
 from inspect import isroutine
@@ -22,15 +22,17 @@ Made = TypeVar("Made", bound=Optimizer)
 @torch.inference_mode(False)
 @torch.no_grad()
 def carry(optimizer: Made) -> Made:
-    """A new optimizer of the class and options of ``optimizer``, for its network as rebuilt since.
+    """A new optimizer like ``optimizer``, for its network as it has been rebuilt since.
 
-    Call it after nr.rejuvenate or nr.merge. Whatever survived keeps its rows of every state tensor
-    of its parameter's shape (momentum, averages), fresh rows are 0, numbers (the steps) stay, and
-    each parameter is in the group of the one that it comes from, with its options and hooks. An
-    nr.SGD keeps its sparsity; a learning rate scheduler has to be made anew. What trains beside
-    frozen layers that ``optimizer`` does not hold is not in the new one either: add_param_group.
+    Call it after nr.rejuvenate or nr.merge. It has the class, groups, options and hooks of
+    ``optimizer``; each parameter is in the group of the one that it comes from. What survived keeps
+    its rows of every state tensor that has its parameter's shape (momentum, averages); fresh rows
+    are 0; numbers (step counts) stay. An nr.SGD keeps its sparsity. Make a new learning rate
+    scheduler. What trains beside frozen layers is in no group, if ``optimizer`` did not hold these:
+    use add_param_group.
+
     Raises ValueError for what is no optimizer, for parameters that nr.load replaced, and for state
-    that is neither of its parameter's shape nor a number.
+    that is neither a number nor of its parameter's shape.
     """
     if not isinstance(optimizer, Optimizer):
         raise ValueError(f"optimizer: a {type(optimizer).__name__} is no torch.optim.Optimizer")
@@ -47,7 +49,7 @@ def carry(optimizer: Made) -> Made:
 
 
 class _Carried:
-    """Groups and state of an optimizer, on the way to the parameters that are in the network."""
+    """Groups and state of an optimizer, moved to the parameters that the network has now."""
 
     def __init__(self, optimizer: Optimizer):
         self.kind, self.state = type(optimizer).__name__, copy.copy(optimizer.state)
@@ -57,7 +59,7 @@ class _Carried:
         return [p for group in self.groups for p in group["params"] if GONE in vars(p)]
 
     def follow(self) -> None:
-        """Through the next rebuild of each parameter that is gone."""
+        """Move through the next rebuild of each parameter that is gone."""
         moves: dict[int, tuple[Move, Parameters]] = {}
         gone = self.gone()
         for parameter in gone:
@@ -84,7 +86,7 @@ class _Carried:
     def replaced(
         group: dict[nn.Parameter, str], moves: dict[int, tuple[Move, Parameters]]
     ) -> list[tuple[nn.Parameter, str]]:
-        """The parameters of a group, with names, those of a unit in the order that they have in it.
+        """The parameters of a group, with names; those of a unit in the unit's order.
 
         So an optimizer of all parameters has them in the order of its network.
         """
@@ -126,7 +128,7 @@ class _Carried:
         return {move.heirs[path]: entry for path, entry in found.items()}
 
     def fresh(self, name: str, value: object, old: nn.Parameter, heir: nn.Parameter) -> object:
-        """What an heir has where nothing survived: zeros, or the same number."""
+        """The state of an heir of which nothing survived: zeros, or the same number."""
         if not isinstance(value, Tensor):
             if value is None or isinstance(value, bool | int | float):
                 return value
@@ -142,7 +144,7 @@ class _Carried:
 
 
 def _kin(path: str, move: Move, held: Parameters) -> list[str]:
-    """The ``held`` parameters of the kind of an heir; any of its unit, where there was none."""
+    """The ``held`` parameters of the kind of an heir; any of its unit if there was none."""
 
     def kind(name: str) -> tuple[str, str]:
         return name.split(".")[0], name.split(".")[-1]
@@ -153,6 +155,6 @@ def _kin(path: str, move: Move, held: Parameters) -> list[str]:
 
 
 def _tensor(entries: dict[str, dict[str, object]], path: str, name: str, default: Tensor) -> Tensor:
-    """One state of one parameter, where it has it."""
+    """One state of one parameter, if it has it."""
     value = entries.get(path, {}).get(name)
     return value if isinstance(value, Tensor) else default

@@ -1,9 +1,9 @@
-"""What dead scales still say, a constant, goes into what reads it.
+"""A dead scale still gives a constant, which moves into what reads it.
 
-A norm before a convolution whose γ is 0 gives β at every pixel. Through a convolution without
-padding that stays one constant, which a batch norm takes off again: it moves into the running
-mean of the next norm, or into a bias. Exact in eval and in train mode; a reader with padding adds
-it in the middle of its maps only, so there it is left out.
+A norm before a convolution whose γ is 0 gives β at every pixel. Behind a convolution without
+padding that is still one constant. The next batch norm would take it off again, so it goes into the
+running mean there, or into a bias: exact in eval and in train mode. A reader with padding adds it
+in the middle of its maps only; there it is left out.
 """
 
 import copy
@@ -36,15 +36,15 @@ STEADY = (
 
 @torch.no_grad()
 def absorb(plan: Wiring, alive: Life, made: dict[str, Unit | Classifier]) -> None:
-    """Put into the first stream of what was ``made`` what the dead scales of norms still said."""
+    """Put the constants of the norms' dead scales into the first stream of what was ``made``."""
     if plan.norms:
         _Constants(plan, alive, made).follow()
 
 
 class _Constants:
-    """By step, what the old activation has that the new one has not: a constant a channel [C].
+    """By step, what the old activation has and the new one lacks: a constant for each channel [C].
 
-    Of a dead channel all that it says, of a live one what its maker no longer adds to it.
+    For a dead channel all that it gives; for a live one what its maker no longer adds to it.
     """
 
     def __init__(self, plan: Wiring, alive: Life, made: dict[str, Unit | Classifier]):
@@ -55,7 +55,7 @@ class _Constants:
         self.taken_off = self.norms_alone()
 
     def norms_alone(self) -> set[str]:
-        """The steps that only norms read, at least behind what keeps a constant."""
+        """The steps that only norms read, perhaps behind what keeps a constant."""
         readers: dict[str, list[Step]] = {name: [] for name in self.plan.steps}
         for step in self.plan.steps.values():
             for name in step.inputs:
@@ -77,7 +77,7 @@ class _Constants:
             self.lost[name] = self.through(step, given)
 
     def through(self, step: Step, given: list[Tensor]) -> Tensor:
-        """What one step gives of what is lost in its inputs."""
+        """What a step gives for the constants that its inputs have lost."""
         live = self.alive.of(step.numbers[0]).to(self.zero.device)
         if isinstance(step.op, Norm):
             return self.norm(step, step.op, given[0], live)
@@ -97,7 +97,7 @@ class _Constants:
         return self.zero.expand(len(live))
 
     def norm(self, step: Step, op: Norm, given: Tensor, live: Tensor) -> Tensor:
-        """A dead scale says β, and of a channel that is dead what it makes of its constant."""
+        """A dead scale gives β; a scale of a dead channel what it makes of its constant."""
         said = op.scales[0] * given
         for norm in op.batch_norms[:1]:
             source = self.plan.steps[step.inputs[0]].numbers[0]
@@ -146,7 +146,7 @@ def _add(layer: Bias | nn.Linear | nn.Conv2d, shift: Tensor) -> None:
 
 
 def _steady(op: object) -> bool:
-    """Whether a plain module gives a constant map as it is."""
+    """Whether a plain module passes a constant map as it is."""
     if not isinstance(op, nn.AvgPool2d):
         return isinstance(op, STEADY)
     padded = op.padding not in (0, (0, 0)) and op.count_include_pad
@@ -154,7 +154,7 @@ def _steady(op: object) -> bool:
 
 
 def _said(module: nn.Module, constant: Tensor) -> Tensor:
-    """What a plain module makes of a constant map a channel; 0 where it is none any more."""
+    """What a plain module makes of constant maps, by channel; 0 if it is no constant any more."""
     if _steady(module):
         return constant
     own = copy.deepcopy(module).eval()

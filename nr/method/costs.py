@@ -1,4 +1,4 @@
-"""What a budget counts: parameters, multiply-adds, seconds, or whatever a function says."""
+"""What a budget counts: parameters, multiply-adds, seconds, or what a function says."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ Budgeted = str | Latency | Callable[[Network], float]
 
 
 def read_budget(budget: object, flops: bool) -> Budgeted:
-    """A budget as it was given. Raises ValueError for what is none."""
+    """``budget`` and ``flops`` as one. Raises ValueError for what is no budget."""
     if flops and budget not in WEIGHTS:
         raise ValueError(f"flops: is a budget of its own, beside budget={budget!r}: give one")
     if flops:
@@ -51,7 +51,7 @@ def paid(
     cut_of: Callable[[Tensor], Cut],
     size: Size,
 ) -> tuple[Cost, float]:
-    """Of a network in the form that it gets: the cost of any growth, and its own as it is."""
+    """For a network in its new form: the cost of any growth, and what it costs as it is."""
     if isinstance(budget, Latency):
         return (
             lambda copies: budget.add_up(model, operations_after(model, cut_of(copies))),
@@ -64,7 +64,7 @@ def paid(
 
 
 def _value(budget: Callable[[Network], float], network: Network) -> float:
-    """What a user's function says. Raises ValueError for anything but a positive number."""
+    """What a user's function says. Raises ValueError unless it is a positive number."""
     found = budget(network)
     if not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
         raise ValueError(f"budget: {name_of(budget)} gives {found!r}, not a positive number")
@@ -72,7 +72,7 @@ def _value(budget: Callable[[Network], float], network: Network) -> float:
 
 
 def _after(model: Network, cut: Cut, size: Size) -> Network:
-    """The network that a cut leads to, without memory."""
+    """The network that a cut leads to, on the meta device."""
     twin = without_memory(model)
     wired = wiring(twin, size)
     own = Cut(

@@ -1,4 +1,4 @@
-"""What lives and what grows of a network, and the lists, widths and parameters that follow."""
+"""What of a network lives and grows, and the lists, widths and parameters that follow."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,9 +19,9 @@ from nr.network.units import FORMS, PRUNED, Unit
 
 @dataclass(frozen=True)
 class Cut:
-    """``copies``: how many fresh parts follow each part, by label [count].
+    """``copies``: fresh parts behind each part, by label [count].
 
-    ``cross``, ``from_scratch``: as of nr.plan.
+    ``cross``, ``from_scratch``: see nr.plan.
     """
 
     families: Families
@@ -36,7 +36,7 @@ class Cut:
 
     @property
     def form(self) -> str:
-        """That of the rebuilt units, where nothing forbids it."""
+        """The form of the rebuilt units, where nothing forbids it."""
         return "plain" if self.from_scratch or self.cross == PRUNED else self.cross
 
     @cached_property
@@ -64,7 +64,7 @@ class Cut:
         return places.tolist(), self.copies[label].tolist()
 
     def params(self) -> int:
-        """Parameters of the rebuilt network, without biases that dead scales may call for."""
+        """Parameters afterwards, without biases that take up what dead scales give."""
         layout, found = self.layout, 0
         for name, lists in layout.lists.items():
             op = layout.plan.steps[name].op

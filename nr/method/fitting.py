@@ -1,4 +1,4 @@
-"""A plan made elsewhere: whether it fits a network, and what it says of it."""
+"""A plan from elsewhere: whether it fits a network, and what it means there."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ WIDEST = 2**20  # fresh channels of a layer
 
 
 def fitted(model: Network, given: Plan | Mapping[str, object]) -> tuple[Plan, Cut]:
-    """A plan, or the data of one, and what it says of ``model``. Raises ValueError."""
+    """A plan, from itself or its data, and its cut of ``model``. Raises ValueError."""
     found = given if isinstance(given, Plan) else _read(given)
     check_form(found.cross, found.from_scratch)
     wired = walked(model, found.image_size, found.from_scratch)
@@ -49,7 +49,7 @@ def fitted(model: Network, given: Plan | Mapping[str, object]) -> tuple[Plan, Cu
 
 
 def _read(data: Any) -> Plan:
-    """A plan from its data. Raises ValueError for anything else."""
+    """A plan from its data. Raises ValueError if it is none."""
     try:
         layers = tuple(
             LayerPlan(**row | {n: tuple(row[n]) for n in ("survivors", "fresh")})

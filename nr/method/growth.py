@@ -1,8 +1,8 @@
 """How many channels come back, of which kind, and where they are read (paper section 3.3).
 
-Parts, the channels that live and grow together, form a family if the same layers share them. Of a
-family with n survivors and m fresh parts, fresh part k follows survivor floor(k·n/m): whoever reads
-the one reads the other, in the same place.
+A part is a set of channels that live and grow together. Parts form a family if the same layers
+share them. Of a family with n survivors and m fresh parts, fresh part k follows survivor
+floor(k·n/m): whatever reads the survivor reads the fresh part in the same place.
 """
 
 from collections import Counter, defaultdict
@@ -18,7 +18,7 @@ from nr.network.steps import Wiring
 
 
 class Family(NamedTuple):
-    """``parts``: their labels [n], in order. ``widths``: channels of each layer in one part."""
+    """``parts``: their labels [n], in order. ``widths``: a part's channels in each layer."""
 
     parts: Tensor
     widths: dict[str, int]
@@ -27,7 +27,7 @@ class Family(NamedTuple):
 class Families:
     """The parts of a network of one stream, and what grows of them.
 
-    ``part``: the part of each number, and of what norms make of it: [count].
+    ``part``: the part of each number, also of what norms make of it: [count].
     """
 
     def __init__(self, plan: Wiring):
@@ -64,10 +64,10 @@ class Families:
         return torch.bincount(count_to(fresh) * count // max(fresh, 1), minlength=count)
 
     def fresh(self, survived: Tensor, copies: Tensor, before: Tensor) -> Tensor:
-        """The fresh channels that follow those of a list of survivors: numbers from ``count`` on.
+        """The fresh channels behind those of a list of survivors: numbers from ``count`` on.
 
-        Neighbours of one part are followed by whole parts. Fresh part q of the channel n has the
-        number count·(q + 1) + n. ``before``: how many fresh parts precede those of each label.
+        Neighbours of one part are followed by whole parts. Fresh part q of channel n has the number
+        count·(q + 1) + n. ``before``: how many fresh parts precede those of each label.
         """
         count, label = len(self.part), self.part[survived]
         own, length = label.unique_consecutive(return_counts=True)  # of each run of neighbours

@@ -1,6 +1,6 @@
-"""Seconds of a forward pass: each operation of a network timed by itself, once for all widths.
+"""Seconds of a forward pass, predicted: each operation is timed by itself, and the times add up.
 
-A table holds what each took at some widths; in between it is interpolated. Predictions add up.
+A table holds the times at some widths; between these they are interpolated.
 """
 
 import json
@@ -38,11 +38,11 @@ WHOLE = 7  # forward passes of a network of which the median counts
 class Latency:
     """Seconds of a forward pass in eval mode on ``batch`` images, on the network's device.
 
-    A budget for nr.plan and nr.rejuvenate. What a network needs is timed where the ``table``,
-    (operation at its widths) -> seconds, does not have it: an operation without its neighbours, as
-    a network in eager mode runs it. ``file``: where the table is kept, and was if it is there.
-    Raises ValueError for a senseless batch, and for a file of another batch or device, or of
-    something else.
+    A budget for nr.plan and nr.rejuvenate. Operations that are not in the ``table``, (operation at
+    its widths) -> seconds, are timed when they are needed, each by itself as a network in eager
+    mode runs it. ``file``: keeps the table; it is read if it is there. Raises ValueError for a
+    batch that is no int from 1 on, and for a file of another batch, of another device, or with no
+    such table.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Latency:
             self.read(self.file)
 
     def read(self, file: Path) -> None:
-        """Take the table of a file."""
+        """Take over the table of a file."""
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
             self.table |= {str(key): float(value) for key, value in found["seconds"].items()}
@@ -75,7 +75,7 @@ class Latency:
             )
 
     def write(self) -> None:
-        """Keep the table in the file, whole or not at all."""
+        """Write the table to the file, whole or not at all."""
         if self.file is not None:
             found = {"batch": self.batch, "machine": self.machine, "seconds": self.table}
             part = self.file.with_name(f".{self.file.name}.{os.getpid()}")
@@ -87,7 +87,7 @@ class Latency:
         return self.add_up(model, operations(model, image_size))
 
     def add_up(self, model: Network, found: Iterator[Operation]) -> float:
-        """The prediction for operations, where ``model`` is."""
+        """The prediction for operations, on the device of ``model``."""
         like = next(model.parameters())
         machine = _machine(like)
         if self.machine not in (None, machine) and self.timer is None:
@@ -106,7 +106,7 @@ class Latency:
         return total
 
     def interpolated(self, op: Operation, like: Tensor, order: torch.memory_format) -> float:
-        """What one operation takes, from the widths beside its own."""
+        """The seconds of an operation, from the timed widths beside its own."""
         sides = [_beside(width) for width in op.widths]
         total = 0.0
         for corner in _corners(sides):
@@ -132,7 +132,7 @@ class Latency:
         return self.table[key]
 
     def measure(self, model: Network, image_size: int | Size | None = None) -> float:
-        """Seconds of a whole forward pass: the median of some. The network stays as it is."""
+        """Seconds of a whole forward pass, the median of several."""
         channels, *usual = image_shape(model)
         size = usual if image_size is None else image_hw(image_size)
         like = next(model.parameters())
@@ -148,10 +148,10 @@ class Latency:
 
 @torch.inference_mode()
 def timed(work: Callable[..., object], inputs: tuple[Tensor, ...], repeats: int = REPEATS) -> float:
-    """Seconds of ``work(*inputs)``: the median of some runs.
+    """Seconds of ``work(*inputs)``: the median of several runs.
 
-    On copies of the inputs by turns, and with the last outputs kept, since a network does not find
-    either in its nearest cache.
+    Runs take turns on copies of the inputs, and the last outputs are kept, because in a network
+    neither would be in the nearest cache.
     """
     device = inputs[0].device
     copies = cycle([tuple(x.clone() for x in inputs) for _ in range(COPIES)])
@@ -177,7 +177,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _machine(like: Tensor) -> Machine:
-    """What seconds depend on besides a batch."""
+    """What seconds depend on beside the batch."""
     name = platform.processor() or platform.machine()
     if like.device.type == "cuda":
         name = torch.cuda.get_device_name(like.device)
@@ -186,7 +186,7 @@ def _machine(like: Tensor) -> Machine:
 
 
 def _beside(width: int) -> list[tuple[int, float]]:
-    """The timed widths on both sides of a width, each with its share."""
+    """The timed widths next to a width, each with its share."""
     ladder = LADDER if width % ALIGNED == 0 else UNEVEN
     place = bisect_left(ladder, width)
     high = ladder[min(place, len(ladder) - 1)]
@@ -198,7 +198,7 @@ def _beside(width: int) -> list[tuple[int, float]]:
 
 
 def _corners(sides: list[list[tuple[int, float]]]) -> Iterator[tuple[tuple[int, float], ...]]:
-    """One timed width, with its share, of each side, in every combination."""
+    """Every combination of one timed width, with its share, from each side."""
     if not sides:
         yield ()
         return

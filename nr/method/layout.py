@@ -1,6 +1,6 @@
 """Which channels stand where in a rebuilt network: lists for each step and each new stream.
 
-Numbers below ``count`` are of the old network, whose weights they keep; the others are fresh.
+Numbers below ``count`` are channels of the old network, which keep their weights; others are fresh.
 """
 
 from collections.abc import Callable
@@ -20,8 +20,9 @@ Made = Callable[[Lists], Lists]  # old lists of one layer or selection -> one li
 
 @dataclass
 class Layout:
-    """``lists``: what each step gives, by name, one list a new stream; a step that is not there
-    any more has none. ``needs``: (step, which of its inputs) -> the list that it needs of it.
+    """``lists``: by name what each step gives, a list for each new stream; dropped steps have none.
+
+    ``needs``: (step, number of its input) -> the list that it needs there.
     """
 
     plan: Wiring
@@ -30,7 +31,7 @@ class Layout:
     needs: dict[tuple[str, int], Lists] = field(default_factory=dict)
 
     def read(self, name: str, k: int = 0) -> Lists:
-        """What the step of this name reads of its input k."""
+        """The lists that a step reads from its input k."""
         given = self.lists[self.plan.steps[name].inputs[k]]
         return self.needs.get((name, k), given)
 
@@ -44,7 +45,7 @@ class Layout:
         return self
 
     def follow(self, step: Step) -> None:
-        """One step, behind those that it reads."""
+        """One step, after those that it reads."""
         here = {k: self.lists[n] for k, n in enumerate(step.inputs) if n in self.lists}
         if not here or (step.op == MUL and len(here) < len(step.inputs)):
             return
@@ -76,19 +77,19 @@ class Layout:
                 self.want(step, k, need, given)
 
     def order(self, numbers: Lists) -> Lists:
-        """By what channels are put in order: alike in all that sums add, but those of one list."""
+        """What channels are ordered by: the same for all that sums add, if it tells them apart."""
         same = tuple(self.plan.ties.sum[stream] for stream in numbers)
         if all(map(torch.equal, same, numbers)):
             return numbers
         return same if len(torch.cat(same).unique()) == sum(map(len, same)) else numbers
 
     def want(self, step: Step, k: int, need: Lists, given: Lists) -> None:
-        """Have the input k of a step in the order ``need``."""
+        """Note that a step needs its input k in the order ``need``."""
         if not all(map(torch.equal, need, given)):
             self.needs[step.name, k] = need
 
     def add(self, step: Step, here: dict[int, Lists]) -> tuple[Lists, None]:
-        """The list of a sum, as of the last operand that is there; the others give it beside."""
+        """A sum has the list of its last operand that is left; the others give what is beside."""
         own = step.numbers
         sides = {k: self.plan.steps[step.inputs[k]].numbers for k in here}
         last = max(here)
@@ -99,7 +100,7 @@ class Layout:
         return found, None
 
     def multiply(self, step: Step) -> tuple[Lists, None]:
-        """The list of what is multiplied, and of its factors what stands beside it."""
+        """A product has the list of what is multiplied; factors give what is beside it."""
         sides = [self.plan.steps[name].numbers for name in step.inputs]
         own = step.numbers
         main = next(k for k, side in enumerate(sides) if all(map(torch.equal, side, own)))
@@ -111,9 +112,9 @@ class Layout:
         return found, None
 
     def beside(self, own: Lists, other: Lists, made: Tensor) -> Tensor:
-        """For channels of ``own`` those that stood beside them in ``other``.
+        """For channels of ``own`` the ones that stood at the same places in ``other``.
 
-        Of several equal ones the n-th is beside the n-th.
+        The n-th of several equal ones goes with the n-th.
         """
         if own is other:
             return made
@@ -124,7 +125,7 @@ class Layout:
         return beside[order[torch.minimum(first + nth(made), last)]] + made - old
 
     def dropped(self) -> tuple[str, ...]:
-        """The sums and concatenations that go on without some of what they read."""
+        """The sums and concatenations that lose some of their inputs."""
         return tuple(
             name
             for name in self.lists
@@ -133,7 +134,7 @@ class Layout:
         )
 
     def needed(self, step: Step, made: Lists) -> Lists | None:
-        """In which order a step has to read what it makes this of; None: in any."""
+        """The order in which a step has to read its input to make this; None: any order."""
         if isinstance(step.op, Pick):
             return made
         layer = self.plan.by_name[step.name]
@@ -146,7 +147,7 @@ class Layout:
         return tuple(self.sources(layer, numbers, *width) for numbers in made)
 
     def sources(self, layer: Layer, made: Tensor, ins: int, outs: int) -> Tensor:
-        """Of groups of outputs, in their order, the inputs."""
+        """For groups of outputs, in order, the inputs that they read."""
         reads = torch.cat(layer.reads).view(-1, ins)
         first = torch.cat(layer.numbers)[::outs]
         columns = [self.beside((first,), (column,), made[::outs]) for column in reads.unbind(1)]

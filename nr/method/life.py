@@ -1,8 +1,8 @@
-"""Which channels live: their own scale, what they are made of, and who reads them.
+"""Which channels live: by their own scale, by what they are made of, and by who reads them.
 
 Specification section 3. A channel carries something if its scale lives and something that it is
-made of does; it is read if a reader that lives reads it, through a scale that lives where there is
-one. What must live together lives if all of it does.
+made of does. It is read if a living reader reads it, through a living scale if there is one. What
+is tied together lives only if all of it does.
 """
 
 from collections.abc import Iterable
@@ -24,18 +24,18 @@ Stream = tuple[str, int]  # a layer's name and one of its streams
 
 
 class Life(NamedTuple):
-    """``live``: bool by number [count]. ``dead``: streams of layers that are dead as a whole."""
+    """``live``: by number, bool [count]. ``dead``: streams of layers that are dead as a whole."""
 
     plan: Wiring
     live: Tensor
     dead: frozenset[Stream]
 
     def of(self, numbers: Tensor) -> Tensor:
-        """Which of the numbers of an activation live: bool [C]."""
+        """Which numbers of an activation live: bool [C]."""
         return self.live[self.plan.ties.sum[numbers]]
 
     def masks(self, layer: Layer) -> tuple[Tensor, ...]:
-        """Which outputs of a layer live: one bool [C] a stream."""
+        """Which outputs of a layer live: a bool [C] for each stream."""
         return tuple(
             torch.zeros_like(numbers, dtype=torch.bool)
             if (layer.name, stream) in self.dead
@@ -52,10 +52,10 @@ def life(plan: Wiring) -> Life:
 
 
 def lives(plan: Wiring, strong: Tensor, gammas: Tensor, weak: Iterable[Stream] = ()) -> Life:
-    """The life of every channel whose scale is ``strong``: bool by number.
+    """The life of every channel, where ``strong`` says whose scale lives: bool by number.
 
-    ``weak``: the layers' streams that are dead as a whole. Where the network goes on without one
-    it is dead; where it does not, its strongest channel stays.
+    ``weak``: the layers' streams that have no living scale. Such a stream is dead if the network
+    goes on without it; else its strongest channel stays.
     """
     dead: set[Stream] = set()
     weak = list(weak)
@@ -75,7 +75,7 @@ def lives(plan: Wiring, strong: Tensor, gammas: Tensor, weak: Iterable[Stream] =
 
 
 def absolute_gammas(plan: Wiring) -> Tensor:
-    """|γ| by number [count], brought to the CPU in one transfer; 1 where there is no scale."""
+    """|γ| by number [count], in one transfer to the CPU; 1 where there is no scale."""
     like = plan.layers[0].unit.convs[0].weight
     scales = [
         like.new_ones(norm.width) if isinstance(norm, Bias) else norm.weight.detach()
@@ -94,7 +94,7 @@ def absolute_gammas(plan: Wiring) -> Tensor:
 
 
 def _by_scales(plan: Wiring, gammas: Tensor) -> tuple[Tensor, list[Stream]]:
-    """The channels whose scale lives, and the layers' streams without one, in order."""
+    """The channels whose scale lives, and the layers' streams without any, in order."""
     strong = torch.ones_like(gammas, dtype=torch.bool)
     prunable = plan.prunable
     lists = [numbers for layer in prunable for numbers in layer.numbers]
@@ -112,7 +112,7 @@ def _by_scales(plan: Wiring, gammas: Tensor) -> tuple[Tensor, list[Stream]]:
 
 
 def whole_parts(plan: Wiring, strong: Tensor) -> Tensor:
-    """A part lives where every layer that it has channels of, and that can die, has a live one."""
+    """A part lives if it has a living channel in every layer that shares it and can die."""
     if plan.ties.sum is plan.ties.part:
         return strong
     part, live = plan.ties.part, torch.ones_like(strong)
@@ -126,10 +126,10 @@ def whole_parts(plan: Wiring, strong: Tensor) -> Tensor:
 
 
 def part_scores(plan: Wiring, gammas: Tensor) -> Tensor:
-    """How strong the part of each number is: [count], by the number that stands for the part.
+    """How strong the part of each number is: [count], at the number that stands for the part.
 
-    The largest |γ| that a layer has in it; of several layers the least, each relative to its
-    layer's largest.
+    In a layer that is its largest |γ|; over several layers the least, relative to each layer's
+    largest.
     """
     part = plan.ties.part
     score = torch.full_like(gammas, torch.inf)
@@ -144,7 +144,7 @@ def part_scores(plan: Wiring, gammas: Tensor) -> Tensor:
 
 
 def _revived(plan: Wiring, strong: Tensor, gammas: Tensor, name: str, stream: int) -> Tensor:
-    """``strong``, with the strongest part of one stream of a layer."""
+    """``strong``, and the strongest part of one stream of a layer."""
     layer = next(layer for layer in plan.makers if layer.name == name)
     numbers, part = layer.numbers[stream], plan.ties.part
     best = numbers[part_scores(plan, gammas)[part[numbers]].argmax()]
@@ -152,7 +152,7 @@ def _revived(plan: Wiring, strong: Tensor, gammas: Tensor, name: str, stream: in
 
 
 def _goes_on(plan: Wiring, strong: Tensor, dead: set[Stream], stream: int) -> bool:
-    """Whether a network without what is dead still has its outputs, and what is held in it."""
+    """Whether a network without what is dead still has its outputs, and all that is held."""
     if not _reaches(plan, strong, dead, stream):
         return False
     if not plan.needed:
@@ -161,7 +161,7 @@ def _goes_on(plan: Wiring, strong: Tensor, dead: set[Stream], stream: int) -> bo
 
 
 def _reaches(plan: Wiring, strong: Tensor, dead: set[Stream], stream: int) -> bool:
-    """Whether every output is still made of something in this stream, but for what is dead."""
+    """Whether every output in this stream is still made of something that is not dead."""
     place, carried = plan.ties.sum, torch.zeros_like(strong)
     for step in plan.steps.values():
         if step.op == IMAGE:
@@ -179,7 +179,7 @@ def _reaches(plan: Wiring, strong: Tensor, dead: set[Stream], stream: int) -> bo
 
 
 def _carry(plan: Wiring, layer: Layer, stream: int, strong: Tensor, carried: Tensor) -> bool:
-    """Mark what one stream of a layer carries, given what it reads; whether it is anything."""
+    """Mark what one stream of a layer carries, given what it reads; whether that is anything."""
     place = plan.ties.sum
     own, reads = place[layer.numbers[stream]], carried[place[layer.reads[stream]]]
     alive = reads & strong[own] if isinstance(layer.unit, Norm) else strong[own] & reads.any()
@@ -188,7 +188,7 @@ def _carry(plan: Wiring, layer: Layer, stream: int, strong: Tensor, carried: Ten
 
 
 def _multiply(plan: Wiring, step: Step, stream: int, carried: Tensor) -> None:
-    """A product carries what both sides do."""
+    """A product carries what both sides carry."""
     place = plan.ties.sum
     for side in step.inputs:
         factor = carried[place[plan.steps[side].numbers[stream]]]
@@ -226,7 +226,7 @@ def _forward(plan: Wiring, strong: Tensor, dead: set[Stream]) -> tuple[Tensor, s
 
 
 def _backward(plan: Wiring, carried: Tensor, dead: set[Stream]) -> tuple[Tensor, set[Stream]]:
-    """The carried channels that live readers read, and the layers that none reads."""
+    """The carried channels that live readers read, and the layers that nothing reads."""
     place, read, unread = plan.ties.sum, torch.zeros_like(carried), set()
     for name, step in reversed(plan.steps.items()):
         if isinstance(step.op, Classifier):

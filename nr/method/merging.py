@@ -1,6 +1,6 @@
 """Two streams -> one plain network with the same sum of logits, exactly (spec section 9).
 
-The channels of both streams stand side by side: for each layer the survived ones, then the
+The channels of both streams stand side by side: in each layer first the survived ones, then the
 rejuvenated ones. A concatenation is read source by source, so its columns are permuted.
 """
 
@@ -24,22 +24,22 @@ from nr.network.wiring import wiring
 @torch.inference_mode(False)
 @torch.no_grad()
 def merge(model: Network, fold: bool = False) -> None:
-    """Make of both streams of ``model``, in place, one plain stream with the sum of their logits.
+    """Make one plain stream, in place, of both streams of ``model``: its logits are their sum.
 
-    Weights are block-diagonal after "removed" and dense after "full"; γ, β and running statistics
-    stand side by side; the stem's rows are stacked, as both streams read the same image; the
-    classifier is [W_S W_R] and counts the shared bias twice. Equal up to rounding in eval and in
-    train mode. The result is an ordinary network: it can be measured, penalised and rejuvenated
-    again. A network of one stream is merged already and stays as it is.
+    Weights become block-diagonal after "removed" and dense after "full"; γ, β and running
+    statistics stand side by side. The stem's rows are stacked, since both streams read the same
+    image. The classifier becomes [W_S W_R], with twice the shared bias. Outputs are equal up to
+    rounding, in eval and in train mode. The result can be measured, penalised and rejuvenated
+    again. A network of one stream stays as it is.
 
-    ``fold``: of one stream or of two, scales that stand alone (nr.convert's ``scales``) go into the
-    weights that read them, for a network that is to be used and not searched again; one whose
-    readers cannot take it (a sum, a norm, a negative γ before a maximum) stays.
+    ``fold``: also multiply scales that stand alone (``scales`` of nr.convert) into the weights that
+    read them, for a network that will not be searched again. A scale stays if a reader cannot take
+    it: a sum, a norm, or a maximum if γ is negative.
 
-    All or nothing: raises ValueError, and leaves the network as it was, for "attention" whose
-    cross weights are not 0, since its gate is no convolution, where only one stream's part of
-    a parameter is frozen, and where what follows a classifier is not linear. An optimizer made
-    before holds the old parameters: make a new one.
+    Raises ValueError, and leaves the network as it was, for "attention" whose cross weights are not
+    0 (a gate is no convolution), for a parameter that is frozen in one stream only, and for a
+    nonlinear module behind a classifier. An optimizer from before holds the old parameters: see
+    nr.carry.
     """
     if model.streams > 1:
         _join(model)
@@ -75,7 +75,7 @@ def _merged(lists: Lists) -> Lists:
 
 
 def _refuse_gates(plan: Wiring) -> None:
-    """Raise ValueError where cross-attention is at work."""
+    """Raise ValueError for cross-attention that does something."""
     for layer in plan.layers:
         if layer.unit.form == "attention":
             for i, o, block in layer.unit.blocks():
@@ -88,7 +88,7 @@ def _refuse_gates(plan: Wiring) -> None:
 
 
 def _refuse_curved_ends(plan: Wiring) -> None:
-    """Raise ValueError where f(a) + f(b) = f(a + b) does not hold behind a classifier."""
+    """Raise ValueError unless f(a) + f(b) = f(a + b) behind a classifier."""
     after = {step.name for step, *_ in plan.heads}
     for step in plan.steps.values():
         if step.name in after or after.isdisjoint(step.inputs):
@@ -103,7 +103,7 @@ def _refuse_curved_ends(plan: Wiring) -> None:
 
 
 def _refuse_half_frozen(plan: Wiring) -> None:
-    """Raise ValueError where a parameter would have to be frozen in part."""
+    """Raise ValueError for a parameter that would be frozen in part."""
     lists = {
         f"{step.name}.{child}": layers
         for step in plan.steps.values()

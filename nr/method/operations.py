@@ -1,4 +1,4 @@
-"""What a network computes, one operation after the other, with its widths: to be timed."""
+"""The operations of a network, one after the other, with their widths: to be timed."""
 
 import copy
 import operator
@@ -25,9 +25,9 @@ Work = Callable[..., object]
 
 
 class Operation(NamedTuple):
-    """``name``: of all that its time depends on but ``widths``, channels or groups of them.
+    """``name``: everything that its time depends on but ``widths``, its channels or groups.
 
-    ``make``: (widths, batch) -> what is called, and the shapes of what it is given.
+    ``make``: (widths, batch) -> what is called, and the shapes of its inputs.
     """
 
     name: str

@@ -31,7 +31,7 @@ class LayerPlan:
     """What becomes of the output channels of a unit, or of a norm before a convolution.
 
     ``outputs``: how many there are. ``survivors``: the places of those that stay. ``fresh``: how
-    many rejuvenated ones follow each of these.
+    many rejuvenated channels follow each of them.
     """
 
     name: str
@@ -47,11 +47,11 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What nr.rejuvenate would do; str() of it is a table.
+    """What nr.rejuvenate would do; str() gives a table.
 
-    ``cross``, ``from_scratch``, ``budget``: as given to nr.plan; ``image_size``: (H, W).
-    ``expansion``: r. ``cost``: before and after, in what the budget counts; ``params``: parameters
-    before and after. ``dropped``: the sums and concatenations that go on without a branch.
+    ``cross``, ``from_scratch``, ``budget``: as given to nr.plan. ``image_size``: (H, W).
+    ``expansion``: r. ``cost``: before and after, in the unit of the budget. ``params``: parameters
+    before and after. ``dropped``: the sums and concatenations that lose a branch.
     """
 
     cross: str
@@ -65,7 +65,7 @@ class Plan:
     dropped: tuple[str, ...]
 
     def data(self) -> dict[str, object]:
-        """All of it as dicts, lists, strings and numbers, for JSON; nr.rejuvenate takes them."""
+        """All of it as dicts, lists, strings and numbers, for JSON; nr.rejuvenate takes it."""
         return json.loads(json.dumps(asdict(self)))
 
     def __str__(self) -> str:
@@ -86,7 +86,7 @@ def _number(value: float) -> str:
 
 
 class Options(TypedDict, total=False):
-    """What nr.plan may be given beside a network."""
+    """The arguments of nr.plan beside the network."""
 
     cross: str
     flops: bool
@@ -107,14 +107,17 @@ def plan(
     published: bool | None = None,
     budget: Budgeted = "params",
 ) -> Plan:
-    """What nr.rejuvenate with these arguments would do to ``model``, which stays as it is.
+    """What nr.rejuvenate with these arguments would do; ``model`` stays as it is.
 
-    ``budget``: "params" or "flops", with every connection between the streams whether it exists or
-    not; "latency", seconds of a forward pass of one image on the network's device, or an
-    nr.Latency; or a function of a network, which it gets without memory (on the meta device). Of
-    the last two r is the largest, by bisection, at which the network as it is in the end does not
-    cost more than this one. ``params`` are exact but for a bias that a layer gets to take up what
-    dead scales still say. Raises ValueError as nr.rejuvenate does.
+    ``budget`` is one of
+    - "params" or "flops", counted with every connection between the streams, even if it does not
+      exist;
+    - "latency", seconds of a forward pass of one image on the network's device, or an nr.Latency;
+    - a function of a network, which gets it on the meta device, without memory.
+
+    For the last two r is found by bisection: the largest at which the finished network does not
+    cost more than this one. ``params`` of the result are exact, but for a bias that a layer may get
+    to take up what dead scales give. Raises ValueError as nr.rejuvenate does.
     """
     return planned(model, cross, flops, image_size, from_scratch, round_to, published, budget)[0]
 
@@ -129,7 +132,7 @@ def planned(
     published: bool | None,
     budget: Budgeted,
 ) -> tuple[Plan, Cut]:
-    """The plan, and what it says in channel numbers."""
+    """The plan, and its cut in channel numbers."""
     check_form(cross, from_scratch)
     if type(round_to) is not int or round_to < 1:
         raise ValueError(f"round_to: {round_to!r} is not a whole number of at least 1")
@@ -198,7 +201,7 @@ def _growth(
 
 
 def full_cost(wired: Wiring, flops: bool) -> int:
-    """Σ in·out·k² (times H·W with ``flops``) as it is before rejuvenation."""
+    """Σ in·out·k² (times H·W with ``flops``) of the network as it is."""
     return sum(
         (a.unit.group[0] if a.unit.group else a.unit.in_channels[0])
         * a.unit.out_channels[0]
@@ -216,7 +219,7 @@ def check_form(cross: object, from_scratch: object) -> None:
 
 
 def walked(model: Network, image_size: int | Size | None, from_scratch: bool) -> Wiring:
-    """A network that can be rejuvenated."""
+    """The walk over a network; ValueError if it cannot be rejuvenated."""
     refuse_sharded(model)
     wired = wiring(model, image_size)
     if model.streams != 1:
@@ -237,7 +240,7 @@ def check(model: Network, cut: Cut) -> None:
 
 
 def _refuse_lifted(wired: Wiring) -> None:
-    """A dead channel must not say anything: what it passes is 0 at 0."""
+    """What a dead channel passes has to be 0 at 0, or the channel would not be silent."""
     for layer in wired.layers:
         if layer.lifted and (layer.branch or (layer.scaled and not layer.fixed)):
             raise ValueError(

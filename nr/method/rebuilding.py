@@ -1,4 +1,4 @@
-"""New lists of channels -> fresh units with the old weights in their places, and the swap."""
+"""New lists of channels -> fresh units, the old weights in their places -> the swap."""
 
 import copy
 from collections.abc import Mapping, Set
@@ -23,9 +23,9 @@ Values = Mapping[str, Tensor]  # of one op, by name in it
 
 
 def remade(layout: Layout, form: str, apart: Set[str] = frozenset()) -> dict[str, Op]:
-    """Fresh units and classifiers of a layout, by name; the network keeps its own.
+    """Fresh units and classifiers for a layout, by name; the network keeps its own.
 
-    ``apart``: the layers whose second stream is not connected to the first, and trains.
+    ``apart``: layers whose second stream is not connected to the first, and trains.
     """
     found: dict[str, Op] = {}
     for name in layout.lists:
@@ -48,7 +48,7 @@ def remade(layout: Layout, form: str, apart: Set[str] = frozenset()) -> dict[str
 
 
 def form_of(layer: Layer, form: str, apart: Set[str] = frozenset()) -> str:
-    """No mode has cross blocks in the stem, which reads the image twice, or between groups."""
+    """There are no cross blocks in the stem, which reads the image twice, nor between groups."""
     joined = isinstance(layer.unit, ConvBN) and IMAGE not in layer.sources
     joined = joined and layer.unit.group is None and layer.name not in apart
     return form if form == "plain" or joined else "removed"
@@ -56,11 +56,11 @@ def form_of(layer: Layer, form: str, apart: Set[str] = frozenset()) -> str:
 
 @dataclass
 class Move:
-    """Where a unit or classifier had its channels and has them now.
+    """Where a unit or classifier had its channels, and where it has them now.
 
     ``old``, ``new``: without their layers. ``reads``, ``own``: the channels that they read and
-    make, (new, old). Of what a rebuild left, ``before``: the old parameters' shapes, and ``heirs``:
-    the new parameters, both by name; ``kept``: whether these have the old ones' values.
+    make, as (new, old). ``before``: the old parameters' shapes; ``heirs``: the new parameters; both
+    by name. ``kept``: whether the new ones have the old ones' values.
     """
 
     old: Op
@@ -72,14 +72,14 @@ class Move:
     kept: bool = True
 
     def copy(self, ours: Values, theirs: Values) -> None:
-        """Put what the old op has (``theirs``) of all channels that both have into ``ours``."""
+        """Copy what ``theirs``, the old op, has for all channels that both have into ``ours``."""
         if isinstance(self.new, Classifier) and isinstance(self.old, Classifier):
             self.copy_columns(self.new, self.old, ours, theirs)
         elif isinstance(self.new, Unit) and isinstance(self.old, Unit):
             self.copy_unit(self.new, self.old, ours, theirs)
 
     def copy_unit(self, new: Unit, old: Unit, ours: Values, theirs: Values) -> None:
-        """Of a unit the blocks and the norms of the channels that both have."""
+        """Of a unit, the blocks and norms of the channels that both have."""
         rows, columns = _all_matched(*self.own), _all_matched(*self.reads)
         for i, o, block in new.blocks(_weights(ours)):
             for old_i, old_o, old_block in old.blocks(_weights(theirs)):
@@ -91,7 +91,7 @@ class Move:
             _copy_norm(_inside(ours, norm), _inside(theirs, old_norm), places)
 
     def copy_columns(self, new: Classifier, old: Classifier, ours: Values, theirs: Values) -> None:
-        """Of a classifier the columns that both have, and the bias that all streams share."""
+        """Of a classifier, the columns that both have, and the shared bias."""
         classes = (count_to(old.num_classes),) * 2
         for stream, block in new.blocks(_weights(ours)):
             for old_stream, old_block in old.blocks(_weights(theirs)):
@@ -108,19 +108,19 @@ def _all_matched(new: Lists, old: Lists) -> dict[tuple[int, int], tuple[Tensor, 
 
 
 def _weights(values: Values) -> list[Tensor]:
-    """Of the convolutions or linear layers of an op."""
+    """The weights of the convolutions or linear layers of an op."""
     names = ("convs.", "linears.")
     return [x for n, x in values.items() if n.startswith(names) and n.endswith(".weight")]
 
 
 def _inside(values: Values, norm: int) -> Values:
-    """What one of the norms of a unit has."""
+    """The tensors of one of a unit's norms."""
     start = f"norms.{norm}."
     return {n.removeprefix(start): x for n, x in values.items() if n.startswith(start)}
 
 
 def _copy(new: Tensor, old: Tensor, *places: tuple[Tensor, Tensor]) -> None:
-    """Copy the entries of the first two dimensions that both have: their (new, old) places."""
+    """Copy entries of the first two dimensions; ``places`` are (new, old)."""
     (rows, old_rows), (columns, old_columns) = (
         [side.to(old.device) for side in pair] for pair in places
     )
@@ -152,7 +152,7 @@ def moves(layout: Layout, made: Mapping[str, Op]) -> dict[str, Move]:
 
 
 def _old(layout: Layout, name: str) -> Op:
-    """The unit or classifier of the network in the place of one that was made."""
+    """The unit or classifier that a new one will replace."""
     return cast(Op, layout.plan.steps[name].op)
 
 
@@ -165,7 +165,7 @@ def _bare(op: Op) -> Op:
 
 @torch.no_grad()
 def transplant(layout: Layout, made: Mapping[str, Op], moved: Mapping[str, Move]) -> None:
-    """Copy the weights and norms of all channels that the old network has, too."""
+    """Copy the weights and norms of all channels that the old network has."""
     for name, move in moved.items():
         move.copy(made[name].state_dict(), _old(layout, name).state_dict())
 
@@ -177,7 +177,7 @@ def swap(
     moved: Mapping[str, Move],
     kept: bool = True,
 ) -> None:
-    """Put everything that was made in its place: nothing here can fail.
+    """Put everything that was made in its place; nothing here can fail.
 
     ``kept``: whether it has the old weights.
     """

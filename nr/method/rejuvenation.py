@@ -28,7 +28,7 @@ from nr.network.units import PRUNED
 
 @dataclass(frozen=True)
 class LayerChange:
-    """Channels of one layer before, survived and after (survived + rejuvenated); 0 if dropped."""
+    """Channels of a layer before, survived and after; 0 if it is dropped."""
 
     name: str
     before: tuple[int, int]  # (input, output)
@@ -38,12 +38,13 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Report:
-    """What rejuvenation did: the utilization before it, the expansion r, and every layer.
+    """What rejuvenation did.
 
-    ``utilization``: live is what survives. ``params``: of the whole network, before and after.
-    ``budget``: the new cost over the old one; of parameters or multiply-adds with every connection
-    between the streams, whether it exists or not. ``latency``: seconds of the new network, where
-    they are the budget: predicted (from those of the old one as a whole), and measured.
+    ``utilization``: before it, where what survives is live. ``expansion``: r. ``params``: of the
+    whole network, before and after. ``budget``: the new cost over the old one; parameters and
+    multiply-adds are counted with every connection between the streams, even if it does not exist.
+    ``latency``: with a budget in seconds those of the new network, predicted (from the old
+    network's) and measured.
     """
 
     utilization: Utilization
@@ -67,28 +68,31 @@ def rejuvenate(
     budget: Budgeted = "params",
     plan: Plan | Mapping[str, object] | None = None,
 ) -> Report:
-    """Rebuild ``model`` in place at its present budget and return what changed.
+    """Rebuild ``model`` in place at its present budget (paper section 3.3) and return what changed.
 
-    Live channels survive with their weights; r = √(total / live) gives each layer int(live·r)
-    channels, the extra ones fresh (spec section 5). ``cross``: the connections between the two
-    streams, "removed", "attention" or "full" (section 6); "none": only what survives, in a single
-    stream of the live widths (r = 1, the pruned network). ``budget``: what stays, "params" or
-    "flops", multiply-adds for images of ``image_size`` (H = W, or (H, W)), as ``flops`` says too;
-    "latency", an nr.Latency or a function of the network, see nr.plan.
-    ``from_scratch``: a fresh single-stream network of the new widths instead (NR-FS).
-    ``round_to``: N > 1 rounds the survivors of prunable layers up to multiples of N, by dead
-    channels of the largest |γ|, and each width to the multiple nearest to live·r, at least N more
-    than survives. ``published``: whether the published formula says r; where it is False r is the
-    largest whose cost is not above the old one, and None is the formula for networks whose cost
-    grows as r², as the paper's. A network without a dead channel stays as it is (r = 1).
-    Rejuvenated channels of a layer with frozen weights are frozen too, and a warning says that they
-    can never learn, but not beside layers of nr.hold's ``freeze``.
+    Live channels keep their weights. With r = √(total / live) each layer gets int(live·r) channels,
+    the others of them fresh (spec section 5). A network without a dead channel stays as it is (r =
+    1).
 
-    ``plan``: what nr.plan, or its ``data()``, says of this network or of one like it, in the place
-    of all other arguments: fresh weights are drawn anew, so seed torch alike for equal ones. Raises
-    ValueError for an unknown mode or budget, a senseless ``round_to``, from_scratch beside frozen
-    layers, a plan that does not fit, a network that was rejuvenated before or is sharded (FSDP2),
-    and one that nr cannot follow; the network is then as it was.
+    - ``cross``: the connections between the two streams (spec section 6), "removed", "attention" or
+      "full"; "none" makes a single stream of the live channels (r = 1, the pruned network).
+    - ``budget``: what stays: "params", "flops", "latency", an nr.Latency or a function; see
+      nr.plan.
+    - ``flops``: the same as ``budget="flops"``, for images of ``image_size`` (H = W, or (H, W)).
+    - ``from_scratch``: a fresh network of one stream with the new widths instead (NR-FS).
+    - ``round_to``: N > 1 makes multiples of N. Survivors of prunable layers are rounded up, by the
+      dead channels of the largest |γ|; a width is the multiple nearest to live·r, N above the
+      survivors at least.
+    - ``published``: True takes the r above. False takes the largest r whose cost is not above the
+      old one. None takes the formula if the cost grows as r², as in the paper's networks.
+    - ``plan``: a Plan of nr.plan, or its ``data()``, for this network or one like it, instead of
+      all other arguments. Fresh weights are drawn here: for equal ones seed torch alike.
+
+    If a layer's weights are frozen, so are its rejuvenated channels, and a warning says that they
+    cannot learn; not so beside layers that nr.hold freezes. Raises ValueError for an argument that
+    makes no sense, from_scratch beside frozen layers, a plan that does not fit, a network that was
+    rejuvenated before or is sharded (FSDP2), and one that nr cannot follow; the network is then as
+    it was.
     """
     budget = Latency() if budget == LATENCY else budget
     given = (cross, flops, image_size, from_scratch, round_to, published, budget)
@@ -118,7 +122,7 @@ def rejuvenate(
 
 
 def _apply(model: Network, cut: Cut) -> None:
-    """Make what is new, and put it in its place."""
+    """Make what is new and put it in its place."""
     made = remade(cut.layout, cut.form, cut.wired.held.freeze)
     moved = moves(cut.layout, made)
     if not cut.from_scratch:
@@ -128,7 +132,7 @@ def _apply(model: Network, cut: Cut) -> None:
 
 
 def _warn_of_frozen(wired: Wiring) -> None:
-    """Say which layers, if any, get channels that cannot learn."""
+    """Name the layers, if any, that get channels which cannot learn."""
     names = [
         step.name
         for step in wired.steps.values()
@@ -146,13 +150,13 @@ def _warn_of_frozen(wired: Wiring) -> None:
 
 
 def _inputs(layer: Layer) -> int:
-    """Input channels of all streams; those of the stem read one image, which counts once."""
+    """Input channels of all streams; the stem's read one image, which counts once."""
     channels = layer.unit.in_channels
     return channels[0] if IMAGE in layer.sources else sum(channels)
 
 
 def _changes(model: Network, wired: Wiring, usage: Utilization) -> tuple[LayerChange, ...]:
-    """Every layer of ``usage`` beside its widths in the ``model``, rebuilt after it was wired."""
+    """Every layer of ``usage`` with its widths in the rebuilt ``model``."""
     there = {name for name, _ in model.named_modules()}
 
     def change(row: LayerUsage) -> LayerChange:

@@ -19,13 +19,13 @@ from nr.network.wiring import wiring
 @torch.inference_mode(False)
 @torch.no_grad()
 def rescale(model: Network, target: float) -> None:
-    """Move every prunable γ with 0 < |γ| < ``target`` to ±``target``, exactly compensated.
+    """Raise every prunable γ with 0 < |γ| < ``target`` to ±``target``, exactly compensated.
 
-    β grows by the same factor, and every weight that reads the channel shrinks by it. Fixed
-    layers keep their γ, a γ of exactly 0 stays, and so does that of a channel that an nr.Norm
-    reads, which takes any factor off again. Raises ValueError, before anything is touched,
-    unless target is positive and every module that a prunable channel passes on its way is
-    positively homogeneous: ReLU is, SiLU and a ReLU6, which saturates, are not.
+    β grows by the same factor, and every weight that reads the channel shrinks by it. A γ stays if
+    it is exactly 0, if its layer is fixed, or if an nr.Norm reads the channel, which would take any
+    factor off again. Raises ValueError, and changes nothing, unless target is positive and every
+    module that a prunable channel passes is positively homogeneous, as ReLU is, and SiLU and ReLU6
+    are not.
     """
     if not (math.isfinite(target) and target > 0):
         raise ValueError(f"target: {target} is not a positive number")
@@ -49,7 +49,7 @@ def rescale(model: Network, target: float) -> None:
 
 
 def scale_readers(plan: Wiring, factors: Tensor) -> None:
-    """Multiply every weight by the factor, by number [count], of the channel that it reads."""
+    """Multiply every weight by the factor, by number [count], of what it reads."""
     for layer in plan.layers:
         for i, _, block in layer.unit.blocks():
             block.mul_(layer.unit.spread(factors[layer.reads[i]]))  # [o, i, k, k] x [1 or o, i]
@@ -59,7 +59,7 @@ def scale_readers(plan: Wiring, factors: Tensor) -> None:
 
 
 def _raise_scale(norm: nn.BatchNorm2d, target: float, kept: Tensor) -> Tensor:
-    """Raise the small γ of one norm but those ``kept`` [C]; return s/t [C], for its readers."""
+    """Raise the small γ of a norm but those ``kept`` [C]; return s/t [C] for its readers."""
     gamma = norm.weight
     least = torch.finfo(gamma.dtype).tiny  # below it a float is 0 but for rounding
     small = (gamma.abs() >= least) & (gamma.abs() < target) & ~kept.to(gamma.device)

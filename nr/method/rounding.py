@@ -9,13 +9,12 @@ from nr.method.life import Life, absolute_gammas, part_scores
 
 
 def new_widths(live: int, total_live: int, total: int, multiple: int = 1) -> tuple[int, int]:
-    """(survived, rejuvenated) parts of a layer, from live·r with r = √(total / total_live).
+    """(survived, rejuvenated) parts of a layer from live·r, with r = √(total / total_live).
 
-    A part is a channel, but where groups tie several to each other.
-
-    ``multiple`` 1: int(live·r), at least one more than live. N > 1: the multiple of N nearest to
-    live·r (the larger of two), at least N more than live. Exact integers; nothing is rejuvenated
-    where nothing in the network is dead.
+    A part is a channel, or several that groups tie to each other. ``multiple`` 1: int(live·r), at
+    least one more than live. N > 1: the multiple of N nearest to live·r (the larger of two), at
+    least N more than live. In exact integers. If nothing in the network is dead, nothing is
+    rejuvenated.
     """
     if total == total_live:
         return live, 0
@@ -28,7 +27,7 @@ def new_widths(live: int, total_live: int, total: int, multiple: int = 1) -> tup
 
 
 def rounded(live: int, r: float, multiple: int = 1) -> int:
-    """The width of a layer for any r, as of ``new_widths`` where something is dead."""
+    """The width of a layer for any r, as of ``new_widths`` if something is dead."""
     if multiple == 1:
         return max(int(live * r), live + 1)
     nearest = (int(2 * live * r) + multiple) // (2 * multiple) * multiple
@@ -36,15 +35,15 @@ def rounded(live: int, r: float, multiple: int = 1) -> int:
 
 
 def parts_in(family: Family, multiple: int) -> int:
-    """The number of parts that makes whole multiples of ``multiple`` channels in every layer."""
+    """How many parts make a multiple of ``multiple`` channels in every layer."""
     return lcm(*(multiple // gcd(multiple, width) for width in family.widths.values()))
 
 
 def round_up(families: Families, alive: Life, multiple: int) -> Life:
-    """``alive`` with the survivors of each prunable layer rounded up to a multiple.
+    """``alive``, with the survivors of each prunable layer rounded up to a multiple.
 
     The dead channels of the largest |γ| survive too, the first of equal ones, as far as there are
-    any. Fixed layers and layers without any survivor stay as they are.
+    any. Fixed layers, and layers without a survivor, stay as they are.
     """
     if multiple == 1:
         return alive

@@ -1,4 +1,4 @@
-"""Scales γ where there is no batch norm: born 1, and folded into what reads them at the end."""
+"""Scales γ where there is no batch norm: born as 1, folded into their readers at the end."""
 
 from collections import Counter
 from typing import cast
@@ -22,9 +22,9 @@ from nr.network.wiring import wiring
 def add_scales(network: Network) -> None:
     """Put γ = 1 behind the activations of a converted network's layers without batch norm.
 
-    Each stands behind the poolings and dropouts that follow an activation, where it is read, so
-    that it folds into its readers whatever its sign; there are none where a sum or a product holds
-    the channels. It trains if its layer does.
+    A scale stands behind the poolings and dropouts that follow an activation, where it can be
+    folded into its readers whatever its sign. There is none if a sum or a product holds the
+    channels. It trains if its layer does.
     """
     plan, graph = wiring(network), cast(Graph, network.features)
     wanted, before = _ends(plan, graph), list(graph.nodes)
@@ -38,7 +38,7 @@ def add_scales(network: Network) -> None:
 
 
 def _ends(plan: Wiring, graph: Graph) -> dict[str, Conv]:
-    """Node -> the convolution without batch norm whose output has passed all plain modules here."""
+    """Node -> the convolution without batch norm from which only plain modules lead here."""
     made: dict[str, Conv] = {}  # of what no sum, product or unit has touched since
     ends: dict[str, Conv] = {}
     calls = {node.name: graph.module(node) for node in graph.nodes}
@@ -85,7 +85,7 @@ def _rewrite(graph: Graph, nodes: list[Node], wanted: dict[str, Conv]) -> None:
 
 @torch.no_grad()
 def fold_scales(model: Network) -> None:
-    """Move every γ that stands alone into the weights that read it, where that is exact."""
+    """Move every γ that stands alone into the weights that read it, if that is exact."""
     plan = wiring(model)
     layers = [layer for layer in plan.norms if _folds(plan, layer)]
     weight, old = plan.layers[0].unit.convs[0].weight, list(model.parameters())

@@ -1,4 +1,4 @@
-"""The search phase in a loop of one's own: a penalty that no step forgets, and one rebuild."""
+"""The search phase in a loop of one's own: a penalty in every step, and one rebuild."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +19,18 @@ if TYPE_CHECKING:
 
 
 class Search:
-    """Penalises ``model`` at every step of ``optimizer``, until it is rebuilt.
+    """Penalises ``model`` in every step of ``optimizer``, until it is rebuilt.
 
-    The penalty (spec section 4) comes inside of the step, so after gradients were averaged over
-    processes, accumulated, unscaled and clipped, and before momentum; of a step with a closure, in
-    which they come to be, after that. ``sparsity``: λ, which may be set anew. ``target``: the
-    utilization, from 0 to 1, at which after_epoch rebuilds. ``options``: of nr.plan.
+    The penalty (spec section 4) comes inside the step: after gradients were averaged over
+    processes, accumulated, unscaled and clipped, and before momentum; in a step with a closure,
+    after the closure.
 
-    ``optimizer``: the one to go on with. ``plan``: what was done, None during the search. Raises
-    ValueError for a λ, target or option that makes no sense, for an optimizer that does not step on
-    this network or that penalises by itself, and for a network that nr.plan refuses.
+    ``sparsity``: λ, which may be set anew. ``target``: the utilization, 0 to 1, at which
+    after_epoch rebuilds. ``options``: of nr.plan. The attribute ``optimizer`` is the one to go on
+    with; ``plan`` is what was done, None during the search.
+
+    Raises ValueError for a λ, target or option that makes no sense, for an optimizer that does not
+    step on this network or penalises by itself, and for a network that nr.plan refuses.
     """
 
     def __init__(
@@ -61,12 +63,13 @@ class Search:
         self.handle = optimizer.register_step_pre_hook(self._penalise)
 
     def after_epoch(self, *copies: Network) -> Report | None:
-        """Measure, and rebuild once utilization has fallen to the target; the report of that.
+        """Measure; once utilization has fallen to the target rebuild, and return the report.
 
-        ``copies``: networks like this one that are to be rebuilt alike, such as an average of it.
-        All get the first process's plan, and equal fresh weights. From then on ``optimizer`` is
-        nr.carry's, without a penalty, and this does nothing. Raises ValueError for a copy that
-        differs, before anything is changed, and, with the network rebuilt, as nr.carry does.
+        ``copies``: networks like this one, such as an average of it, which are rebuilt alike. All
+        processes use the first one's plan and get equal fresh weights. From then on ``optimizer``
+        is nr.carry's, without a penalty, and this method does nothing. Raises ValueError for a copy
+        that differs, before anything is changed, and as nr.carry does, when the network is rebuilt
+        already.
         """
         if self.plan is not None:
             return None
@@ -82,7 +85,7 @@ class Search:
         return reports[-1]
 
     def _planned(self) -> tuple[Plan | None, int]:
-        """What is to be done now, and the seed of fresh weights: the same on all processes."""
+        """The plan, if it is time, and the seed of fresh weights: alike on all processes."""
         size = self.options.get("image_size")
         ratio = utilization(self.model, self.budget == "flops", size).ratio
         agreed: list[Any] = [None, 0]
@@ -95,7 +98,7 @@ class Search:
     def _penalise(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before a step: its penalty, or a closure that adds it after the gradients."""
+        """Before a step: penalise, or wrap the closure so that it does."""
         own, *rest = args
         closure = kwargs.get("closure") or (rest[0] if rest else None)
         if closure is None:
@@ -111,7 +114,7 @@ class Search:
 
 
 def _rebuilt(network: Network, found: Plan, seed: int) -> Report:
-    """Rebuild with fresh weights that the seed says; random numbers go on as before."""
+    """Rebuild with fresh weights of this seed; the generators go on as before."""
     device = next(network.parameters()).device
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Selections in a rebuilt graph: where what is read does not stand in the order that is needed."""
+"""Selections in a rebuilt graph, where an input does not stand in the needed order."""
 
 from collections import Counter
 
@@ -15,7 +15,7 @@ def graphs(model: Network) -> list[tuple[str, Graph]]:
 
 
 def check_picks(model: Network, layout: Layout) -> None:
-    """Raise ValueError where a container other than a graph would have to move channels."""
+    """Raise ValueError if a container other than a graph would have to move channels."""
     prefixes = tuple(f"{name}." for name, _ in graphs(model))
     for name, _ in layout.needs:
         if not name.startswith(prefixes or ("\0",)):
@@ -28,8 +28,8 @@ def check_picks(model: Network, layout: Layout) -> None:
 class Selections:
     """The nodes of a graph that stay, with selections where an order is needed.
 
-    A selection of a selection is one, and one of everything is none, but where others read that
-    too: what follows may change it in place.
+    Two selections in a row become one. A selection of everything in order is left out, unless
+    others read its input too: what follows may change that in place.
     """
 
     def __init__(self, layout: Layout, graph: Graph, prefix: str):
@@ -58,7 +58,7 @@ class Selections:
         return isinstance(self.graph.module(node), Pick)
 
     def source(self, node: Node, k: int) -> str | None:
-        """What a node reads in the place of its input k; None where that is gone."""
+        """What a node reads instead of its input k; None if that is gone."""
         name, lists = self.prefix + node.name, self.layout.lists
         source, given = node.inputs[k], self.layout.plan.steps[name].inputs[k]
         if name not in lists or given not in lists:
@@ -78,7 +78,7 @@ class Selections:
         return own
 
     def before(self, source: str, given: str) -> tuple[str, str]:
-        """The node, and its step, that a selection, or several, select from."""
+        """The node, and its step, that one or several selections select from."""
         while source in self.known and self.is_pick(self.known[source]):
             (given,) = self.layout.plan.steps[self.prefix + source].inputs
             (source,) = self.known[source].inputs

@@ -1,4 +1,4 @@
-"""The L1 penalty on prunable batch-norm scales (spec section 4), and how its weight λ grows."""
+"""The L1 penalty on prunable batch-norm scales (spec section 4), and how λ grows."""
 
 import math
 from collections.abc import Callable
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 def penalise(model: Network, sparsity: float, maximize: bool = False) -> None:
     """Add λ·sign(γ) to the gradient of every prunable γ that has one (spec section 4).
 
-    For any optimizer: between backward and step, once the gradients are reduced, unscaled and
-    clipped. ``sparsity``: λ. ``maximize``: the optimizer's, which then climbs: subtract it. The
-    network is walked anew each time, so a rebuilt one is met as it is now. Raises ValueError for a
-    λ that is negative or not finite.
+    For any optimizer: call it between backward and step, when the gradients are reduced, unscaled
+    and clipped. ``sparsity``: λ. ``maximize``: if the optimizer climbs; the penalty is then
+    subtracted. The network is walked each time, so a rebuilt one is taken as it is now. Raises
+    ValueError for a λ that is negative or not finite.
 
-    How to choose λ: where the loss does not hold it, γ falls by about lr·λ/(1 - momentum) a step
-    of SGD. With lr 0.1, momentum 0.9 and λ 1.5e-4 that is 1.5e-4, so a γ of 0.5 is dead after
-    3,300 steps, four epochs of 50,000 images in batches of 64. Adam divides by the size of its
-    gradients: there a γ that only the penalty moves falls by about lr a step for any λ, and λ
-    says how strong a gradient of the loss has to be to hold it.
+    How to choose λ: a γ that the loss does not hold falls by about lr·λ/(1 - momentum) a step of
+    SGD. With lr 0.1, momentum 0.9 and λ 1.5e-4 that is 1.5e-4, so a γ of 0.5 is dead after 3,300
+    steps, four epochs of 50,000 images in batches of 64. Adam divides by the size of its gradients:
+    there such a γ falls by about lr a step for any λ, and λ says how strong the loss's gradient has
+    to be to hold it.
     """
     _penalise(prunable_units(model), sparsity, -1 if maximize else 1)
 
 
 def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
-    """Add scale·λ·sign(γ) to the gradients that the scales of ``units`` have."""
+    """Add scale·λ·sign(γ) to the gradients of the scales of ``units``."""
     if not (math.isfinite(sparsity) and sparsity >= 0):
         raise ValueError(f"sparsity: {sparsity} is not a finite number from 0")
     if sparsity == 0:
@@ -54,7 +54,7 @@ def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
 
 @torch.no_grad()
 def penalise_before(optimizer: Optimizer, units: list[Unit], sparsity: float) -> None:
-    """Add the penalty on the scales of ``units`` to what ``optimizer`` is about to step on."""
+    """Penalise the scales of ``units`` in what ``optimizer`` is about to step on."""
     # A GradScaler leaves it to a fused step to divide the gradients by its scale.
     scale = getattr(optimizer, "grad_scale", None)
     sign = -1 if optimizer.param_groups[0].get("maximize") else 1
@@ -62,12 +62,12 @@ def penalise_before(optimizer: Optimizer, units: list[Unit], sparsity: float) ->
 
 
 def prunable_units(model: Network) -> list[Unit]:
-    """The units that no residual sum holds to their width."""
+    """The units whose width no residual sum fixes."""
     return [layer.unit for layer in wiring(model).prunable]
 
 
 class Options(TypedDict, total=False):
-    """What else torch's SGD takes."""
+    """Other arguments of torch's SGD."""
 
     dampening: float
     nesterov: bool
@@ -81,9 +81,9 @@ class SGD(torch.optim.SGD):
     """torch's SGD on all parameters of ``model``, with :func:`penalise` before each step.
 
     The penalty falls on prunable batch norms only, after the gradients are complete and before
-    weight decay and momentum. ``sparsity``: λ, 0 in the train phase. After the network was rebuilt
-    it needs a new optimizer; a step of the old one is a RuntimeError, as of any other class. A copy
-    of it, or what is read of its pickle, steps on a network of its own, ``model``.
+    weight decay and momentum. ``sparsity``: λ; 0 in the train phase. A step after the network was
+    rebuilt is a RuntimeError: make a new optimizer. A copy, or an unpickled one, steps on its own
+    network, ``model``.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class SGD(torch.optim.SGD):
 
     # torch's gives the loss of a closure, which here there is none of.
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step; a closure is not supported, since the penalty follows its gradients."""
+        """One step. A closure is refused, since the penalty comes after its gradients."""
         if closure is not None:
             raise ValueError("nr.SGD: step takes no closure")
         penalise_before(self, self.units, self.sparsity)
@@ -117,8 +117,8 @@ class SGD(torch.optim.SGD):
 def grow_sparsity(
     sparsity: float, previous: float, ratio: float, threshold: float, step: float
 ) -> float:
-    """λ for the next search epoch: one ``step`` more where utilization fell by < ``threshold``.
+    """λ of the next search epoch: a ``step`` more if utilization fell by less than ``threshold``.
 
-    ``previous``, ``ratio``: utilization before and after the epoch, the first ``previous`` is 1.
+    ``previous``, ``ratio``: utilization before and after the epoch; at first ``previous`` is 1.
     """
     return sparsity + step if previous - ratio < threshold else sparsity

@@ -1,4 +1,4 @@
-"""How much of a network is alive: γ -> live masks -> live / total. Nothing here changes a model.
+"""How much of a network is alive: γ -> live masks -> live / total. Nothing here changes a network.
 
 Paper section 3.2, specification section 3.
 """
@@ -20,7 +20,7 @@ Masks = dict[str, tuple[Tensor, ...]]  # layer name -> one bool [C] a stream, on
 
 @dataclass(frozen=True)
 class LayerUsage:
-    """One ConvBN: channel counts and cost, summed over its streams."""
+    """Channels and cost of one ConvBN, summed over its streams."""
 
     name: str
     fixed: bool
@@ -34,7 +34,7 @@ class LayerUsage:
 
 @dataclass(frozen=True)
 class Utilization:
-    """``live`` and ``total`` weights of all ConvBN (multiply-adds with ``flops``), layer rows."""
+    """``live`` and ``total`` weights of all ConvBN (multiply-adds with ``flops``), by layer."""
 
     live: int
     total: int
@@ -48,18 +48,19 @@ class Utilization:
 def utilization(
     model: Network, flops: bool = False, image_size: int | Size | None = None
 ) -> Utilization:
-    """Measure Σ live_in·live_out·k² against Σ in·out·k² over the blocks that exist.
+    """Σ live_in·live_out·k² against Σ in·out·k², over all blocks that exist (paper section 3.2).
 
-    With ``flops`` each term is multiplied by the layer's output H·W for images of ``image_size``
-    (H = W, or (H, W); None: the family's usual size). No forward pass; the model is left as it is.
-    Raises ValueError for a scale that is not finite, and for a network that nr cannot follow.
+    With ``flops`` each term is multiplied by H·W of the layer's output, for images of
+    ``image_size`` (H = W, or (H, W); None is the family's usual size). Needs no forward pass and
+    changes nothing. Raises ValueError for a scale that is not finite, and for a network that nr
+    cannot follow.
     """
     plan = wiring(model, image_size)
     return measure(plan, life(plan), flops)
 
 
 def relative_scales(model: Network) -> Tensor:
-    """|γ| over the largest of its layer and stream, of every prunable scale: float [N], CPU."""
+    """|γ| over the largest of its layer and stream, for every prunable scale: [N], CPU."""
     plan = wiring(model)
     gammas = absolute_gammas(plan)
     rows = [gammas[numbers] for layer in plan.prunable for numbers in layer.numbers]
@@ -67,13 +68,13 @@ def relative_scales(model: Network) -> Tensor:
 
 
 def live_masks(plan: Wiring) -> Masks:
-    """Which output channels of each layer are live, stream by stream."""
+    """Which output channels of each layer live, for each stream."""
     found = life(plan)
     return {layer.name: found.masks(layer) for layer in plan.makers}
 
 
 def measure(plan: Wiring, alive: Life, flops: bool = False) -> Utilization:
-    """The utilization of a network under given lives."""
+    """The utilization of a network whose channels live as ``alive`` says."""
     rows = tuple(_usage(layer, alive, flops) for layer in plan.layers)
     return Utilization(sum(row.live for row in rows), sum(row.total for row in rows), rows)
 

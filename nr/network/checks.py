@@ -1,4 +1,4 @@
-"""What the walk refuses in a network before it looks at shapes: each by name, with a remedy."""
+"""What the walk refuses before it looks at shapes: each by its name, with a remedy."""
 
 from torch import nn
 
@@ -22,7 +22,7 @@ def image_hw(image_size: object) -> Size:
 
 
 def check_network(model: object) -> None:
-    """Refuse whatever is no Network of nr's units, by what it is."""
+    """Refuse anything but a Network of nr's units, and say what it is."""
     for inside in ("module", "_orig_mod"):  # DataParallel and its kin; torch.compile
         if not isinstance(model, Network) and isinstance(getattr(model, inside, None), nn.Module):
             raise ValueError(
@@ -64,7 +64,7 @@ def check_network(model: object) -> None:
 
 
 def refuse_sharded(model: object) -> None:
-    """Each process has to hold whole weights: those of FSDP2 are parts, which nobody can cut."""
+    """Refuse FSDP2's parts of weights: only whole ones can be cut."""
     parameters = model.parameters() if isinstance(model, nn.Module) else ()
     if any(hasattr(parameter, "full_tensor") for parameter in parameters):
         raise ValueError(
@@ -82,7 +82,7 @@ def check_forward(module: nn.Module, name: str, base: type[nn.Module]) -> None:
 
 
 def check_unit(unit: ConvBN, name: str, streams: int) -> None:
-    """The layers of a unit are as nr made them: nothing replaced, wrapped or reparametrized."""
+    """Refuse a unit whose layers were replaced, wrapped or reparametrized."""
     norms, outs = unit.norms, unit.out_channels
     if len(norms) != streams or len(outs) != streams or len(unit.convs) != len(FORMS[unit.form]):
         raise ValueError(f"{name}: has {len(norms)} streams, the classifier {streams}")
@@ -150,7 +150,7 @@ def ends_in_unit(module: nn.Module) -> bool:
 
 
 def check_classifier(classifier: object, name: str) -> None:
-    """The classifier is nr's, with one plain layer a stream."""
+    """Refuse any classifier but nr's own, with one plain layer for each stream."""
     if not isinstance(classifier, Classifier):
         raise ValueError(f"{name}: {type(classifier).__name__} is no nr.Classifier")
     check_forward(classifier, name, Classifier)

@@ -1,4 +1,4 @@
-"""Convolutions with what follows them: the units that are measured and rebuilt."""
+"""Convolutions and what follows them: the units that are measured and rebuilt."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Options(TypedDict, total=False):
-    """What describes a convolution and its norm beside channels, window and stride."""
+    """What describes a convolution and its norm, beside channels, window and stride."""
 
     padding: Window | None
     dilation: Window
@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
 
 
 class Windowed(Unit):
-    """A unit whose outputs each see a window of its input's pixels."""
+    """A unit whose outputs each see a window of the input's pixels."""
 
     def describe(
         self,
@@ -43,7 +43,7 @@ class Windowed(Unit):
         eps: float = 1e-5,
         momentum: float | None = 0.1,
     ) -> None:
-        """Take all that does not depend on channels."""
+        """Keep everything that does not depend on the channels."""
         self.kernel_size = window("kernel_size", kernel_size, 1)
         self.stride = window("stride", stride, 1)
         self.dilation = window("dilation", dilation, 1)
@@ -61,7 +61,7 @@ class Windowed(Unit):
         return math.prod(pair(self.kernel_size))
 
     def options(self) -> dict[str, Any]:
-        """What torch's convolution is given beside its channels."""
+        """The arguments of torch's convolution, without the channels."""
         found = {
             "kernel_size": self.kernel_size,
             "stride": self.stride if self.step == 1 else 1,
@@ -84,16 +84,20 @@ class Windowed(Unit):
 class ConvBN(Windowed):
     """A convolution without bias and its batch norm: the unit that is measured and rebuilt.
 
-    ``kernel_size``, ``stride``, ``padding``, ``dilation``: an int, or (height, width).
-    ``padding``: None keeps the size at stride 1. ``groups``: as of nn.Conv2d; a group lives, dies
-    and grows as a whole, and no connection leads from one to another. ``transposed``: an
-    nn.ConvTranspose2d, of one group or one a channel, with ``output_padding``. ``gamma``: the
-    initial batch-norm scale; ``eps`` and ``momentum`` are the batch norm's. Raises ValueError for
-    what is no window, for channels that are no number, and for groups that do not divide them.
+    - ``kernel_size``, ``stride``, ``padding``, ``dilation``: an int, or (height, width). With
+      ``padding=None`` the size stays at stride 1.
+    - ``groups``: as of nn.Conv2d. A group lives, dies and grows as a whole; groups are never
+      connected.
+    - ``transposed``: an nn.ConvTranspose2d, with ``output_padding``; its groups are one, or one for
+      each channel.
+    - ``gamma``: the batch-norm scale at first. ``eps``, ``momentum``: the batch norm's.
 
-    A 1x1 convolution of stride s takes every s-th pixel and convolves them with stride 1: the same
-    numbers, where the strided form's weight gradient is wrong, or crashes, on CPUs in channels-last
-    memory with few input channels (uxlfoundation/oneDNN issue 6035).
+    Raises ValueError for a window or a number of channels that makes no sense, and for groups that
+    do not divide the channels.
+
+    A 1x1 convolution of stride s takes every s-th pixel and convolves these with stride 1. The
+    numbers are the same, but the strided form's weight gradient is wrong, or crashes, on CPUs in
+    channels-last memory with few input channels (uxlfoundation/oneDNN issue 6035).
     """
 
     # Of what nr.convert was given: the name of its batch norm, and whether it is an nn.Linear.
@@ -137,7 +141,7 @@ class ConvBN(Windowed):
         stride: Window = 1,
         **options: "Unpack[Options]",
     ) -> "ConvBN":
-        """A unit of any form, one width a stream; ``options``: as of ``describe``."""
+        """A unit of any form, with one width for each stream; ``options``: as of ``describe``."""
         unit = cls.__new__(cls)
         nn.Module.__init__(unit)
         unit.group = group
@@ -164,14 +168,15 @@ class ConvBN(Windowed):
         return BatchNorm(width, eps=self.eps, momentum=self.momentum)
 
     def groups(self, in_channels: int) -> int:
-        """The groups of so many input channels."""
+        """The number of groups for so many input channels."""
         return 1 if self.group is None else in_channels // self.group[0]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Weights N(0, √(2/(k²·out))), cross blocks 0; γ as given, 0.5 when rejuvenated; β 0.
+        """Weights N(0, √(2/(k²·out))), cross blocks 0; γ as given, or 0.5 if rejuvenated; β 0.
 
-        On the meta device nothing: there torch computes in Python even what has no values.
+        Nothing on the meta device, where torch would compute in Python although there are no
+        values.
         """
         if self.convs[0].weight.is_meta:
             return
@@ -183,8 +188,8 @@ class ConvBN(Windowed):
     def blocks(self, weights: Iterable[Tensor] | None = None) -> Iterator[tuple[int, int, Tensor]]:
         """Yield (input stream, output stream, weight [o, i, k, k]) of every block that exists.
 
-        With groups i counts the channels of one. The weights are views without gradient: writing
-        to them changes the network.
+        With groups, i is the channels of one group. The weights are views without gradient: to
+        write to them changes the network.
         """
         weights = [conv.weight.detach() for conv in self.convs] if weights is None else weights
         for weight, (reads, writes) in zip(weights, FORMS[self.form], strict=True):
@@ -218,13 +223,11 @@ class ConvBN(Windowed):
 
 
 class Conv(ConvBN):
-    """A convolution with a bias, or without, and no batch norm.
+    """A convolution without batch norm, with a bias or (``bias=False``) without.
 
-    All its outputs count as live, as in a sum, but where only an nr.Norm reads them.
-
-    For hidden linear layers: the first, as a window over the whole map without padding, takes the
-    place of a flatten and an nn.Linear; the next ones are 1x1. ``bias``: False for none. The other
-    arguments are those of ConvBN.
+    All its outputs live, as in a sum, unless only an nr.Norm reads them. It stands for hidden
+    linear layers: for the first, as a window over the whole map without padding, instead of a
+    flatten and an nn.Linear; for the next ones, as 1x1. Other arguments are those of ConvBN.
     """
 
     def __init__(
@@ -250,7 +253,7 @@ class Conv(ConvBN):
 
 
 def _group(in_channels: int, out_channels: int, groups: int) -> tuple[int, int] | None:
-    """(input, output) channels of one group, None where there is only one group."""
+    """The (input, output) channels of one group; None if there is only one group."""
     if not all(type(width) is int and width > 0 for width in (in_channels, out_channels)):
         raise ValueError(f"ConvBN: {in_channels!r} -> {out_channels!r} channels: ints from 1 on")
     if type(groups) is not int or groups < 1 or in_channels % groups or out_channels % groups:
@@ -262,7 +265,7 @@ def _group(in_channels: int, out_channels: int, groups: int) -> tuple[int, int] 
 
 
 def _same(unit: Windowed) -> Window:
-    """The padding that keeps the size at stride 1."""
+    """The padding with which the size stays at stride 1."""
     sides = zip(pair(unit.kernel_size), pair(unit.dilation), strict=True)
     return window("padding", tuple(d * (k // 2) for k, d in sides), 0)
 
@@ -277,9 +280,9 @@ def gate(own: Tensor, cross: Tensor) -> Tensor:
 
 @fx.wrap
 def dense(part: Tensor) -> Tensor:
-    """A slice of the channels of [B, C, H, W], copied on a CPU.
+    """A slice of the channels of [B, C, H, W]; on a CPU as a copy.
 
-    What follows, batch norm above all, takes a CPU up to eight times as long on a slice.
+    A CPU takes up to eight times as long for batch norm on a slice.
     """
     if part.device.type != "cpu":
         return part

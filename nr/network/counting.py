@@ -12,16 +12,15 @@ from nr.network.wiring import wiring
 
 
 def count_params(model: nn.Module) -> int:
-    """Number of parameters: convolutions, batch norms and classifier."""
+    """The parameters of convolutions, batch norms and classifier."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def count_macs(model: Network, image_size: int | Size | None = None) -> int:
-    """Multiply-adds of one image through convolutions and classifier, as torch counts them.
+    """Multiply-adds of one image in convolutions and classifier, as torch counts them.
 
-    In eval mode, where auxiliary heads compute nothing.
-    ``image_size``: H = W of the image, or (H, W) (None: the family's usual size). Raises ValueError
-    for a network that nr cannot follow.
+    In eval mode, so without auxiliary heads. ``image_size``: H = W of the image, or (H, W); None is
+    the family's usual size. Raises ValueError for a network that nr cannot follow.
     """
     plan = wiring(model, image_size)
     used = _used(model)
@@ -40,7 +39,7 @@ def count_macs(model: Network, image_size: int | Size | None = None) -> int:
 
 
 def _used(model: Network) -> Callable[[str], bool]:
-    """Whether the step of a name is computed in eval mode."""
+    """Whether a step computes anything in eval mode."""
     graph = model.features
     if model.classifier is not None or not isinstance(graph, Graph):
         return lambda name: True

@@ -1,7 +1,7 @@
-"""A network as a directed acyclic graph: named nodes, each an operation on the outputs of others.
+"""A network as a directed acyclic graph: each node is an operation on what other nodes give.
 
 An activation is a tuple of streams: ``(all,)`` before rejuvenation, ``(survived, rejuvenated)``
-after it. Chain, Residual and Concat are short ways to write a graph: wiring walks both alike.
+after it. Chain, Residual and Concat are short ways to write a graph; the walk treats all alike.
 """
 
 import operator
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from nr.network.layers import Classifier, Given, on_streams
 from nr.network.units import Streamed, Streams
 
-IMAGE = "image"  # the node that everything comes from
+IMAGE = "image"  # the name of what comes in
 ADD, CAT, MUL = "add", "cat", "mul"  # operations of several activations, stream by stream
 FLAT = "flat"  # of one of a single pixel, which only an output is: [B, C]
 WORDS = (ADD, CAT, MUL, FLAT)
@@ -24,7 +24,7 @@ Outputs = str | list["Outputs"] | dict[str, "Outputs"] | None  # names of nodes
 
 
 class Node(NamedTuple):
-    """``op``: a word of WORDS, or None for the module of this name. ``inputs``: names of nodes."""
+    """``op``: a word of WORDS; None calls the module of this name. ``inputs``: names of nodes."""
 
     name: str
     op: str | None
@@ -32,7 +32,7 @@ class Node(NamedTuple):
 
 
 class Pick(Streamed, nn.Module):
-    """A selection of the channels of each stream, in any order: lists of places, one a stream."""
+    """Selects channels of each stream in any order: a list of places for each stream."""
 
     def __init__(self, places: Iterable[Iterable[int]]):
         super().__init__()
@@ -47,12 +47,12 @@ class Pick(Streamed, nn.Module):
 
 
 class Graph(Streamed, nn.Module):
-    """Nodes in order, each reading only earlier ones, or the image; the last is the output.
+    """Nodes in order. Each reads earlier ones or the image; the last one is the output.
 
-    ``modules``: by name of the node that calls it, dots as in a path. ``outputs``: the nodes that
-    are the outputs of a network without a classifier, each with its streams stacked along
-    dimension 1, in dicts and tuples; ``training``: those of train mode, where they are others.
-    Raises ValueError for a node that reads what is not there, and for two of one name.
+    ``modules``: by the name of the node that calls it; dots make a path. ``outputs``: for a network
+    without a classifier, the nodes that are its outputs, in dicts and tuples, each with its streams
+    stacked along dimension 1. ``training``: the outputs of train mode, if they are others. Raises
+    ValueError for a node that reads what is not there, and for two nodes of one name.
     """
 
     def __init__(
@@ -67,10 +67,10 @@ class Graph(Streamed, nn.Module):
         self.rewrite(nodes, modules)
 
     def rewrite(self, nodes: Iterable[Node], modules: Mapping[str, nn.Module]) -> None:
-        """Take other nodes: those with ``modules``, and those whose modules are here already.
+        """Replace the nodes. Their modules are among ``modules``, or in the graph already.
 
-        Modules stand in the order of their nodes, as they do in a network from a file: it is by
-        their order that an optimizer's file knows the parameters.
+        Modules stand in the order of their nodes, as they do when a network is read from a file: an
+        optimizer's file knows parameters by their order.
         """
         self.nodes = list(nodes)
         for name, module in modules.items():
@@ -79,7 +79,7 @@ class Graph(Streamed, nn.Module):
         self.check()
 
     def put(self, name: str, module: nn.Module) -> None:
-        """Have ``module`` at a path."""
+        """Place ``module`` at a path."""
         *path, last = name.split(".")
         place: nn.Module = self
         for part in path:
@@ -89,7 +89,7 @@ class Graph(Streamed, nn.Module):
         place.add_module(last, module)
 
     def module(self, node: Node) -> nn.Module | None:
-        """What a node calls."""
+        """The module that a node calls."""
         return self.get_submodule(node.name) if node.op is None else None
 
     def check(self) -> None:
@@ -106,11 +106,11 @@ class Graph(Streamed, nn.Module):
         self.orders = {mode: _order(self.nodes, self.ends(mode)) for mode in (False, True)}
 
     def given(self, training: bool) -> Outputs:
-        """The outputs of one mode; None: the last node."""
+        """The outputs of one mode; None stands for the last node."""
         return self.training_outputs if training and self.training_outputs else self.outputs
 
     def ends(self, *modes: bool) -> set[str]:
-        """The names of all outputs, or of those of a mode."""
+        """The names of all outputs, or of one mode's."""
         if self.outputs is None:
             return {self.nodes[-1].name}
         return {name for m in modes or (False, True) for name in tree_leaves(self.given(m)) if name}
@@ -127,7 +127,7 @@ class Graph(Streamed, nn.Module):
         return _stacked(self.given(self.training), values)
 
     def run(self, node: Node, read: list[Streams]) -> Streams:
-        """What ``node`` makes of the activations that it reads."""
+        """What ``node`` gives for the activations that it reads."""
         if node.op is None:
             module = self.get_submodule(node.name)
             if isinstance(module, Classifier):
@@ -145,7 +145,7 @@ class Graph(Streamed, nn.Module):
 
 
 def _keep(place: nn.Module, paths: list[tuple[str, ...]]) -> None:
-    """Remove the modules that no path leads to, and have the others in the order of the paths."""
+    """Drop modules that are on none of the paths, and order the others like the paths."""
     inner: dict[str, list[tuple[str, ...]]] = {}
     for first, *rest in paths:
         inner.setdefault(first, []).append(tuple(rest))
@@ -158,7 +158,7 @@ def _keep(place: nn.Module, paths: list[tuple[str, ...]]) -> None:
 
 
 def read_by(nodes: list[Node], ends: Set[str]) -> list[Node]:
-    """The nodes that ``ends`` are made of, in order."""
+    """The nodes that ``ends`` are computed from, in order."""
     needed, found = {*ends}, []
     for node in reversed(nodes):
         if node.name in needed:
@@ -168,7 +168,7 @@ def read_by(nodes: list[Node], ends: Set[str]) -> list[Node]:
 
 
 def _order(nodes: list[Node], ends: Set[str]) -> list[tuple[Node, list[str]]]:
-    """The nodes that ``ends`` need, each with the activations that nobody reads after it."""
+    """The nodes that ``ends`` need, each with the activations that it is the last to read."""
     nodes = read_by(nodes, ends)
     last = {name: place for place, node in enumerate(nodes) for name in node.inputs}
     frees: list[list[str]] = [[] for _ in nodes]
@@ -179,7 +179,7 @@ def _order(nodes: list[Node], ends: Set[str]) -> list[tuple[Node, list[str]]]:
 
 
 def _stacked(outputs: Outputs, values: Mapping[str, Streams]) -> Given:
-    """``outputs`` with the streams of each [B, S, ...]."""
+    """``outputs``, each with its streams along dimension 1: [B, S, ...]."""
     if outputs is None:
         return None
     if isinstance(outputs, str):

@@ -1,4 +1,4 @@
-"""Layers that a user names: those that keep their width, and those that do not change at all."""
+"""Layers that a user names: some keep their width, some do not change at all."""
 
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
@@ -11,7 +11,7 @@ from nr.network.units import Unit
 
 
 class Held(NamedTuple):
-    """Names of units and classifiers: ``keep`` live and keep their width, ``freeze`` all else."""
+    """Names of units and classifiers: ``keep`` live and keep their width; ``freeze`` stay."""
 
     keep: frozenset[str] = frozenset()
     freeze: frozenset[str] = frozenset()
@@ -25,15 +25,17 @@ NOTHING = Held()
 
 
 def hold(model: Network, keep: Iterable[str] = (), freeze: Iterable[str] = ()) -> None:
-    """Name layers of ``model`` that stay, from here on and in files, in place of those before.
+    """Name layers of ``model`` that stay. This replaces what was named before; files keep it.
 
-    ``keep``: glob patterns over the names of modules, with or without "features." before them; one
-    that a module matches matches all in it. Such layers are never dead and not penalised, and grow
-    by the least that a second stream needs, but where a sum, group or product ties them to others
-    that grow. ``freeze``: the same, and their parameters and all channels that they read stay too,
-    so that nothing of them changes: they are frozen, and what is rejuvenated beside them is not
-    connected to them and trains. Call it before an optimizer is made. Raises ValueError for a
-    pattern that no layer matches; the network is then as it was.
+    - ``keep``: glob patterns for the names of modules, "features." in front or not. A module that
+      matches stands for all layers in it. These layers are never dead and not penalised. They grow
+      by the least that a second stream needs, and more only if a sum, group or product ties them to
+      layers that grow.
+    - ``freeze``: the same, and their parameters and all channels that they read stay too, so
+      nothing of them changes. What is rejuvenated beside them is not connected to them, and trains.
+
+    Call it before you make an optimizer. Raises ValueError for a pattern that no layer matches; the
+    network is then as it was.
     """
     patterns = [_patterns("keep", keep), _patterns("freeze", freeze)]
     for name, given in zip(("keep", "freeze"), patterns, strict=True):
@@ -47,7 +49,7 @@ def hold(model: Network, keep: Iterable[str] = (), freeze: Iterable[str] = ()) -
 
 
 def held(model: Network) -> Held:
-    """The layers that the patterns of ``model`` name."""
+    """The layers that the patterns of ``model`` match."""
     if not model.keep and not model.freeze:
         return NOTHING
     return Held(*(_matching(model, patterns) for patterns in (model.keep, model.freeze)))
@@ -62,7 +64,7 @@ def _layers(model: torch.nn.Module) -> Iterator[str]:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Whether a layer, or a module that it is in, is called so."""
+    """Whether the pattern is the name of the layer, or of a module around it."""
     parts = name.split(".")
     paths = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
     short = [path.removeprefix("features.") for path in paths]

@@ -1,4 +1,4 @@
-"""What holds the units of a network together, and its classifier.
+"""What holds the units of a network together, and the classifier.
 
 An activation is a tuple of streams: ``(all,)`` before rejuvenation, ``(survived, rejuvenated)``
 after it. Shape letters: B images, C channels, H and W spatial size, k kernel size, o and i output
@@ -23,9 +23,9 @@ Given = Tensor | tuple["Given", ...] | dict[str, "Given"] | None
 
 
 class Chain(Streamed, nn.Sequential):
-    """Modules in sequence; a plain torch module is applied to every stream by itself.
+    """Modules one after the other; a module of torch is applied to each stream by itself.
 
-    An nn.Sequential in it is a Chain too.
+    An nn.Sequential inside it is a Chain, too.
     """
 
     def forward(self, x: Streams) -> Streams:
@@ -35,9 +35,9 @@ class Chain(Streamed, nn.Sequential):
 class Residual(Streamed, nn.Module):
     """relu(branch(x) + shortcut(x)), stream by stream; a dead branch (None) adds nothing.
 
-    ``branch`` ends in a ConvBN; ``shortcut`` is a ConvBN or a Chain, or None for the identity. All
-    that it reads and adds counts as live: wiring infers it. ``activation``: None leaves the sum
-    as it is, for linear bottlenecks. Raises ValueError for another one than "relu" or None.
+    ``branch`` ends in a ConvBN. ``shortcut`` is a ConvBN or a Chain; None is the identity. All that
+    it reads and adds lives. ``activation``: "relu", or None, which leaves the sum as it is, for
+    linear bottlenecks; ValueError for another.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class Concat(Streamed, nn.Module):
 
 
 def is_chain(module: nn.Module) -> TypeGuard[nn.Sequential]:
-    """Whether ``module`` runs its children one after the other, and nothing else."""
+    """Whether ``module`` only runs its children one after the other."""
     return type(module).forward in (Chain.forward, nn.Sequential.forward)
 
 
 def on_streams(module: nn.Module, x: Streams) -> Streams:
-    """Apply any module of a chain: a plain one to every stream by itself."""
+    """Apply a module of a chain; a module of torch to each stream by itself."""
     if isinstance(module, Streamed):
         return module(x)
     if is_chain(module):
@@ -96,10 +96,10 @@ def through(modules: Iterable[nn.Module], x: Streams) -> Streams:
 
 
 class Classifier(nn.Module):
-    """One linear classifier a stream over [B, C, 1, 1] features; all streams share one bias.
+    """A linear classifier for each stream, of features [B, C, 1, 1]; the streams share one bias.
 
-    ``bias``: False for none. ``window``: (H, W) of the features where it reads a whole map. Raises
-    ValueError for numbers of channels or classes that are no int from 1 on.
+    ``bias``: False for none. ``window``: (H, W) of the features, if it reads a whole map. Raises
+    ValueError for numbers of channels or classes that are not ints from 1 on.
     """
 
     name: str | None = None  # of the network's, in what nr.convert was given
@@ -120,7 +120,7 @@ class Classifier(nn.Module):
             self.linears[0].bias = None
 
     def build(self, in_channels: tuple[int, ...]) -> None:
-        """Replace the weights by fresh ones N(0, 0.01) of these widths, the bias by 0."""
+        """Make fresh weights N(0, 0.01) of these widths, and a bias of 0."""
         old = self.linears if "linears" in self._modules else None
         bias = old is None or old[0].bias is not None
         self.in_channels = in_channels
@@ -137,18 +137,18 @@ class Classifier(nn.Module):
                 take_after(linear, old[0])
 
     def layer(self, width: int, bias: bool) -> nn.Linear | nn.Conv2d:
-        """A fresh layer of one stream."""
+        """A fresh layer for one stream."""
         return nn.Linear(width * self.taps, self.num_classes, bias=bias)
 
     @property
     def taps(self) -> int:
-        """Weights of a class for one channel."""
+        """Weights of one class for one channel."""
         return self.window[0] * self.window[1]
 
     def blocks(self, weights: Iterable[Tensor] | None = None) -> Iterator[tuple[int, Tensor]]:
         """Yield (stream, weight [classes, i, pixels]) of each stream, without gradient.
 
-        ``weights``: what has their shapes and is cut in their place, one a stream.
+        ``weights``: tensors that are cut instead, one for each stream, shaped like its weights.
         """
         weights = (
             [linear.weight.detach() for linear in self.linears] if weights is None else weights
@@ -157,26 +157,26 @@ class Classifier(nn.Module):
             yield stream, weight.view(self.num_classes, -1, self.taps)
 
     def remade(self, in_channels: tuple[int, ...]) -> "Classifier":
-        """A fresh classifier like this one with other widths; this one stays."""
+        """A fresh classifier like this one, with other widths."""
         classifier = copy.copy(self)
         classifier._modules = self._modules.copy()
         classifier.build(in_channels)
         return classifier
 
     def adopt(self, classifier: "Classifier") -> None:
-        """Become what ``remade`` gave."""
+        """Take over what ``remade`` gave."""
         self.in_channels, self.linears = classifier.in_channels, classifier.linears
 
     def forward(self, x: Streams) -> Tensor:
         return torch.stack(self.each([stream.flatten(1) for stream in x]), dim=1)  # [B, S, classes]
 
     def maps(self, x: Streams) -> Streams:
-        """What each stream gives by itself: [B, classes, 1, 1]."""
+        """The logits of each stream by itself, [B, classes, 1, 1]."""
         logits = self.each([stream.flatten(1) for stream in x])
         return tuple(part[:, :, None, None] for part in logits)
 
     def each(self, x: Iterable[Tensor]) -> list[Tensor]:
-        """Each stream through its own layer, with the bias that all share."""
+        """The logits of each stream, with the bias that all share."""
         logits = [linear(stream) for linear, stream in zip(self.linears, x, strict=True)]
         if self.linears[0].bias is not None:
             logits[1:] = [add_bias(part, self.linears[0].bias) for part in logits[1:]]
@@ -184,7 +184,7 @@ class Classifier(nn.Module):
 
 
 class Head(Classifier):
-    """A convolution a stream that gives maps of classes [B, classes, H, W], in an nr.Graph.
+    """A convolution for each stream that gives maps of classes [B, classes, H, W], in an nr.Graph.
 
     ``kernel_size``, ``stride``, ``padding``, ``dilation``: (height, width).
     """
@@ -207,7 +207,7 @@ class Head(Classifier):
         return nn.Conv2d(width, self.num_classes, self.window, *sides, bias=bias)
 
     def options(self) -> dict[str, tuple[int, int]]:
-        """What torch's convolution is given beside channels, window and bias."""
+        """The arguments of torch's convolution, without channels, window and bias."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
 
     def out_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -220,18 +220,18 @@ class Head(Classifier):
 
 @fx.wrap
 def add_bias(logits: Tensor, bias: Tensor | Callable[[], Tensor]) -> Tensor:
-    """Logits [B, classes, ...] with a bias [classes], which a quantized layer gives when called."""
+    """Logits [B, classes, ...] plus a bias [classes]; a quantized layer's is a method."""
     bias = bias() if callable(bias) else bias
     bias = bias.to(logits.dtype)
     return logits + (bias if logits.ndim == 2 else bias[:, None, None])
 
 
 class Network(nn.Module):
-    """Images [B, C, H, W] to logits [B, S, classes]; S = 1, or 2 after rejuvenation.
+    """Images [B, C, H, W] to logits [B, S, classes]; S = 1, and 2 after rejuvenation.
 
-    ``features`` ends in a global average pooling; ``image_size``: the family's usual H = W, or
-    (H, W). C is what the first unit reads. Without a ``classifier`` the features are an nr.Graph
-    with outputs of its own, which are the network's. ``keep`` and ``freeze``: as of nr.hold.
+    ``features`` ends in a global average pooling. ``image_size``: the family's usual H = W, or (H,
+    W). C is the number of channels that the first unit reads. With ``classifier`` None the features
+    are an nr.Graph with outputs, which are the network's. ``keep``, ``freeze``: see nr.hold.
     """
 
     keep: tuple[str, ...] = ()
@@ -248,7 +248,7 @@ class Network(nn.Module):
 
     @property
     def heads(self) -> list[Classifier]:
-        """The classifier, or those in the graph."""
+        """The classifier, or the classifiers in the graph."""
         return [module for module in self.modules() if isinstance(module, Classifier)]
 
     @property

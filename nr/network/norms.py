@@ -1,4 +1,4 @@
-"""What follows the convolution of a unit: a batch norm, or only a bias."""
+"""What follows the convolution of a unit: a batch norm, a scale or a bias."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -13,7 +13,7 @@ M = TypeVar("M", bound=nn.Module)
 if TYPE_CHECKING:
 
     class Layers(nn.ModuleList, Generic[M]):
-        """An nn.ModuleList, of which a checker knows what is in it."""
+        """An nn.ModuleList that tells a type checker what is in it."""
 
         def __iter__(self) -> Iterator[M]: ...
 
@@ -24,11 +24,11 @@ else:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """torch's batch norm without its count of batches, which is one small operation a pass.
+    """torch's batch norm without its count of batches, which costs one small operation a pass.
 
-    Only ``momentum=None`` reads the count, and has it. Where momentum becomes None later, as
-    torch.optim.swa_utils.update_bn lets it for a while, the count is in no file. Files that hold
-    one load.
+    Only ``momentum=None`` reads the count, and then it is there. If momentum becomes None later, as
+    torch.optim.swa_utils.update_bn sets it for a while, the count is there but in no file. Files
+    with a count load.
     """
 
     running_mean: Tensor
@@ -47,7 +47,7 @@ class BatchNorm(nn.BatchNorm2d):
         self.begin_count()
 
     def begin_count(self) -> None:
-        """Have a count of batches where it is read."""
+        """Make a count of batches."""
         if self.momentum is None:
             self.count()
 
@@ -76,7 +76,7 @@ def _drop_count(module: nn.Module, state_dict: dict[str, Tensor], prefix: str, *
 
 
 class Bias(nn.Module):
-    """x + bias, in the place of a batch norm: [B, C, H, W] and [C]; x where there is no bias."""
+    """x + bias for [B, C, H, W] and [C], instead of a batch norm; x if the bias is None."""
 
     def __init__(self, width: int, bias: bool = True):
         super().__init__()
@@ -91,7 +91,7 @@ class Bias(nn.Module):
 
 
 class Scale(nn.Module):
-    """x · γ, in the place of a batch norm where there is none: [B, C, H, W] and [C]."""
+    """x · γ for [B, C, H, W] and [C], where there is no batch norm."""
 
     def __init__(self, width: int):
         super().__init__()

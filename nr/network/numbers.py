@@ -1,7 +1,7 @@
-"""Channel numbers: which channel stands where, and what is joined with what.
+"""Channel numbers: which channel stands where, and which are tied to each other.
 
-Every channel that a network makes has a number. An activation is, per stream, the list of the
-numbers that it carries, a LongTensor [C]; cat joins lists, a selection picks of them.
+Every channel that a network makes has a number. A stream of an activation is the list of the
+numbers that it carries, a LongTensor [C]; cat joins lists, a selection picks from them.
 """
 
 from collections.abc import Iterable
@@ -13,14 +13,14 @@ Lists = tuple[Tensor, ...]  # one LongTensor [C] a stream
 
 
 def count_to(count: int, first: int = 0) -> Tensor:
-    """``first`` to count - 1, where numbers are: on the CPU, whatever device is the default."""
+    """0 to count - 1 on the CPU, where numbers are, whatever the default device is."""
     return torch.arange(first, count, device="cpu")
 
 
 def joined(edges: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
-    """The least number of those that each of ``count`` numbers is joined with: [count].
+    """For each of ``count`` numbers the least number that it is joined with: [count].
 
-    ``edges``: pairs of lists of one length, joined place by place.
+    ``edges``: pairs of lists of the same length, which join numbers at the same place.
     """
     label = count_to(count)
     pairs = list(edges)
@@ -37,14 +37,14 @@ def joined(edges: Iterable[tuple[Tensor, Tensor]], count: int) -> Tensor:
 
 
 def places(wanted: Tensor, given: Tensor) -> Tensor:
-    """Where each of ``wanted`` stands in ``given``, the n-th of equal ones as the n-th there."""
+    """Where each of ``wanted`` stands in ``given``; the n-th of equal ones is the n-th there."""
     order = given.argsort(stable=True)
     first = torch.searchsorted(given[order], wanted)
     return order[first + nth(wanted)]
 
 
 def nth(numbers: Tensor) -> Tensor:
-    """How many equal ones stand before each: [C]."""
+    """How many equal numbers stand before each: [C]."""
     if (numbers[1:] > numbers[:-1]).all():  # in order, as most lists
         return torch.zeros_like(numbers)
     order = numbers.argsort(stable=True)
@@ -55,7 +55,7 @@ def nth(numbers: Tensor) -> Tensor:
 
 
 def matched(new: Tensor, old: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the channels that both lists hold stand in each, the n-th of equal ones as the n-th."""
+    """The places in each of two lists of what both hold; the n-th of equal ones is the n-th."""
     if not len(new) or not len(old) or new.min() > old.max():  # as of fresh ones
         return (count_to(0),) * 2
     times = max(len(new), len(old))

@@ -1,4 +1,4 @@
-"""What is no unit: sums, concatenations, products, selections and plain modules, each as a step."""
+"""Steps that are no units: sums, concatenations, products, selections, plain modules."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ from nr.network.units import Streamed
 
 
 def add(record: Record, name: str, sides: tuple[At, ...], fork: str | None) -> At:
-    """Both sides of a sum have the same shape; the last one's channels stand for it."""
+    """Both sides of a sum have the same shape; the channels of the last one stand for it."""
     last = sides[-1]
     for at in sides:
         if IMAGE in at.step.sources:
@@ -33,7 +33,7 @@ def _same(name: str, at: At, last: At) -> None:
 
 
 def fork(record: Record, sides: list[At]) -> str | None:
-    """The last step through which all that is read here has come."""
+    """The last step that everything read here has come through."""
     order = {name: place for place, name in enumerate(record.steps)}
     common = {side.step.name for side in sides}
     while len(common) > 1:  # the latest one gives way to what it reads
@@ -63,7 +63,7 @@ def cat(record: Record, name: str, sides: tuple[At, ...]) -> At:
 
 
 def multiply(record: Record, name: str, sides: tuple[At, ...]) -> At:
-    """0 where either side is 0; its numbers, and so its factors, are those of one side."""
+    """A product is 0 where one side is; it has the numbers, so the factors, of one side."""
     record.of_classes(name, sides)
     at = next((side for side in sides if side.size != (1, 1)), sides[0])
     for side in sides:
@@ -90,7 +90,7 @@ def pick(record: Record, pick: Pick, name: str, at: At) -> At:
 
 
 def flat(record: Record, name: str, at: At) -> At:
-    """[B, C] of maps of one pixel, for an output."""
+    """[B, C] from maps of one pixel, for an output."""
     if at.size != (1, 1):
         raise ValueError(f"{name}: flattens maps of {at.size[0]}x{at.size[1]} pixels, not 1x1")
     return record.step(name, FLAT, (at.step.name,), at.step.numbers, at.step.sources, at.size)

@@ -1,7 +1,7 @@
-"""The plain modules between the units: what they do to sizes, to zeros and to scales.
+"""Plain modules between units: what they do to sizes, to zeros and to scales.
 
-Plain modules work on every channel by itself. The table holds those of torch whose behaviour is
-known; any other module is tried on three channels and must prove it.
+They work on each channel by itself. The table holds the modules of torch whose behaviour is known;
+any other module is tried on three channels.
 """
 
 import copy
@@ -19,10 +19,11 @@ Size = tuple[int, int]  # H, W in pixels
 class Kind(NamedTuple):
     """A plain module of torch.
 
-    ``arguments``: those of its constructor, kept as attributes of the same names. ``resizes``:
-    its output may have another H and W. ``homogeneous``: f(s·x) = s·f(x) for s > 0, which
-    rescaling needs. ``keeps_zero``: f(0) = 0, so that a dead channel says nothing. ``linear``:
-    f(a) + f(b) = f(a + b), which merging behind a classifier needs; dropout but for its noise.
+    - ``arguments``: of its constructor, which are attributes of the same names.
+    - ``resizes``: its output may have another H and W.
+    - ``homogeneous``: f(s·x) = s·f(x) for s > 0, which rescaling needs.
+    - ``keeps_zero``: f(0) = 0, so that a dead channel stays 0.
+    - ``linear``: f(a) + f(b) = f(a + b), which merging needs behind a classifier (dropout counts).
     """
 
     cls: type[nn.Module]
@@ -34,7 +35,7 @@ class Kind(NamedTuple):
 
 
 class Effect(NamedTuple):
-    """What one module does to maps of a given size; see Kind."""
+    """What a module does to maps of a given size; see Kind."""
 
     size: Size
     homogeneous: bool
@@ -42,9 +43,9 @@ class Effect(NamedTuple):
 
 
 class FixedSize(nn.Module):
-    """Passes maps [B, C, H, W] of one ``size`` on; ValueError for others.
+    """Passes maps [B, C, H, W] of one ``size``; ValueError for others.
 
-    ``reader``: the operation that has it as a constant, since it read it from its input.
+    ``reader``: the operation that needs this size, since it became a constant there.
     """
 
     def __init__(self, size: Size, reader: str):
@@ -80,7 +81,7 @@ class Affine(nn.Module):
 
 
 class Gain(nn.Module):
-    """weight·x, with one trained number."""
+    """weight·x, where weight is one trained number."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class Gain(nn.Module):
 
 
 class PaddedMaxPool2d(nn.MaxPool2d):
-    """A max pooling of maps with -inf around them: ``sides`` of left, right, top and bottom."""
+    """A max pooling of maps with -inf at the ``sides``: left, right, top, bottom."""
 
     def __init__(self, sides: tuple[int, ...], *arguments: Any, **options: Any):
         super().__init__(*arguments, **options)
@@ -102,7 +103,7 @@ class PaddedMaxPool2d(nn.MaxPool2d):
 
 
 class Filter(nn.Module):
-    """Every channel convolved with one fixed ``window`` [h, w]; files only name it."""
+    """Convolves every channel with one fixed ``window`` [h, w]; files hold only its name."""
 
     window: Tensor
 
@@ -179,7 +180,7 @@ _SIZES: dict[tuple[type[nn.Module], Size, str], Size] = {}
 
 
 def is_linear(module: object) -> bool:
-    """Whether f(a) + f(b) = f(a + b) for the plain ``module``; not of what is none."""
+    """Whether f(a) + f(b) = f(a + b) for ``module``; False if it is not plain."""
     kind = KINDS.get(type(module)) if isinstance(module, nn.Module) else None
     return kind is not None and kind.linear and not getattr(module, "term", 0)
 
@@ -221,7 +222,7 @@ def _refuse_counted(module: nn.Module) -> None:
 
 
 def _shape(f: Callable[[Tensor], Tensor], x: Tensor) -> Size:
-    """H and W of f(x). Raises ValueError unless B and C stay."""
+    """H and W of f(x). Raises ValueError if B or C changes."""
     try:
         y = f(x)
     except Exception as error:  # whatever a module may raise
@@ -238,7 +239,7 @@ def _shape(f: Callable[[Tensor], Tensor], x: Tensor) -> Size:
 
 @torch.no_grad()
 def _tried(module: nn.Module, size: Size) -> Effect:
-    """The effect of a module that the table does not hold, from a copy of it in eval mode."""
+    """The effect of a module that is not in the table, found on a copy of it in eval mode."""
     try:
         f = copy.deepcopy(module).cpu().float().eval().forward
     except Exception as error:  # whatever a module may raise
@@ -268,7 +269,7 @@ def _tried(module: nn.Module, size: Size) -> Effect:
 
 
 def _drawn(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """f(x) with the same random numbers each time; those of others stay as they are."""
+    """f(x), with the same random numbers each time; the generators stay as they are."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return f(x.clone())

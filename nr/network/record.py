@@ -58,12 +58,12 @@ class Record:
         size: Size,
         fork: str | None = None,
     ) -> At:
-        """Write one step down; nothing has been passed since."""
+        """Record a step; its activation has passed nothing since."""
         self.steps[name] = Step(name, op, inputs, numbers, sources, size, fork)
         return At(self.steps[name], {}, {})
 
     def maker(self, unit: Unit, name: str, at: At, size: Size, branch: str | None) -> At:
-        """What makes channels of its own."""
+        """Record a step that makes channels of its own."""
         self.refuse_classes(name, at)
         self.consume(at)
         numbers = tuple(map(self.new, unit.out_channels))
@@ -74,7 +74,7 @@ class Record:
         return self.step(name, unit, (at.step.name,), numbers, (name,), size)
 
     def consume(self, *sides: At) -> None:
-        """What is read here has passed what it has passed for good."""
+        """Keep for good what the activation that is read here has passed."""
         for at in sides:
             self.curved = at.curved | self.curved
             self.lifted = at.lifted | self.lifted
@@ -100,7 +100,7 @@ class Record:
             )
 
     def of_classes(self, name: str, sides: tuple[At, ...]) -> bool:
-        """Whether what is joined is of classes; ValueError where only some of it is."""
+        """Whether the joined activations are of classes; ValueError if only some are."""
         found = {source in self.heads for side in sides for source in side.step.sources}
         if len(found) > 1:
             raise ValueError(f"{name}: joins features with what a classifier gives")
@@ -123,7 +123,7 @@ class Copies(Exception):
 
 
 def fit(size: Size, name: str, before: Size) -> Size:
-    """``size``, unless it is empty or absurd."""
+    """``size``. Raises ValueError if it is empty or absurd."""
     if not all(0 < side <= LARGEST_SIDE for side in size):
         raise ValueError(
             f"{name}: makes maps of {size[0]}x{size[1]} of {before[0]}x{before[1]}: another image"

@@ -1,4 +1,4 @@
-"""What was made for a network before a rebuild: optimizers and wrappers that hold what is gone."""
+"""Optimizers and wrappers from before a rebuild, which hold parameters that are gone."""
 
 import gc
 from collections.abc import Mapping
@@ -20,12 +20,11 @@ GONE = "nr_gone"
 def retire(
     model: Network, old: list[nn.Parameter], origins: Mapping[int, object] | None = None
 ) -> None:
-    """Have those of the parameters ``old`` noticed that ``model`` no longer has.
+    """Mark those of the parameters ``old`` that ``model`` no longer has.
 
-    ``origins``: where those went that live on in others, by their ids; None: nobody knows.
-
-    The next step of an optimizer that holds one, and the next pass through a DDP wrapper of the
-    network, which synchronises them, is a RuntimeError.
+    The next step of an optimizer that holds one is a RuntimeError, and so is the next pass through
+    a DistributedDataParallel around the network, which synchronises them. ``origins``: by its id,
+    where a parameter lives on in others; None if that is not known.
     """
     kept = set(map(id, model.parameters()))
     for parameter in old:
@@ -42,7 +41,7 @@ def retire(
 
 @cache
 def _watch_optimizers() -> None:
-    """Look at the parameters of every optimizer before its steps, from the first rebuild on."""
+    """From the first rebuild on, check the parameters of every optimizer at each step."""
     # A step may be compiled, around it. torch.compiler.disable would load the compiler here, which
     # takes seconds, and this with the first optimizer.
     register_optimizer_step_pre_hook(torch._disable_dynamo(_refuse_gone))

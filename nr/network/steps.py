@@ -1,4 +1,4 @@
-"""What the one walk finds: each operation in place, and the channels that it reads and makes."""
+"""What the walk finds: each operation in its place, and the channels it reads and makes."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,12 +18,14 @@ from nr.network.units import Norm, Unit
 
 
 class Step(NamedTuple):
-    """One operation in its place: ``op`` is a module, or one of the words of nr.network.graph.
+    """An operation in its place: ``op`` is a module, or one of the words of nr.network.graph.
 
-    ``inputs``: the steps that it reads. ``numbers``: the channels that it gives, one list a stream;
-    after a sum those of its last operand stand for it; of a classifier the classes, the same of
-    each stream. ``sources``: the steps that made them, of the last classifier what it reads.
-    ``size``: its (H, W). ``fork``: of a sum, the step from which its operands part.
+    - ``inputs``: the steps that it reads.
+    - ``numbers``: the channels that it gives, a list for each stream. A sum has those of its last
+      operand, a classifier the classes, the same in each stream.
+    - ``sources``: the steps that made these channels; of the last classifier, those it reads.
+    - ``size``: its (H, W).
+    - ``fork``: of a sum, the step at which its operands part.
     """
 
     name: str
@@ -36,16 +38,17 @@ class Step(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One unit, or one norm before a convolution, in its place.
+    """A unit, or a norm before a convolution, in its place.
 
-    ``sources``: the steps that made what it reads, in this order. ``reads`` and ``numbers``: the
-    channels that it reads and makes, one list a stream. ``size``: its output (H, W); ``windows``:
-    how many windows (H, W) it computes, those of its input where it is transposed. ``branch``:
-    the residual or dense container that can be dropped with it, in a tree of containers.
-    ``fixed``: a sum adds it or parts from it, or it has no scale, so all its outputs count as
-    live. ``curved`` and ``lifted``: the module, if any, that its output passes and that is not
-    positively homogeneous, or that is not 0 at 0. ``part``: channels of it that live, die and grow
-    together.
+    - ``sources``: the steps that made what it reads, in this order.
+    - ``reads``, ``numbers``: the channels that it reads and makes, a list for each stream.
+    - ``size``: (H, W) of its output. ``windows``: how many windows it computes along (H, W); a
+      transposed convolution has one for each pixel of its input.
+    - ``branch``: in a tree of containers, the residual or dense container that can be dropped.
+    - ``fixed``: all its outputs live, since a sum adds or forks it or it has no scale.
+    - ``curved``, ``lifted``: a module, if any, that its output passes and that is not positively
+      homogeneous, or is not 0 at 0.
+    - ``part``: how many of its channels live, die and grow together.
     """
 
     name: str
@@ -67,17 +70,17 @@ class Layer(NamedTuple):
 
     @property
     def scaled(self) -> bool:
-        """Whether its channels have scales, γ, of their own."""
+        """Whether its channels have scales γ of their own."""
         return not isinstance(self.unit, Conv)
 
 
 @dataclass(frozen=True)
 class Wiring:
-    """The whole network: every step, and of these those that make channels, in order.
+    """A whole network: every step, and in order those that make channels.
 
-    ``ties``: what sums, groups and products join. ``source``: for each number the one that it
-    scales, which is itself but for those of norms before convolutions. ``held``: the layers that
-    nr.hold names; ``needed``: those that for their sake may not die as a whole.
+    ``ties``: what sums, groups and products join. ``source``: the number that each number scales:
+    for norms before convolutions what they read, else itself. ``held``: the layers that nr.hold
+    names; ``needed``: layers that may not die as a whole because of them.
     """
 
     steps: dict[str, Step]
@@ -103,7 +106,7 @@ class Wiring:
 
     @cached_property
     def prunable(self) -> list[Layer]:
-        """Those whose scales are measured and penalised."""
+        """The layers whose scales are measured and penalised."""
         return [layer for layer in self.makers if layer.scaled and not layer.fixed]
 
     @cached_property
@@ -116,7 +119,7 @@ class Wiring:
         ]
 
     def holding(self, held: Held) -> "Wiring":
-        """With all channels of these layers, of what frozen ones read, and those tied to them."""
+        """The same, with the channels of these layers, and what is tied to them, held."""
         if not held.all:
             return self
         lists = [n for name in held.all & self.by_name.keys() for n in self.by_name[name].numbers]

@@ -1,7 +1,7 @@
-"""What is joined: channels that a sum adds, that a group or a product binds, layers that are held.
+"""Channels that are tied: added by a sum, bound by a group or a product, or held by the user.
 
-A sum holds what it adds and what its operands part from: all live. A group lives, dies and grows
-as a whole, together with the input channels that it reads; a gate with what it multiplies.
+A sum holds what it adds, and what its operands part from: all of that lives. A group lives, dies
+and grows as a whole, with the input channels that it reads; so does a gate with what it multiplies.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Ties:
-    """By number [count]: ``sum``: the one that stands for all that sums add to each other;
-    ``part``: the one that stands for all that live, die and grow together. ``fixed``: the layers
-    all of whose outputs count as live.
+    """By number, [count] each.
+
+    ``sum``: one number for all that sums add to each other. ``part``: one number for all that live,
+    die and grow together. ``fixed``: the layers whose outputs all live.
     """
 
     sum: Tensor
@@ -33,7 +34,7 @@ class Ties:
     fixed: frozenset[str]
 
     def holding(self, lists: Iterable[Tensor], layers: list["Layer"]) -> "Ties":
-        """With these numbers held; one channel that is held holds its layer, and what it ties."""
+        """The same with these numbers held; one of them holds its layer and what it ties."""
         held = torch.zeros_like(self.part, dtype=torch.bool)
         for numbers in lists:
             held[self.part[numbers]] = True
@@ -60,7 +61,7 @@ class Ties:
 
 
 def ties(layers: list["Layer"], steps: Mapping[str, "Step"], count: int) -> Ties:
-    """What the walked ``steps`` join and hold, of ``count`` numbers."""
+    """What the walked ``steps`` join and hold, for ``count`` numbers."""
     sums = list(_pairs(steps, ADD))
     groups = [pair for layer in layers for pair in _group_pairs(layer)]
     products = list(_pairs(steps, MUL))
@@ -70,7 +71,7 @@ def ties(layers: list["Layer"], steps: Mapping[str, "Step"], count: int) -> Ties
 
 
 def _pairs(steps: Mapping[str, "Step"], word: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """Lists that a sum or a product joins place by place."""
+    """Lists that a sum or a product joins, place by place."""
     for step in steps.values():
         if step.op == word:
             for name in step.inputs:
@@ -78,7 +79,7 @@ def _pairs(steps: Mapping[str, "Step"], word: str) -> Iterator[tuple[Tensor, Ten
 
 
 def _group_pairs(layer: "Layer") -> Iterator[tuple[Tensor, Tensor]]:
-    """Every channel of a group, read or made, with the group's first output."""
+    """Every channel that a group reads or makes, with the group's first output."""
     if isinstance(layer.unit, ConvBN) and layer.unit.group:
         for reads, makes in zip(layer.reads, layer.numbers, strict=True):
             first = makes.view(-1, layer.unit.group[1])[:, :1]

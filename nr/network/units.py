@@ -31,14 +31,14 @@ U = TypeVar("U", bound="Unit")
 
 
 class Streamed:
-    """Marks the modules that map streams to streams; a plain module is mapped over them."""
+    """Marks modules that map streams to streams; other modules get one stream at a time."""
 
 
 class Unit(Streamed, nn.Module):
-    """What makes channels of its own, and can be made anew with other widths.
+    """Makes channels of its own, and can be made anew with other widths.
 
-    ``norms``: one a stream, with its scales or biases; ``gamma``: their scales at first;
-    ``convs``: of a convolution. ``group``: (input, output) channels of one, if in groups.
+    ``norms``: one for each stream, with its scales or biases. ``gamma``: the scales at first.
+    ``convs``: the convolutions, if it has any. ``group``: (input, output) channels of one group.
     """
 
     form: str
@@ -56,9 +56,9 @@ class Unit(Streamed, nn.Module):
         return 0
 
     def build(self, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]) -> None:
-        """Replace the layers by fresh ones of this form and these widths (one width a stream).
+        """Replace the layers by fresh ones of this form and these widths, one for each stream.
 
-        They have the class, precision, device and mode of the layers that they replace.
+        They have the class, precision, device and mode of those that they replace.
         """
         old = {n: child for n, child in self.named_children() if isinstance(child, nn.ModuleList)}
         self.form, self.in_channels, self.out_channels = form, in_channels, out_channels
@@ -68,26 +68,26 @@ class Unit(Streamed, nn.Module):
                 take_after(layer, layers[0])
 
     def make(self, fresh: bool) -> None:
-        """Make layers of the present form and widths; ``fresh``: there were none before."""
+        """Make layers of the present form and widths; ``fresh``: the first ones."""
         raise NotImplementedError
 
     def make_norms(self, fresh: bool) -> None:
-        """Of the class of the ones before, unless all is ``fresh``."""
+        """Make norms of the class of those before; ``fresh``: the first ones."""
         self.norms = Layers(
             self.fresh_norm(width) if fresh else norm_like(self.norms[0], width)
             for width in self.out_channels
         )
 
     def fresh_norm(self, width: int) -> Follower:
-        """What follows a stream of this width."""
+        """The norm of a stream of this width."""
         raise NotImplementedError
 
     @torch.no_grad()
     def reset_norms(self) -> None:
-        """γ as given, that of rejuvenated channels as it is at their birth; β 0.
+        """γ as given, or as rejuvenated channels have it at birth; β and biases 0.
 
-        Biases are born 0. Scales alone are born 1 in both streams: no norm behind them takes a
-        half off again, and a network of many layers would fade.
+        Scales without a norm are born as 1 in both streams: nothing behind them makes up for a
+        half, and the output of many layers would fade.
         """
         for norm, gamma in zip(self.norms, (self.gamma, REJUVENATED_GAMMA), strict=False):
             if not isinstance(norm, Bias | Scale):
@@ -97,21 +97,22 @@ class Unit(Streamed, nn.Module):
     def blocks(self, weights: Iterable[Tensor] | None = None) -> Iterator[tuple[int, int, Tensor]]:
         """Yield (input stream, output stream, weight [o, i, h, w]) of every block that exists.
 
-        ``weights``: what has their shapes and is cut in their place, one a convolution.
+        ``weights``: tensors that are cut instead, one for each convolution, shaped like its
+        weights.
         """
         return iter(())
 
     def remade(
         self: U, form: str, in_channels: tuple[int, ...], out_channels: tuple[int, ...]
     ) -> U:
-        """A fresh unit like this one with another form and other widths; this one stays."""
+        """A fresh unit like this one, with another form and other widths."""
         unit = copy.copy(self)
         unit._modules = self._modules.copy()
         unit.build(form, in_channels, out_channels)
         return unit
 
     def adopt(self, unit: "Unit") -> None:
-        """Become what ``remade`` gave."""
+        """Take over what ``remade`` gave."""
         self.form, self.in_channels, self.out_channels = (
             unit.form,
             unit.in_channels,
@@ -122,21 +123,21 @@ class Unit(Streamed, nn.Module):
 
     @property
     def scales(self) -> list[Tensor]:
-        """γ [C] of each stream; a unit with biases only has none."""
+        """γ [C] of each stream; none if the unit has only biases."""
         return [norm.weight for norm in self.norms if not isinstance(norm, Bias)]
 
     @property
     def batch_norms(self) -> list[BatchNorm]:
-        """Of each stream, torch's in the place of ours among them; empty where there are none."""
+        """The batch norm of each stream, ours or torch's; empty if there is none."""
         return [norm for norm in self.norms if not isinstance(norm, Bias | Scale)]
 
     @property
     def biases(self) -> list[Bias]:
-        """Of each stream; empty where norms or scales are in their place."""
+        """The bias of each stream; empty if there are norms or scales."""
         return [norm for norm in self.norms if isinstance(norm, Bias)]
 
     def spread(self, inputs: Tensor) -> Tensor:
-        """A value for each input channel [i], as a factor for a weight: [1 or o, i, 1, 1]."""
+        """A value for each input channel [i] as a factor of a weight: [1 or o, i, 1, 1]."""
         rows = inputs[None]
         if self.group is not None:
             rows = inputs.view(-1, self.group[0]).repeat_interleave(self.group[1], dim=0)
@@ -147,10 +148,10 @@ class Unit(Streamed, nn.Module):
 
 
 class Norm(Unit):
-    """A batch norm before a convolution, or a scale alone: γ of pairs (reader, channel).
+    """A batch norm before a convolution, or a scale alone: a γ for each pair (reader, channel).
 
-    ``gamma``, ``eps`` and ``momentum``: as of nr.ConvBN. With ``eps`` None each channel is
-    multiplied by its γ, and nothing else.
+    ``gamma``, ``eps``, ``momentum``: see nr.ConvBN. With ``eps`` None each channel is multiplied by
+    its γ and nothing else.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Windows of pixels, and the sizes of what they make."""
+"""Windows of pixels, and the sizes that come of them."""
 
 from nr.network.plain import Size
 
@@ -11,7 +11,7 @@ def pair(window: Window) -> tuple[int, int]:
 
 
 def window(what: str, value: object, least: int) -> Window:
-    """A window as an int where it is a square. Raises ValueError for anything else than windows."""
+    """A window as an int if it is square. Raises ValueError for what is no window."""
     found = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(found) != 2 or any(type(side) is not int or side < least for side in found):
         raise ValueError(
@@ -23,7 +23,7 @@ def window(what: str, value: object, least: int) -> Window:
 def windows_in(
     size: Size, kernel: Window, stride: Window, padding: Window, dilation: Window
 ) -> Size:
-    """How many windows of a convolution an input of ``size`` (H, W) has, along each side."""
+    """How many windows of a convolution fit in ``size`` (H, W), along each side."""
     h, w = (
         (n + 2 * p - d * (k - 1) - 1) // s + 1
         for n, k, s, p, d in zip(size, *map(pair, (kernel, stride, padding, dilation)), strict=True)

@@ -1,8 +1,8 @@
 """The one walk over a network: each operation in order, with the channels it reads and makes.
 
-Measuring, rebuilding, merging, rescaling, describing shapes and counting MACs are all loops over
-what it finds. What the walk cannot treat exactly is a ValueError naming module, reason and remedy;
-it never changes the network.
+Measuring, rebuilding, merging, rescaling, describing and counting are loops over what it finds. If
+something cannot be treated exactly, it raises a ValueError with module, reason and remedy. It never
+changes the network.
 """
 
 import torch
@@ -67,10 +67,10 @@ def image_shape(model: Network) -> tuple[int, int, int]:
 
 
 class _Walk(Record):
-    """Takes each module in its place, in the order in which it runs."""
+    """Visits each module in its place, in the order of computation."""
 
     def module(self, module: nn.Module, name: str, at: At, branch: str | None) -> At:
-        """Walk any module; returns the activation after it."""
+        """Visit any module; returns the activation behind it."""
         if is_chain(module):  # a module that comes twice counts twice
             for child_name, child in zip(module._modules, module, strict=True):
                 at = self.module(child, f"{name}.{child_name}", at, branch)
@@ -132,7 +132,7 @@ class _Walk(Record):
         return cat(self, name, (at, self.module(module.branch, f"{name}.branch", at, name)))
 
     def graph(self, graph: Graph, name: str, at: At) -> At:
-        """Every node as its own step; the image is what comes in."""
+        """Every node is a step of its own; the image is what comes in."""
         values = {IMAGE: at}
         for node in graph.nodes:
             read, place = [values[n] for n in node.inputs], f"{name}.{node.name}"
@@ -174,7 +174,7 @@ class _Walk(Record):
         return self.step(name, classifier, (at.step.name,), numbers, sources, size)
 
     def inner_head(self, head: Classifier, name: str, at: At) -> At:
-        """A classifier in a graph, which others may follow."""
+        """A classifier in a graph, which other nodes may read."""
         if not self.outputs:
             raise ValueError(f"{name}: a classifier stands only in an nr.Graph with outputs")
         self.heads.add(name)
