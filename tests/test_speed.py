@@ -236,9 +236,11 @@ REPEATED = {("basic", "attention"), ("dense", "attention")}  # here with blocks 
 )
 def test_a_network_is_one_graph(counter, family, mode, monkeypatch):
     """fullgraph raises where a graph would break."""
-    whole = FAMILIES[family] if (family, mode) in REPEATED else SHORT[family]
-    monkeypatch.setitem(FAMILIES, family, lambda: beginning(family, whole()))
-    model, (images, labels) = network(family, mode), batch()
+    repeated = (family, mode) in REPEATED
+    whole = FAMILIES[family] if repeated else SHORT[family]
+    name = f"beginning of {family}, {repeated=}"  # of its own: what is built is kept by name
+    monkeypatch.setitem(FAMILIES, name, lambda: beginning(family, whole()))
+    model, (images, labels) = network(name, mode), batch()
     model.compile(fullgraph=True, dynamic=False)
     for graphs, training in enumerate((True, False), start=1):
         loss_of(model.train(training), images, labels).backward()
