@@ -17,7 +17,7 @@ def archs(family: str) -> Mapping[str, Callable[..., Network]]:
 
 
 def file_name(arch: str) -> str:
-    """``arch`` as files can be called: torchvision_<name> for torchvision:<name>."""
+    """``arch`` as in names of files: torchvision_<name> for torchvision:<name>."""
     found = converted.split(arch)
     return "_".join(found) if found else arch
 
@@ -29,7 +29,7 @@ def full_name(arch: str) -> str:
 
 
 def builder(family: str, arch: str) -> Callable[..., Network]:
-    """What makes ``models.<family>.<arch>``. Raises ValueError for an unknown name."""
+    """The builder of ``models.<family>.<arch>``. Raises ValueError for an unknown name."""
     if family in FAMILIES and (found := converted.split(arch)):
         return partial(converted.network, family, *found)
     if family not in FAMILIES or arch not in archs(family):

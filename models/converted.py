@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm, converted: the same weights and logits in units of nr."""
+"""Networks of torchvision and timm, converted: the same weights and logits in nr's units."""
 
 import difflib
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ def split(arch: str) -> tuple[str, str] | None:
 def original(library: str, name: str, num_classes: int) -> nn.Module:
     """The library's own network with fresh weights.
 
-    ValueError for an unknown name, naming the nearest, and where the library is not there.
+    ValueError for an unknown name, which names the nearest, and if the library is not installed.
     """
     with torch.device("cpu"):  # it, and what it imports, computes widths and more with tensors
         try:
@@ -53,7 +53,7 @@ def _untagged(name: str) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The one of ``known`` that is written most like ``name``."""
+    """The one of ``known`` whose spelling is most like ``name``."""
     return difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
 
 
@@ -66,9 +66,8 @@ def network(
 ) -> Network:
     """A network of a library for the images of ``family``: [B, 3, H, W] to [B, S, classes].
 
-    ``image_size``: H = W, where they are not of the usual size. In train mode there may be
-    auxiliary logits after those, in a tuple. Raises ValueError for a network that has no exact
-    form in units.
+    ``image_size``: H = W, if it is not the usual one. In train mode auxiliary logits may follow, in
+    a tuple. Raises ValueError for a network that has no exact form in units.
     """
     try:
         model = original(library, name, num_classes or CLASSES[family])
@@ -79,7 +78,7 @@ def network(
 
 
 def in_units(model: nn.Module, size: int | Size) -> Network:
-    """``model`` converted, with scales γ where nothing could be pruned without them."""
+    """``model`` converted, with scales γ if nothing could be pruned without them."""
     try:
         made = nr.convert(model, size)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""timm's networks and weights, by their names there. It is imported where it is asked."""
+"""timm's networks and weights, by their names there; imported only when one is asked for."""
 
 import contextlib
 import os
@@ -29,9 +29,9 @@ def make(name: str, num_classes: int) -> nn.Module:
 
 
 def weights(name: str, file: str | None) -> dict[str, Tensor]:
-    """The weights of ``name`` as timm loads them: of ``file``, of its caches, or downloaded.
+    """The weights of ``name`` as timm loads them: from ``file``, from its caches, or downloaded.
 
-    ValueError, in one line, where there are none.
+    ValueError, in one line, if there are none.
     """
     import timm
 
@@ -59,7 +59,7 @@ def weights(name: str, file: str | None) -> dict[str, Tensor]:
 
 
 def _overlay(path: str, found: Any) -> dict[str, Any]:
-    """The entries of a configuration of weights that have timm take those of a file."""
+    """The entries of a configuration of weights that make timm take those of a file."""
     from timm.models import PretrainedCfg, load_state_dict
 
     found = found or PretrainedCfg()
@@ -74,7 +74,7 @@ def _overlay(path: str, found: Any) -> dict[str, Any]:
 
 
 def _cached(found: Any) -> str | None:
-    """The file of these weights where torch keeps downloads, or in the cache of the hub."""
+    """The file of these weights, if torch's downloads or the hub's cache have it."""
     if found.url and os.path.exists(path := kept(found.url)):
         return path
     try:
@@ -89,7 +89,7 @@ def _cached(found: Any) -> str | None:
 
 
 def _hub_files(found: Any) -> list[str]:
-    """The files of these weights on the hub, in the order that timm looks for them."""
+    """The files of these weights on the hub, in the order in which timm looks for them."""
     if not found.hf_hub_id:
         return []
     return [found.hf_hub_filename] if found.hf_hub_filename else [*HUB_FILES]
@@ -100,13 +100,13 @@ def _hub_url(found: Any) -> str:
 
 
 def _reach(url: str) -> None:
-    """Raise URLError at once where there is no network."""
+    """Raise URLError at once if there is no network."""
     with contextlib.suppress(urllib.error.HTTPError):  # that is an answer
         urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE).close()
 
 
 def _remedy(found: Any) -> str:
-    """What helps where the weights cannot be reached: a file where ``_cached`` finds it."""
+    """What helps if the weights cannot be reached: a file where ``_cached`` finds it."""
     if found.url:
         return remedy(found.url)
     try:
@@ -119,7 +119,7 @@ def _remedy(found: Any) -> str:
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of pixels / 255 that the weights were trained with, where timm knows."""
+    """Mean and deviation of pixels / 255 in the weights' training, if timm knows them."""
     import timm
 
     found = timm.get_pretrained_cfg(name)

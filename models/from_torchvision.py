@@ -1,4 +1,4 @@
-"""torchvision's networks and weights, by their names there. It is imported where it is asked."""
+"""torchvision's networks and weights, by their names; imported when one is asked for."""
 
 import os
 import re
@@ -34,9 +34,9 @@ def make(name: str, num_classes: int) -> nn.Module:
 
 
 def weights(name: str, file: str | None) -> dict[str, Tensor]:
-    """The weights of ``name``: of ``file``, a state_dict as torch.save writes it, or downloaded.
+    """The weights of ``name``: from ``file``, a state_dict as torch.save writes it, or downloaded.
 
-    ValueError, in one line, where there are none.
+    ValueError, in one line, if there are none.
     """
     if file is None:
         return _downloaded(name)
@@ -52,7 +52,7 @@ def weights(name: str, file: str | None) -> dict[str, Tensor]:
 
 
 def _by_name(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights under today's names; what its modules note about a state_dict stays."""
+    """The weights under today's names; what modules note about a state_dict stays."""
     found = OrderedDict((_today(name), tensor) for name, tensor in content.items())
     if hasattr(content, "_metadata"):
         vars(found)["_metadata"] = content._metadata
@@ -60,7 +60,7 @@ def _by_name(content: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _today(name: str) -> str:
-    """A name of a weight without DataParallel's prefix; torchvision's DenseNets have older ones."""
+    """A weight's name without DataParallel's prefix, and new where DenseNets have an old one."""
     name = name.removeprefix("module.")
     return re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=[12]\.)", r"\1", name)
 
@@ -78,22 +78,22 @@ def _downloaded(name: str) -> dict[str, Tensor]:
 
 
 def kept(url: str) -> str:
-    """Where torch keeps, and first looks for, what it downloads from ``url``."""
+    """Where torch keeps, and looks first for, what it downloads from ``url``."""
     return os.path.join(torch.hub.get_dir(), "checkpoints", os.path.basename(url))
 
 
 def remedy(url: str, place: str | None = None) -> str:
-    """What helps where ``url`` cannot be reached; ``place``: where the file is looked for."""
+    """What helps if ``url`` cannot be reached; ``place``: where the file is looked for."""
     return f"get {url} and put it at {place or kept(url)}, or name it: --pretrained FILE"
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind."""
+    """The first line of an error's message, or its kind."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of pixels / 255 that the weights were trained with."""
+    """Mean and deviation of pixels / 255 in the weights' training."""
     from torchvision import models
 
     if name in RESCALED:

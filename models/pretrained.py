@@ -1,4 +1,4 @@
-"""Weights of torchvision and timm in our networks: of ResNets in ours, of any network converted."""
+"""Weights of torchvision for our ResNets, and of both libraries for converted networks."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # heads that files may lack; they 
 
 
 def source(arch: str) -> tuple[str, str]:
-    """The library that has weights of ``arch``, and its name there. ValueError where none has."""
+    """The library that has weights of ``arch``, and its name there. ValueError if none has."""
     found = ("torchvision", ARCHS[arch]) if arch in ARCHS else converted.split(arch)
     if found is None:
         raise ValueError(f"arch {arch}: neither torchvision nor timm has weights of it")
@@ -24,17 +24,17 @@ def source(arch: str) -> tuple[str, str]:
 
 
 def read(arch: str, file: str | None) -> dict[str, Tensor]:
-    """The weights of ``arch``, by the names of its library: of ``file`` or downloaded.
+    """The weights of ``arch``, by the names of its library, from ``file`` or downloaded.
 
-    ``file``: a state_dict as torch.save writes it, or what timm takes. ValueError, in one line,
-    where there is none.
+    ``file``: a state_dict as torch.save writes it, or what timm takes. ValueError, in one line, if
+    there are none.
     """
     library, name = source(arch)
     return converted.LIBRARIES[library].weights(name, file)
 
 
 def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and deviation of the images, as pixels / 255, that weights of ``arch`` are made for."""
+    """Mean and deviation of pixels / 255 that weights of ``arch`` are made for."""
     library, name = source(arch)
     return converted.LIBRARIES[library].normalisation(name)
 
@@ -42,8 +42,8 @@ def normalisation(arch: str) -> tuple[tuple[float, ...], tuple[float, ...]] | No
 def load(network: Network, weights: Mapping[str, Tensor], arch: str | None = None) -> bool:
     """Copy a library's ``weights`` into ``network``, a fresh ResNet or the converted ``arch``.
 
-    Where they are of another number of classes the classifiers stay as they are, and False is
-    returned. ValueError, and the network as it was, where a name or shape is not the network's.
+    If they are of another number of classes, the classifiers stay as they are and False is
+    returned. ValueError for a name or shape that the network does not have; it is then as it was.
     """
     own = {k: v for k, v in network.state_dict().items() if not k.endswith(COUNTER)}
     if arch is not None and (named := converted.split(arch)):
@@ -71,7 +71,7 @@ def load(network: Network, weights: Mapping[str, Tensor], arch: str | None = Non
 
 
 def heads_of(network: Network) -> list[str]:
-    """What the names of the weights of all classifiers begin with."""
+    """How the names of all classifiers' weights begin."""
     modules = network.named_modules()
     return [f"{name}.linears.0." for name, module in modules if isinstance(module, Classifier)]
 
@@ -79,7 +79,7 @@ def heads_of(network: Network) -> list[str]:
 def renewed(
     library: str, name: str, weights: Mapping[str, Tensor], network: Network
 ) -> dict[str, Tensor]:
-    """The ``weights`` under the names of ``network``, of any number of classes."""
+    """The ``weights`` under the names of ``network``, for any number of classes."""
     classes = network.heads[0].num_classes
     model = converted.original(library, name, classes)
     *_, last = (key for key, tensor in model.state_dict().items() if tensor.ndim > 1)
@@ -98,7 +98,7 @@ def renewed(
 
 
 def renamed(name: str) -> str:
-    """Our name of a weight of torchvision's ResNets; another name as it is."""
+    """Our name of a weight of torchvision's ResNets; other names as they are."""
 
     def branch(match: re.Match[str]) -> str:
         layer = 2 * (int(match["number"]) - 1)  # a ReLU stands between two units

@@ -1,4 +1,4 @@
-"""VGG for 224x224 images; the hidden linear layers are prunable 1x1 ConvBN on the pooled map."""
+"""VGG for 224x224 images; its hidden linear layers are prunable 1x1 ConvBN on the pooled map."""
 
 from collections import OrderedDict
 from functools import partial

@@ -14,7 +14,7 @@ from nr.network.plain import Affine
 
 
 def sides(node: fx.Node) -> tuple[Any, Any]:
-    """What a sum, difference, product or quotient is of."""
+    """The operands of a sum, difference, product or quotient."""
     found = arguments(node, "input", "other", "alpha")
     if found.get("alpha", 1) != 1:
         raise ValueError("a sum with alpha is not known to nr: multiply before it")
@@ -74,7 +74,7 @@ def negative(given: Operands, node: fx.Node) -> Activation:
 def affine(
     given: Operands, node: fx.Node, x: fx.Node, factor: Any = 1.0, term: Any = 0.0
 ) -> Activation:
-    """factor·x + term, with constants: numbers, or of an image one a channel."""
+    """factor·x + term with constants: numbers, or for an image one for each channel."""
     before = given.read(x)
     if isinstance(factor, Tensor) or isinstance(term, Tensor):
         made = channelwise(given, node, Activation(before, shape(x)), factor, term)
@@ -86,7 +86,7 @@ def affine(
 
 
 def channelwise(given: Operands, node: fx.Node, x: Activation, *constants: Any) -> Activation:
-    """factor·x + term of an image, with constants of one number a channel."""
+    """factor·x + term of an image, with constants of one number for each channel."""
     count, name = x.shape[1], given.traced.name(node)
     tensors = [torch.as_tensor(constant, device="cpu") for constant in constants]
     if x.name not in given.images or any(t.shape[-3:] not in ((), (count, 1, 1)) for t in tensors):
@@ -109,7 +109,7 @@ def _named(given: Operands, node: fx.Node) -> str:
 
 
 def scaled(given: Operands, node: fx.Node, x: fx.Node, factor: fx.Node) -> Activation:
-    """A product with a parameter of one number, or of one a channel."""
+    """A product with a parameter of one number, or of one for each channel."""
     weight, size = given.traced.tensor(factor), shape(factor)
     wide = len(size) > 1 and size[-2:] != (1, 1)
     each = size.numel() == shape(x)[1] and not wide

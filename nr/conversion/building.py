@@ -1,4 +1,4 @@
-"""The graph of units that is being made of a traced network, and its activations."""
+"""The graph of units that is made of a traced network, and its activations."""
 
 from collections.abc import Set
 from itertools import accumulate
@@ -13,10 +13,10 @@ from nr.network.plain import FixedSize
 
 
 class Activation(NamedTuple):
-    """A tensor: what a node of the graph gives, and how it was moved since.
+    """A tensor: the node of the graph that gives it, and how its elements were moved since.
 
-    ``shape``: of what the node gives, [B, C, H, W] or [B, C]. ``moved``: see moves; None where it
-    is as it was.
+    ``shape``: of what the node gives, [B, C, H, W] or [B, C]. ``moved``: see moves; None if nothing
+    moved.
     """
 
     name: str
@@ -29,12 +29,12 @@ class Activation(NamedTuple):
 
     @property
     def channels(self) -> moves.Channels | None:
-        """The channels that are there; None where it has none."""
+        """Which channels are there; None if it is not made of channels."""
         return moves.channels(self.places, self.shape)
 
 
 class Builder:
-    """Nodes of a graph in order, with their modules."""
+    """The nodes of a graph in order, with their modules."""
 
     def __init__(self, image: torch.Size):
         self.nodes: list[Node] = []
@@ -44,13 +44,13 @@ class Builder:
         self.cats: dict[str, list[tuple[str, int, int]]] = {}  # parts, their starts and widths
 
     def add(self, name: str, module: nn.Module, before: str, shape: torch.Size) -> Activation:
-        """Write down a node that calls a module."""
+        """Add a node that calls a module."""
         name = self.free(name)
         self.modules[name] = module
         return self.node(Node(name, None, (before,)), shape)
 
     def join(self, name: str, word: str, names: list[str], shape: torch.Size) -> Activation:
-        """Write down a node that is a word of nr.network.graph."""
+        """Add a node that is a word of nr.network.graph."""
         name = self.free(name)
         if word == CAT:
             widths = [self.shapes[part][1] for part in names]
@@ -65,7 +65,7 @@ class Builder:
         return Activation(node.name, shape)
 
     def free(self, name: str) -> str:
-        """``name``, or it with the first number that makes it new."""
+        """``name``, with the first number that makes it new if it is taken."""
 
         def clash(text: str) -> bool:
             above = {text} | set(_above(text))
@@ -78,24 +78,24 @@ class Builder:
         return found
 
     def chosen(self, name: str, value: Activation, chosen: Tensor) -> str:
-        """The name of a selection of channels; that of the activation where it is all of them."""
+        """The name of a selection of channels; of the activation if that is all of them."""
         if torch.equal(chosen, torch.arange(value.shape[1], device="cpu")):
             return value.name
         shape = torch.Size((value.shape[0], len(chosen), *value.shape[2:]))
         return self.add(name, Pick([chosen]), value.name, shape).name
 
     def end_with(self, name: str) -> None:
-        """Have the node of this name at the end, which is the output."""
+        """Put the node of this name at the end, which is the output."""
         if self.nodes and self.nodes[-1].name != name:
             self.add("output", nn.Identity(), name, self.shapes[name])
 
     def prune(self, ends: Set[str]) -> None:
-        """Leave out the concatenations of which only parts are read, each by itself."""
+        """Leave out concatenations of which only parts are read, each by itself."""
         read = {name for node in self.nodes for name in node.inputs} | ends
         self.nodes = [n for n in self.nodes if n.name not in self.cats or n.name in read]
 
     def bind(self, fixed: FixedSize) -> None:
-        """Have the image pass ``fixed`` first."""
+        """Put ``fixed`` before everything that reads the image."""
         name = self.free("size")
         self.modules[name] = fixed
         renamed = [
@@ -106,6 +106,6 @@ class Builder:
 
 
 def _above(name: str) -> list[str]:
-    """The modules around the one of this name."""
+    """The names of the modules around the one of this name."""
     parts = name.split(".")
     return [".".join(parts[:end]) for end in range(1, len(parts))]

@@ -1,4 +1,4 @@
-"""The conversion itself: each traced node in order, then the outputs."""
+"""The conversion: each traced node in order, then the outputs."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,7 +24,7 @@ ENDS = (
 
 
 class Converter(Operands):
-    """Makes nodes of the traced ones; what has no form in units goes to ``obstacles``."""
+    """Makes nodes of traced ones; notes in ``obstacles`` what has no form in units."""
 
     def __init__(self, traced: Traced, obstacles: Obstacles):
         super().__init__(traced)
@@ -33,7 +33,7 @@ class Converter(Operands):
         self.features: set[fx.Node] = set()  # outputs that no head gives
 
     def network(self) -> Network:
-        """The whole network: features up to the last linear layer, which is the classifier."""
+        """The whole network; the last linear layer is the classifier."""
         outputs, nodes = self.traced.outputs, self.traced.nodes
         last = self.last(outputs)
         if last is None:
@@ -49,7 +49,7 @@ class Converter(Operands):
         return Network(Graph(self.nodes, self.modules, *ends), made, self.traced.size)
 
     def attempt(self, node: fx.Node) -> object:
-        """What ``node`` gives, or a stand-in for it."""
+        """What ``node`` becomes, or a stand-in."""
         if self.obstacles.has(self.traced.name(node)):
             return self.stand_in(node)
         blocked: set[fx.Node] = set()
@@ -67,7 +67,7 @@ class Converter(Operands):
                 blocked.add(at)
 
     def block(self, node: fx.Node, error: Exception) -> Any:
-        """Note what is in the way at ``node``; returns a stand-in for what it gives."""
+        """Note what is in the way at ``node``, and return a stand-in."""
         text = str(error)
         if not isinstance(error, ValueError):
             text = f"is called in a form that nr does not know ({' '.join(text.split()):.100})"
@@ -82,7 +82,7 @@ class Converter(Operands):
     # The ends of the network.
 
     def last(self, outputs: tuple[Any, Any]) -> tuple[fx.Node, nn.Linear] | None:
-        """The linear layer that gives the only output, the same in both modes."""
+        """The linear layer that gives the only output, the same in both modes; or None."""
         end, other = outputs
         while end is other and isinstance(end, fx.Node):
             module, before = self.module(end), inputs(end)
@@ -111,9 +111,9 @@ class Converter(Operands):
         return made
 
     def find_heads(self, outputs: object) -> None:
-        """The layers that give the outputs; where none does, the output is of features.
+        """Find the layers that give the outputs; an output without such a layer is of features.
 
-        A head is read by nothing but outputs.
+        Nothing but outputs reads a head.
         """
         ends = [end for end in pytree.tree_leaves(outputs) if end is not None]
         for end in ends:
@@ -135,7 +135,7 @@ class Converter(Operands):
         self.heads = {n: layer for way in ways.values() for n, layer in way.items() if layer}
 
     def ends(self, outputs: tuple[object, object]) -> tuple[Outputs, Outputs]:
-        """The outputs of eval and of train mode as names of nodes; None where they are the same."""
+        """The nodes of the outputs in eval and in train mode; None if they are the same."""
         names: dict[fx.Node, str] = {}
 
         def named(part: object) -> Outputs:
@@ -167,7 +167,7 @@ class Converter(Operands):
 
 
 def _way(traced: Traced, end: fx.Node) -> dict[fx.Node, nn.Linear | nn.Conv2d | None]:
-    """What gives ``end``, back to layers without a norm behind them; nothing if there are none."""
+    """What leads to ``end`` from layers without a norm; nothing if there are none."""
     found: dict[fx.Node, nn.Linear | nn.Conv2d | None] = {}
     open_ = [end]
     while open_:

@@ -1,8 +1,8 @@
-"""A torch network, traced, as a graph of nr's units with the same weights and outputs.
+"""A torch network as a graph of nr's units, with the same weights and outputs.
 
-Every traced node becomes one of the graph: a convolution and the batch norm after it a unit, what
-moves channels a selection, the last linear layer the classifier. Modules keep their names. What
-has no form in units is an obstacle: noted, with a stand-in behind which the conversion goes on.
+The network is traced. A convolution and the batch norm behind it become a unit, what moves channels
+becomes a selection, and the last linear layer is the classifier. Modules keep their names. What has
+no form in units is an obstacle: it is noted, and the conversion goes on behind a stand-in.
 """
 
 from collections.abc import Iterable
@@ -36,15 +36,16 @@ def convert(
 ) -> Network:
     """``model`` as a network of units with the same weights: [B, C, H, W] -> [B, 1, classes].
 
-    ``image_size``: H = W of its images, or (H, W); where a linear layer reads a whole map, or the
-    forward computes with sizes, only this size will do. The logits are the same up to rounding, in
-    eval and in train mode (see nr.ConvBN on strided 1x1 convolutions); ``model`` stays as it is and
-    shares nothing with the result. A bias before a batch norm moves into its running mean.
-    ``scales``: where there is no batch norm, a scale γ = 1 behind each activation whose channels
-    are free, which is measured, penalised and rebuilt as any γ. ``keep``, ``freeze``: patterns of
-    the names of layers that stay, as of nr.hold. What is taken is in nr/README.md.
-    Raises ValueError naming the module, what is wrong and what helps, for all else: the first of
-    ``obstacles``.
+    - ``image_size``: H = W of its images, or (H, W). If a linear layer reads a whole map, or the
+      forward computes with sizes, the result takes this size only.
+    - ``scales``: put a scale γ = 1 behind each activation without batch norm whose channels are
+      free; it is measured, penalised and rebuilt like any γ.
+    - ``keep``, ``freeze``: patterns for the names of layers that stay, as of nr.hold.
+
+    Logits are the same up to rounding, in eval and in train mode (see nr.ConvBN on 1x1 convolutions
+    with stride). A bias before a batch norm moves into its running mean. ``model`` stays as it is
+    and shares nothing with the result. nr/README.md says what is taken. For everything else it
+    raises ValueError, the first of ``obstacles``: module, reason and remedy.
     """
     state = torch.get_rng_state()
     network, found = _converted(model, image_size, scales)
@@ -56,11 +57,11 @@ def convert(
 
 
 def obstacles(model: nn.Module, image_size: int | Size, scales: bool = False) -> Obstacles:
-    """All that keeps ``convert`` from converting ``model``, in the order of the network.
+    """Everything that keeps ``convert`` from converting ``model``, in the order of the network.
 
-    A list of (module, reason, remedy), empty where it can be converted; printed, it is a table.
-    Behind what is not known the search goes on as if it gave channels of its own; where a module
-    cannot be traced at all it ends.
+    A list of (module, reason, remedy), empty if it can be converted; printed, a table. Behind
+    something unknown the search goes on as if it gave channels of its own. It ends at a module that
+    cannot be traced.
     """
     with same_random():
         return _converted(model, image_size, scales)[1].told()
@@ -70,7 +71,7 @@ def obstacles(model: nn.Module, image_size: int | Size, scales: bool = False) ->
 def _converted(
     model: nn.Module, image_size: int | Size, scales: bool
 ) -> tuple[Network | None, Obstacles]:
-    """The network, or what would be of it, and all obstacles."""
+    """The network as far as it can be made, and all obstacles."""
     found = Obstacles()
     try:
         _refuse_other(model)
@@ -135,7 +136,7 @@ def _wired(made: Converter, network: Network, found: Obstacles) -> Wiring | None
 
 
 def _keep_modes(network: Network, training: bool) -> None:
-    """Put the network in its mode, but a frozen batch norm stays in eval mode."""
+    """Set the network's mode; a frozen batch norm stays in eval mode."""
     parts = [m for m in network.modules() if not isinstance(m, (Network, Unit, *HOLDERS))]
     own = [part for part in parts if type(part) is not nn.Module]  # not the names on a path
     modes = [part.training for part in own]

@@ -1,4 +1,4 @@
-"""Functions of torch in a traced graph that are plain modules, or become modules of torch."""
+"""Functions of torch that are plain modules, or become modules of torch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +25,7 @@ _WHOLE = {"avg_pool2d": F.adaptive_avg_pool2d, "max_pool2d": F.adaptive_max_pool
 
 
 def plain_class(node: fx.Node) -> type[nn.Module] | None:
-    """The class of plain modules that a function is one of."""
+    """The class of plain modules that does the same as a function."""
     cls = _PLAIN.get(word(node).replace("_", ""))
     return None if cls in _OTHER else cls
 
@@ -33,7 +33,7 @@ def plain_class(node: fx.Node) -> type[nn.Module] | None:
 def plain_module(
     node: fx.Node, cls: type[nn.Module], constant: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> nn.Module:
-    """The plain module of class ``cls`` that a function is, with arguments made ``constant``.
+    """The plain module of class ``cls`` for a function, whose arguments ``constant`` reads.
 
     Raises ValueError for arguments that no such module has.
     """
@@ -54,10 +54,10 @@ def plain_module(
 
 
 def rewrite(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
-    """Put the nodes of ``graph`` that have a simpler form into it, exactly.
+    """Replace nodes of ``graph`` by simpler ones that give exactly the same.
 
-    ``contiguous`` changes no value; a window that is as large as the map that it reads, whatever
-    that is, is an adaptive pooling to one pixel; F.conv2d and F.linear with parameters are modules.
+    ``contiguous`` changes no value. A pooling whose window is the map that it reads is an adaptive
+    pooling to one pixel. F.conv2d and F.linear of parameters are modules.
     """
     for node in list(graph.nodes):
         if node.target in _WEIGHING:
@@ -70,7 +70,7 @@ def rewrite(graph: fx.Graph, modules: dict[str, nn.Module]) -> None:
 
 
 def _weigh(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> None:
-    """Have a function with parameters as a module, in the place of the one that has them."""
+    """Replace a function of parameters by a module that has them."""
     given = arguments(node, *_WEIGHING[node.target])
     x, *read = (given.pop(name, None) for name in ("input", "weight", "bias"))
     weight, bias = (_parameter(source, modules) for source in read)
@@ -92,7 +92,7 @@ def _weigh(graph: fx.Graph, node: fx.Node, modules: dict[str, nn.Module]) -> Non
 
 
 def _parameter(node: object, modules: dict[str, nn.Module]) -> nn.Parameter | None:
-    """The parameter that a node gives; None for any other."""
+    """The parameter that a node gives; None for any other node."""
     if not isinstance(node, fx.Node) or node.op != "get_attr":
         return None
     path, _, name = str(node.target).rpartition(".")
@@ -100,7 +100,7 @@ def _parameter(node: object, modules: dict[str, nn.Module]) -> nn.Parameter | No
 
 
 def _is_whole(node: fx.Node) -> bool:
-    """Whether the window of a pooling is its own input's H and W, and nothing is around it."""
+    """Whether the window of a pooling is the H and W of its input, without padding."""
     around = ("stride", "padding", "divisor_override", "return_indices")
     names = ("input", "kernel_size", *around[:2])
     given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
@@ -116,7 +116,7 @@ def _is_whole(node: fx.Node) -> bool:
 
 
 def _replace(graph: fx.Graph, node: fx.Node, target: Any, args: tuple[Any, ...]) -> None:
-    """Have a call of a function, or of the module of this path, in the place of ``node``."""
+    """Replace ``node`` by a call of a function, or of the module of this path."""
     with graph.inserting_before(node):
         call: Any = graph.call_module if isinstance(target, str) else graph.call_function
         new = call(target, args)

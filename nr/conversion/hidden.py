@@ -1,4 +1,4 @@
-"""What changes what a network computes without being seen in its graph."""
+"""What changes a network's function without being seen in its graph."""
 
 import random
 import sys
@@ -19,7 +19,7 @@ CHANGED = (  # what a forward may change around its operations, in the order of 
 
 
 def hidden(model: nn.Module) -> Iterator[tuple[str, str]]:
-    """What changes a network without being seen in its graph: places, and what is there."""
+    """What changes a network's function without being seen in its graph, and where."""
     owners: dict[object, str] = {}
     for name, module in model.named_modules():
         place = name or type(module).__name__

@@ -19,7 +19,7 @@ BatchNorms = nn.BatchNorm1d | nn.BatchNorm2d | nn.SyncBatchNorm
 def unit(layer: Weighing, after: BatchNorms | None, window: Size | None) -> ConvBN:
     """A convolution, or a linear layer over a map of ``window`` pixels, and its batch norm.
 
-    Raises ValueError for what is no plain layer.
+    Raises ValueError for a layer that is not plain.
     """
     options = _window(layer, window)
     if after is None:
@@ -38,7 +38,7 @@ def unit(layer: Weighing, after: BatchNorms | None, window: Size | None) -> Conv
 
 
 def _window(layer: Weighing, window: Size | None) -> dict[str, Any]:
-    """What a unit has of a convolution, or of a linear layer over a map of ``window`` pixels."""
+    """The window, stride and so on of a convolution, or of a linear layer over a map."""
     if isinstance(layer, nn.Linear):
         window = window or (1, 1)
         in_channels = layer.in_features // (window[0] * window[1])
@@ -70,8 +70,8 @@ def norm(after: BatchNorms) -> Norm:
 def activations(after: BatchNorms) -> list[nn.Module]:
     """The modules that a class derived from nn.BatchNorm2d calls after it, in order.
 
-    Found by comparing it with batch norm and its own children, outputs and statistics, in both
-    modes. Raises ValueError where it does something else.
+    They are found by comparing outputs and statistics, in both modes, with a batch norm and the
+    module's own children. Raises ValueError if it does something else.
     """
     children = [child for child in after.children() if type(child) is not nn.Identity]
     x = torch.randn(3, after.num_features, 4, 4, generator=torch.Generator().manual_seed(0))
@@ -94,7 +94,7 @@ def activations(after: BatchNorms) -> list[nn.Module]:
 
 
 def _run(steps: list[nn.Module], x: Tensor, training: bool) -> Tensor:
-    """What ``steps`` make of ``x``, with the same random numbers each time."""
+    """What ``steps`` give for ``x``, with the same random numbers each time."""
     x = x.clone()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
@@ -104,7 +104,7 @@ def _run(steps: list[nn.Module], x: Tensor, training: bool) -> Tensor:
 
 
 def fixed_filter(weight: Tensor, options: dict[str, Any]) -> Filter:
-    """A convolution of each channel with the same fixed window. Raises ValueError for others."""
+    """Every channel convolved with one fixed window. Raises ValueError for other weights."""
     groups, dilation = options.pop("groups", 1), options.pop("dilation", 1)
     alone = weight.shape[:2] == (groups, 1) and dilation in (1, (1, 1), [1, 1])
     if not alone or not torch.equal(weight, weight[:1].expand_as(weight)):
@@ -116,7 +116,7 @@ def fixed_filter(weight: Tensor, options: dict[str, Any]) -> Filter:
 
 
 def scale(weight: Tensor) -> Norm:
-    """A product with a parameter of one number a channel."""
+    """A product with a parameter of one number for each channel."""
     made = Norm(weight.numel(), eps=None).to(weight.device, weight.dtype)
     made.scales[0].copy_(weight.flatten()).requires_grad_(weight.requires_grad)
     return made
@@ -146,13 +146,13 @@ def _normed(made: ConvBN | Norm, after: BatchNorms) -> None:
 
 
 def classifier(linear: nn.Linear, window: Size) -> Classifier:
-    """The classifier of a linear layer over a map of ``window`` pixels."""
+    """The classifier for a linear layer over a map of ``window`` pixels."""
     channels = linear.in_features // (window[0] * window[1])
     return _same(Classifier(channels, linear.out_features, linear.bias is not None, window), linear)
 
 
 def head(conv: nn.Conv2d) -> Head:
-    """The head of a convolution. Raises ValueError for one that is not plain."""
+    """The head for a convolution. Raises ValueError if that is not plain."""
     options = _window(conv, None)
     if options.pop("groups") != 1:
         raise ValueError(f"{conv} has groups, and gives maps of the network: units of it do not")

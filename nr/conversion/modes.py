@@ -1,7 +1,7 @@
-"""What tracing fixes without a word: the mode, the size of the images, their number.
+"""What tracing fixes without saying so: the mode, the size of the images, and their number.
 
-A network is traced in both modes, and its graph computed again for other images. Where the two
-modes differ in a small module without weights (stochastic depth, noise), that is kept as it is.
+A network is traced in both modes, and its graph is computed again for other images. If the modes
+differ in a small module without weights (stochastic depth, noise), the module is kept as it is.
 """
 
 import copy
@@ -21,7 +21,7 @@ FOLLOWS = "nr_follows"  # of a functional dropout: whether it is on in train mod
 
 
 class Trace(NamedTuple):
-    """One traced mode, and what Python asked for in it."""
+    """A network traced in one mode, and the values that Python asked for."""
 
     graph: fx.Graph
     model: nn.Module  # what it was made of, without memory, with constants that it needs
@@ -35,7 +35,7 @@ class Trace(NamedTuple):
 
 
 class Traces(NamedTuple):
-    """Both modes; ``differs``: the module whose forward does something else in them, or None."""
+    """Both modes; ``differs``: the module whose forward differs between them, or None."""
 
     evaluation: Trace
     training: Trace
@@ -43,15 +43,15 @@ class Traces(NamedTuple):
 
     @property
     def fuller(self) -> Trace:
-        """The one that computes more."""
+        """The trace that computes more."""
         return self.evaluation if self.differs is None else self.training
 
 
 def traced(model: nn.Module, called: nn.Module, images: Tensor, refused: dict[str, str]) -> Traces:
-    """``model`` in both modes. Raises Refusal, Unfit, and whatever its forward raises.
+    """``model`` traced in both modes. Raises Refusal, Unfit, and whatever its forward raises.
 
-    ``called``: as of Tracer. What would be lost goes to ``refused``, by module; one that cannot be
-    followed is taken whole.
+    ``called``: see Tracer. ``refused`` collects, by module, what would be lost; a module that
+    cannot be followed is taken whole.
     """
     whole: frozenset[type | str] = frozenset()
     modules = dict(model.named_modules())
@@ -77,7 +77,7 @@ def traced(model: nn.Module, called: nn.Module, images: Tensor, refused: dict[st
 
 
 def image_channels(model: nn.Module, size: Size) -> int:
-    """How many channels the images have: three where the first convolution takes them.
+    """The channels of the images: three if the first convolution takes them.
 
     ``model`` is on the meta device.
     """
@@ -103,11 +103,11 @@ def image_channels(model: nn.Module, size: Size) -> int:
 
 
 class _First(Exception):
-    """The number of channels that the first convolution wants."""
+    """The number of channels that the first convolution takes."""
 
 
 def added(traces: Traces) -> dict[fx.Node, fx.Node]:
-    """Node of the training graph -> the same one of the evaluation graph, where there is one."""
+    """Node of the training graph -> the same node of the evaluation graph, if it is there."""
     found = {_key(node, {}): node for node in traces.evaluation.nodes}
     twins: dict[fx.Node, fx.Node] = {}
     for node in traces.training.nodes:
@@ -126,10 +126,10 @@ def _key(node: fx.Node, twins: dict[fx.Node, fx.Node]) -> str:
 def varying(
     trace: Trace, images: Tensor, refused: dict[str, str]
 ) -> tuple[set[fx.Node], set[fx.Node]]:
-    """The numbers that depend on how many images there are, and on how large they are.
+    """The numbers that depend on how many images there are, and those that depend on their size.
 
-    Found by computing the graph for others. The larger size changes every map that strides and
-    windows make; where the graph cannot take it, all that is read of shapes counts.
+    Found by computing the graph for other images. The larger size changes every map that strides
+    and windows make. If the graph cannot take it, every number that is read from a shape counts.
     """
     _, channels, *size = images.shape
     larger = (TIMES * side + more for side, more in zip(size, MORE, strict=True))
@@ -146,7 +146,7 @@ def varying(
 
 
 def _values(trace: Trace, images: Tensor) -> dict[fx.Node, object] | None:
-    """What every node gives for ``images``; None where the graph does not take them."""
+    """What every node gives for ``images``; None if the graph does not take them."""
     values: dict[fx.Node, object] = {}
     try:
         for node in trace.nodes[:-1]:
@@ -160,7 +160,7 @@ def _values(trace: Trace, images: Tensor) -> dict[fx.Node, object] | None:
 
 
 def _varying(nodes: list[fx.Node], other: dict[fx.Node, object] | None) -> set[fx.Node]:
-    """The numbers that are others in ``other``, or are made of such."""
+    """The numbers that differ in ``other``, or are made of such."""
     found: set[fx.Node] = set()
     for node in nodes[:-1]:
         value, sources = node.meta[RESULT], node.all_input_nodes
@@ -206,7 +206,7 @@ def _trace(
 
 
 def _call_again(tracer: Tracer, images: Tensor, path: str, attribute: str) -> None:
-    """Refuse a forward that sets an attribute and does something else for it the next time."""
+    """Refuse a forward that sets an attribute and computes something else the next time."""
     model = copy.deepcopy(tracer.model)
     for name in [name for name in vars(model) if name.startswith(CONSTANT)]:
         delattr(model, name)
@@ -234,7 +234,7 @@ def _parting(log: list[tuple[Any, ...]], other: list[tuple[Any, ...]]) -> str | 
 
 
 def _follow_dropouts(traces: Traces) -> None:
-    """Mark the functional dropouts that are on in train mode, and off or not there in the other."""
+    """Mark functional dropouts that are on in train mode, and off or absent in the other."""
     twins = added(traces)
     for node in traces.evaluation.nodes:
         node.meta[FOLLOWS] = False

@@ -1,6 +1,7 @@
 """What modules of torch, and functions that are plain modules, become in the graph.
 
-A handler gets the operands and a node, and gives an activation; ValueErrors say reason and remedy.
+A handler takes the operands and a node, and gives an activation. Its ValueErrors say reason and
+remedy.
 """
 
 import copy
@@ -45,7 +46,7 @@ def called(given: Operands, node: fx.Node, module: nn.Module) -> object:
 
 
 def refuse_others(node: fx.Node, module: nn.Module) -> None:
-    """Refuse the modules of torch that have no exact form in units."""
+    """Refuse modules of torch that have no exact form in units."""
     kind = type(module).__name__
     if isinstance(module, NORMS):
         raise ValueError(kind + NO_SCALES)
@@ -65,7 +66,7 @@ def refuse_others(node: fx.Node, module: nn.Module) -> None:
 
 
 def normed(given: Operands, node: fx.Node, module: BatchNorms) -> Activation:
-    """A batch norm: of the unit before it, or one before a convolution; its activations after."""
+    """A batch norm, of the unit before it or before a convolution, and its activations."""
     if module.weight is None or module.running_mean is None:
         raise ValueError(
             "has no scale or no running statistics: affine=True and track_running_stats=True are"
@@ -92,7 +93,7 @@ def normed(given: Operands, node: fx.Node, module: BatchNorms) -> Activation:
 def layer(
     given: Operands, node: fx.Node, module: Weighing, after: BatchNorms | None = None
 ) -> Activation:
-    """A convolution, or a linear layer over a whole map, with the batch norm after it."""
+    """A convolution, or a linear layer over a whole map, with the batch norm behind it."""
     linear = isinstance(module, nn.Linear)
     name, window = given.whole_map(node) if linear else (given.read(first(node)), None)
     given.take(node)
@@ -142,12 +143,12 @@ def function(given: Operands, node: fx.Node, cls: type[nn.Module]) -> Activation
 
 
 def in_mode(given: Operands, node: fx.Node, module: nn.Module) -> nn.Module:
-    """``module`` in the mode of the one in whose forward ``node`` is."""
+    """``module`` in the mode of the module in whose forward ``node`` is."""
     return module.train(given.traced.modules[given.traced.path(node)].training)
 
 
 def pooled_or_plain(given: Operands, node: fx.Node, module: nn.Module) -> Activation:
-    """A plain module; a max pooling with the -inf that is padded before it."""
+    """A plain module; a max pooling takes in the -inf that is padded before it."""
     before = inputs(node)[0]
     if not (isinstance(module, nn.MaxPool2d) and _endless(before)):
         return plain(given, node, module)
@@ -158,7 +159,7 @@ def pooled_or_plain(given: Operands, node: fx.Node, module: nn.Module) -> Activa
 
 
 def pad(given: Operands, node: fx.Node) -> Activation | None:
-    """Padding; with -inf it is part of the max poolings that read it."""
+    """Padding; -inf becomes part of the max poolings that read it."""
     after = (plain_class(n) or type(given.module(n)) for n in readers(node))
     if _endless(node) and all(issubclass(cls, nn.MaxPool2d) for cls in after):
         return None

@@ -1,8 +1,7 @@
-"""What moves channels, found by running it: each element of an activation is a number.
+"""What moves channels, found by running it on numbers.
 
-chunk, split, slices, view, permute, flatten and their kind only move elements. Run on the places
-0, 1, 2, ... of an activation's elements they give the places that stand where, from which the
-channels are read that stand where.
+chunk, split, slices, view, permute, flatten and their kin only move elements. They are run on the
+places 0, 1, 2, ... of an activation's elements; where these end up says which channels are where.
 """
 
 from typing import NamedTuple
@@ -23,7 +22,7 @@ MODULES = (nn.Flatten, nn.Unflatten, nn.ChannelShuffle)
 class Channels(NamedTuple):
     """``chosen``: the channels of an activation that are there, in order.
 
-    ``flat``: [B, C·H·W] instead of [B, C, H, W]; ``spread``: one pixel repeated over a map.
+    ``flat``: as [B, C·H·W], not [B, C, H, W]. ``spread``: one pixel is repeated over the map.
     """
 
     chosen: Tensor
@@ -37,9 +36,9 @@ def places(shape: torch.Size) -> Tensor:
 
 
 def channels(moved: Tensor, shape: torch.Size) -> Channels | None:
-    """The channels that ``moved`` places of an activation [B, C, ...] make; None if it has none.
+    """The channels that ``moved`` places of an activation [B, C, ...] make; None if they make none.
 
-    Batch and pixels have to be where they were; parts of channels [B, ..., H, W] are channels, too.
+    Batch and pixels have to be where they were. Parts of channels [B, ..., H, W] are channels, too.
     """
     batch, pixels = shape[0], shape[2:].numel()
     if moved.ndim > 4:
@@ -65,21 +64,21 @@ def channels(moved: Tensor, shape: torch.Size) -> Channels | None:
 
 
 def flat(shape: torch.Size) -> torch.Size:
-    """Of parts of channels [B, ..., H, W], or [B, ...] of pixels, the shape of all channels."""
+    """The shape of all channels: of parts of them [B, ..., H, W], or of pixels [B, ...]."""
     pixels = shape[-2:] if len(shape) > 4 else ()
     return torch.Size((shape[0], shape[1 : len(shape) - len(pixels)].numel(), *pixels))
 
 
 def parts(places: Tensor, shape: torch.Size, dim: int) -> list[Tensor]:
-    """What of an activation's ``places`` stands side by side along ``dim``, as [B, C, H, W]."""
+    """The parts of an activation's ``places`` side by side along ``dim``: [B, C, H, W]."""
     found = places.unbind(dim)
     return [part.flatten(1)[:, :, None, None] if shape[2:].numel() == 1 else part for part in found]
 
 
 def averaged(places: Tensor, shape: torch.Size, dims: set[int]) -> tuple[bool, bool] | None:
-    """Whether all of H, and all of W, of an activation lie along ``dims`` of its ``places``.
+    """Whether ``dims`` of an activation's ``places`` are all of H, and all of W.
 
-    None where something else does.
+    None if they are anything else.
     """
     if len(shape) < 4:
         return None
@@ -98,7 +97,7 @@ def averaged(places: Tensor, shape: torch.Size, dims: set[int]) -> tuple[bool, b
 
 
 def pooled(places: Tensor, shape: torch.Size, whole: tuple[bool, bool]) -> Tensor:
-    """The same places when H or W, where they are ``whole``, have become one pixel."""
+    """The same places when the sides that are ``whole`` have become one pixel."""
     height, width = shape[2:]
     channel, row, column = places // (height * width), places // width % height, places % width
     row, column = (at * (not gone) for at, gone in zip((row, column), whole, strict=True))

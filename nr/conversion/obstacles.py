@@ -13,7 +13,7 @@ REMEDY = "do this outside of the network, or with modules of torch that nr/READM
 
 
 class Obstacle(NamedTuple):
-    """``module``: its name in the network, or that of an operation in a module's forward."""
+    """``module``: its name in the network; for an operation, of the module around it."""
 
     module: str
     reason: str
@@ -24,7 +24,7 @@ class Obstacle(NamedTuple):
 
 
 class Obstacles(list[Obstacle]):
-    """All obstacles of a network, in its order; printed, a table of one line each."""
+    """All obstacles of a network, in its order; printed, a table with a line for each."""
 
     def __str__(self) -> str:
         if not self:
@@ -40,13 +40,13 @@ class Obstacles(list[Obstacle]):
         return any(module == obstacle.module for obstacle in self)
 
     def add(self, module: str, text: str) -> None:
-        """Note a ``reason: remedy`` of a module, of which the first one counts."""
+        """Note a ``reason: remedy`` of a module; only its first one counts."""
         if not self.has(module):
             reason, _, remedy = text.rpartition(": ")
             self.append(Obstacle(module, reason, remedy) if reason else Obstacle(module, text, ""))
 
     def ordered(self, names: Iterable[str]) -> "Obstacles":
-        """In the order of ``names``, those of the network's operations; what is of all first."""
+        """In the order of the operations ``names``; those of the whole network first."""
         names = list(names)
 
         def place(obstacle: Obstacle) -> int:
@@ -61,12 +61,12 @@ class Obstacles(list[Obstacle]):
         return Obstacles(sorted(self, key=place))
 
     def told(self) -> "Obstacles":
-        """With a remedy for each."""
+        """The same with a remedy for each."""
         return Obstacles(row._replace(remedy=row.remedy or REMEDY) for row in self)
 
 
 class Opaque(Conv):
-    """Stands for what an operation gives that is not known: channels of its own, of any size."""
+    """Stands for an unknown operation: it gives channels of its own, of any size."""
 
     def __init__(self, image_channels: int, channels: int, size: Size):
         super().__init__(image_channels, channels, 1)

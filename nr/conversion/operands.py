@@ -1,6 +1,6 @@
-"""What the operations of a traced network read: activations of the graph that is made, constants.
+"""What the operations of a traced network read: activations of the new graph, and constants.
 
-Every handler of an operation gets it, and a node; its errors have no names, which are added once.
+Every handler of an operation gets these and a node. Its errors name no module: that is added once.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ WEIGHING = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
 
 
 class Blocked(ValueError):
-    """What cannot be read as it was made: ``node`` is the one that made it so."""
+    """An operand that cannot be read because of the operation ``node``, which made it."""
 
     def __init__(self, node: fx.Node, reason: str):
         super().__init__(reason)
@@ -30,9 +30,10 @@ class Blocked(ValueError):
 
 
 class Operands(Builder):
-    """The graph so far, and by traced node what it gives.
+    """The graph so far, and what each traced node has become.
 
-    ``values``: an Activation, or several. ``fixed``: what is made of buffers and constants alone.
+    ``values``: by node an Activation, or several. ``fixed``: what is made of buffers and constants
+    alone.
     """
 
     def __init__(self, traced: Traced):
@@ -46,11 +47,11 @@ class Operands(Builder):
         self.called: set[str] = set()  # modules with weights that have become part of something
 
     def put(self, node: fx.Node, module: nn.Module, before: str) -> Activation:
-        """Have ``module`` do what ``node`` does."""
+        """Let ``module`` do what ``node`` does."""
         return self.add(self.traced.name(node), module, before, shape(node))
 
     def stand_in(self, node: fx.Node) -> Any:
-        """Channels of their own in the place of what ``node`` gives."""
+        """New channels that stand for what ``node`` gives."""
 
         def stand_in(tensor: object) -> object:
             if not isinstance(tensor, Tensor):
@@ -63,7 +64,7 @@ class Operands(Builder):
         return pytree.tree_map(stand_in, node.meta[RESULT])
 
     def joined(self, node: fx.Node, word: str, names: list[str]) -> Activation:
-        """What joins activations, as parts of channels where ``node`` gives such."""
+        """What joins activations; as parts of channels if ``node`` gives such."""
         own = shape(node)
         flat = own if own.numel() == 0 or len(own) in (2, 4) else moves.flat(own)
         value = self.join(self.traced.name(node), word, names, flat)
@@ -81,7 +82,7 @@ class Operands(Builder):
     def read(self, before: fx.Node, spread: bool = False) -> str:
         """The name of the activation [B, C, H, W] that ``before`` gives.
 
-        ``spread``: one pixel may stand for all.
+        ``spread``: one pixel may stand for the whole map.
         """
         value = self.value(before)
         return value.name if value.moved is None else self.selected(before, value, spread)
@@ -101,7 +102,7 @@ class Operands(Builder):
         )
 
     def part(self, before: fx.Node, value: Activation) -> str:
-        """``selected``, or what a concatenation has joined, for what changes nothing in place."""
+        """``selected``, or what was concatenated, for what changes nothing in place."""
         found = value.channels
         for name, start, width in self.cats.get(value.name, ()):
             own = torch.arange(start, start + width, device="cpu")
@@ -110,7 +111,7 @@ class Operands(Builder):
         return self.selected(before, value)
 
     def whole_map(self, node: fx.Node) -> tuple[str, tuple[int, int]]:
-        """What a linear layer reads, flattened, and its (H, W)."""
+        """What a flattened linear layer reads, and its (H, W)."""
         before = first(node)
         value = self.value(before)
         if value.name in self.stand_ins and value.shape != shape(before):
@@ -125,7 +126,7 @@ class Operands(Builder):
         return self.chosen(self.pick_name(node), value, found.chosen), (height, width)
 
     def pick_name(self, node: fx.Node) -> str:
-        """What a selection is called: as the buffer with its places, if there is one."""
+        """The name of a selection: of the buffer with its places, if there is one."""
         if word(node) == "index_select" and isinstance(node.args[-1], fx.Node):
             return str(node.args[-1].target)
         return f"{self.traced.name(node)}_pick"
@@ -140,7 +141,7 @@ class Operands(Builder):
         return len(after) == 1 and isinstance(self.module(after[0]), BATCH_NORMS)
 
     def take(self, node: fx.Node) -> None:
-        """Take the module of a node. Raises ValueError for one that is called a second time."""
+        """Take the module of a node. Raises ValueError if it is called a second time."""
         if str(node.target) in self.called:
             raise ValueError(
                 "is called more than once, and each place in a network of units has weights of its"
@@ -149,7 +150,7 @@ class Operands(Builder):
         self.called.add(str(node.target))
 
     def constant(self, node: fx.Node, operand: Any) -> Any:
-        """An operand that is a number or a fixed tensor; None for an activation or a parameter."""
+        """An operand that is a number or a fixed tensor; None if it is not."""
         if operand in self.fixed:
             tensor = self.fixed[operand]
             return tensor.item() if tensor.numel() == 1 else tensor
@@ -158,7 +159,7 @@ class Operands(Builder):
         return self.traced.constant(node, operand)
 
     def fix(self, node: fx.Node) -> None:
-        """A buffer, or what is made of buffers, is known; a parameter is trained."""
+        """Keep a tensor as known if it is made of buffers; parameters are trained."""
         if node.op != "get_attr":
             self.traced.constant(node, (node.args, node.kwargs))  # those that bind the network
             self.fixed[node] = self.called_with(node, self.fixed)
@@ -166,7 +167,7 @@ class Operands(Builder):
             self.fixed[node] = tensor
 
     def called_with(self, node: fx.Node, read: dict[fx.Node, Tensor]) -> Any:
-        """What ``node`` gives for these tensors, with the sizes that it was traced with."""
+        """What ``node`` gives for these tensors, with the sizes of the trace."""
         known = {n: n.meta[RESULT] for n in node.all_input_nodes} | read
         read_, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
         args: Any = read_

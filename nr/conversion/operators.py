@@ -1,6 +1,7 @@
 """What each operation of a traced network becomes in the graph: one table, by word or class.
 
-A handler gets the operands and a node, and gives an activation; ValueErrors say reason and remedy.
+A handler takes the operands and a node, and gives an activation. Its ValueErrors say reason and
+remedy.
 """
 
 from collections.abc import Callable
@@ -26,7 +27,7 @@ MAKING = ("tensor", "as_tensor", "full", "ones", "zeros")  # functions that make
 
 
 def converted(given: Operands, node: fx.Node) -> object:
-    """What ``node`` gives, with all that it needs written down; None for what is not read."""
+    """What ``node`` becomes, with all that it needs; None if it is not read."""
     module, read = given.module(node), inputs(node)
     made = word(node) in MAKING or (read and all(n in given.fixed for n in read))
     if node.op == "get_attr" or made:
@@ -68,7 +69,7 @@ def mean(given: Operands, node: fx.Node) -> Activation:
 
 
 def _reduced(given: Operands, node: fx.Node) -> tuple[Activation, set[int]]:
-    """What a mean or sum reads, and the dimensions over which it is."""
+    """The operand of a mean or sum, and the dimensions that it is over."""
     found = arguments(node, *REDUCING)
     value, dims = given.value(found["input"]), found.get("dim")
     dims = (dims,) if isinstance(dims, int) else dims or range(value.places.ndim)
@@ -76,13 +77,13 @@ def _reduced(given: Operands, node: fx.Node) -> tuple[Activation, set[int]]:
 
 
 def total(given: Operands, node: fx.Node) -> Activation:
-    """A sum over parts of the channels, each as many."""
+    """A sum over parts of the channels, all of the same width."""
     names = _parts(given, node)
     return given.joined(node, ADD, names)
 
 
 def softmax(given: Operands, node: fx.Node) -> Activation:
-    """Of two parts of the channels: the sigmoid of their differences."""
+    """Of two parts of the channels: the sigmoid of their difference."""
     names = _parts(given, node)
     name, size = given.traced.name(node), given.shapes[names[0]]
     if len(names) != 2:
@@ -116,7 +117,7 @@ def stack(given: Operands, node: fx.Node) -> Activation:
 
 
 def stacked(given: Operands, node: fx.Node, names: list[str], dim: int) -> Activation:
-    """Activations side by side along a dimension of their own."""
+    """Activations side by side along a new dimension."""
     own, size = list(shape(node)), given.shapes[names[0]]
     del own[dim]
     whole = torch.Size((size[0], size[1] * len(names), *size[2:]))
@@ -126,7 +127,7 @@ def stacked(given: Operands, node: fx.Node, names: list[str], dim: int) -> Activ
 
 
 def filtered(given: Operands, node: fx.Node) -> Activation:
-    """A convolution with weights that are no parameters."""
+    """A convolution whose weights are no parameters."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
     options = dict(given.traced.constant(node, arguments(node, *names)))
     x, weight = options.pop("input"), given.fixed.get(options.pop("weight"))
@@ -145,7 +146,7 @@ def cat(given: Operands, node: fx.Node) -> Activation:
 
 
 def move(given: Operands, node: fx.Node) -> object:
-    """What only moves elements, run on their places."""
+    """An operation that only moves elements, run on their places."""
     value = given.values.get(inputs(node)[0])
     if isinstance(value, list | tuple) and not isinstance(value, Activation):
         return value[cast(int, node.args[1])]

@@ -1,8 +1,8 @@
-"""Tracing by torch.fx in which every value is known: tensors on the meta device, sizes as numbers.
+"""Tracing by torch.fx with known values: tensors are on the meta device, sizes are numbers.
 
-The forward of a copy without memory runs once. What it does to tensors becomes a graph; what
-Python asks of sizes it is told, and the graph keeps which sizes those were. What a graph cannot
-hold (gradients switched off, autocast, checkpointing, random numbers) is refused by name.
+The forward of a copy without memory runs once. Its operations on tensors become a graph. When
+Python asks for a size it gets it, and the graph records which one that was. What a graph cannot
+hold (no_grad, autocast, checkpointing, random numbers) is refused by name.
 """
 
 from collections.abc import Iterator, Set
@@ -45,13 +45,15 @@ class Unfit(ValueError):
 
 
 class Tracer(fx.Tracer):
-    """Traces ``model``, which ``on_meta`` made, in the mode it is in.
+    """Traces ``model``, a copy made by ``on_meta``, in the mode that it is in.
 
-    ``called``: another copy, whose modules are called: in eval mode, since in train mode a norm may
-    ask for values. ``like``: a parameter of the network itself. ``whole``: classes, and names of
-    modules, that are not looked into. Afterwards ``log`` holds what was called, entered and left,
-    in order, ``told`` the nodes whose values Python asked for, and where, ``changed`` a module and
-    an attribute that the forward set. What would be lost goes to ``refused``, by module.
+    ``called``: another copy, in eval mode, whose modules are called: in train mode a norm may ask
+    for values. ``like``: a parameter of the original. ``whole``: classes, and names of modules,
+    that are not looked into. ``refused`` collects, by module, what would be lost.
+
+    Afterwards ``log`` has what was called, entered and left, in order; ``told`` the nodes whose
+    values Python asked for, and where; ``changed`` a module and an attribute that the forward has
+    set.
     """
 
     def __init__(
@@ -86,9 +88,9 @@ class Tracer(fx.Tracer):
         self.refused.setdefault(self.path if path is None else path, reason)
 
     def create_args_for_root(self, fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
-        """Names are those in ``model``, though torch.fx is given a function that calls it.
+        """Look names up in ``model``, though torch.fx is given a function that calls it.
 
-        So defaults of its arguments count, and a forward that was put on the instance.
+        So the defaults of its arguments count, and so does a forward that was set on the instance.
         """
         self.root, self.submodule_paths = self.model, self.names
         for name, module in self.model.named_modules():
@@ -130,7 +132,7 @@ class Tracer(fx.Tracer):
         return node
 
     def result(self, node: fx.Node) -> object:
-        """What ``node`` gives. Raises Unfit, or Refusal where that is not known without values."""
+        """What ``node`` gives. Raises Unfit, or Refusal if that depends on values."""
         self.computing = True
         try:
             return compute(node, lambda n: n.meta[RESULT], self.model, self.called)
@@ -158,7 +160,7 @@ class Tracer(fx.Tracer):
         return leaf
 
     def call_module(self, module: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        """Log what is entered and left, and see whether random numbers were drawn in it."""
+        """Log what is entered and left, and notice random numbers drawn in it."""
         if self.computing:
             return forward(*args, **kwargs)
         path = self.names.get(module)
@@ -182,11 +184,11 @@ class Tracer(fx.Tracer):
 
     @property
     def path(self) -> str:
-        """The module in whose forward the tracer is."""
+        """The module whose forward is running."""
         return next(reversed(self.module_stack.values()), ("",))[0]
 
     def tell(self, node: fx.Node, place: tuple[int, ...]) -> Any:
-        """The value of ``node`` for Python's own use at ``place``."""
+        """The value of ``node``, which Python asks for at ``place``."""
         value = node.meta[RESULT]
         if isinstance(value, Tensor):
             raise Refusal(self.path, VALUES)
@@ -227,7 +229,7 @@ def _compare(tracer: Tracer, held: Held, before: Versions) -> None:
 
 @contextmanager
 def _watched(tracer: Tracer) -> Iterator[None]:
-    """Notice torch.autocast, on or off, and autograd functions where the forward uses them."""
+    """Notice torch.autocast, on or off, and autograd functions that the forward uses."""
     enter, apply = torch.autocast.__enter__, vars(torch.autograd.Function)["apply"]
 
     def noticed(autocast: torch.autocast) -> Any:
@@ -253,12 +255,12 @@ def _watched(tracer: Tracer) -> Iterator[None]:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether ``module`` may stay as it is: nothing in it is trained, counted or called."""
+    """Whether ``module`` can stay as it is: nothing in it is trained, counted or called."""
     return not [*module.parameters(), *module.buffers(), *module.children()]
 
 
 def _own_forward(module: nn.Module) -> bool:
-    """Whether a class derived from torch's convolution computes in a way of its own."""
+    """Whether a class derived from torch's convolution computes something of its own."""
     return isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward
 
 

@@ -1,4 +1,4 @@
-"""A torch network as a graph of torch.fx whose nodes know their shapes and where they come from."""
+"""A torch network as a graph of torch.fx whose nodes know their shapes and origins."""
 
 import warnings
 from typing import Any
@@ -19,12 +19,11 @@ UNUSED = "what nothing reads is left out of the network: {}"
 
 
 class Traced:
-    """The traced ``model``: its nodes in order, and the modules they call.
+    """The traced ``model``: its nodes in order, and the modules that they call.
 
-    ``nodes``: of the evaluation mode, or of the training mode where that computes more; those
-    that no output needs are left out. ``outputs``: what evaluation and training give, of these
-    nodes. ``bound``: what needs images of just this size, or None; it is known when all constants
-    have been asked for. What tracing finds goes to ``obstacles``.
+    ``nodes``: of the mode that computes more, without those that no output needs. ``outputs``: what
+    evaluation and training give, of these nodes. ``bound``: what needs images of just this size, or
+    None; known when all constants have been asked for. ``obstacles`` collects what tracing finds.
     """
 
     def __init__(self, model: nn.Module, size: Size, obstacles: Obstacles):
@@ -38,7 +37,7 @@ class Traced:
         self.follow(model)
 
     def follow(self, model: nn.Module) -> None:
-        """Trace both modes. Raises ValueError where nothing can be followed."""
+        """Trace both modes. Raises ValueError if nothing can be followed."""
         refused: dict[str, str] = {}
         self.image_channels, traces = 3, None
         try:
@@ -67,7 +66,7 @@ class Traced:
         self.drop_unused(trace.graph)
 
     def reason(self, error: Exception) -> tuple[str, str]:
-        """What ended the tracing: its path and what is in the way."""
+        """Where the tracing ended, and why."""
         height, width = self.size
         images = f"images of {self.image_channels} channels and {height}x{width} pixels"
         text = str(error).split("While executing")[0]  # torch.fx adds where in its graph
@@ -92,7 +91,7 @@ class Traced:
         )
 
     def join(self, graph: fx.Graph, end: fx.Node, twins: dict[fx.Node, fx.Node]) -> None:
-        """Have the outputs of both modes as those of the graph that computes more."""
+        """Find the outputs of both modes in the graph that computes more."""
         own = first(graph.output_node())
         back = {twin: node for node, twin in twins.items()}
         other = own
@@ -103,7 +102,7 @@ class Traced:
         graph.output_node().args = ((_unpacked(other), _unpacked(own)),)
 
     def drop_unused(self, graph: fx.Graph) -> None:
-        """Leave out what nothing reads; of what has weights a warning says it."""
+        """Leave out what nothing reads; a warning names what has weights."""
         lost = []
         for node in reversed(graph.nodes):
             module = self.module(node)
@@ -123,17 +122,17 @@ class Traced:
         return first(self.trace.graph.output_node())
 
     def noted(self, node: fx.Node) -> None:
-        """What Python asked for is a constant."""
+        """Treat what Python asked for as a constant."""
         try:
             self.constant(node, node)
         except ValueError as error:
             self.obstacles.add(self.name(node), str(error))
 
     def constant(self, node: fx.Node, argument: Any) -> Any:
-        """``argument`` of ``node`` with the sizes that are read from tensors as numbers.
+        """``argument`` of ``node``, where sizes that are read from tensors have become numbers.
 
-        What depends on the size of the images binds the network to it. Raises ValueError for what
-        depends on how many there are.
+        One that depends on the size of the images binds the network to it. Raises ValueError for
+        one that depends on their number.
         """
 
         def number(source: fx.Node) -> Any:
@@ -151,19 +150,19 @@ class Traced:
         return self.modules[node.target] if node.op == "call_module" else None
 
     def name(self, node: fx.Node) -> str:
-        """The module of the node, or the one in whose forward its function is called."""
+        """The module of the node, or the one whose forward calls its function."""
         if node.op == "call_module":
             return str(node.target)
         inside = self.path(node)
         return f"{inside}.{node.name}" if inside else node.name
 
     def path(self, node: fx.Node) -> str:
-        """The module in whose forward the node is called, or the one that it calls."""
+        """The module whose forward calls the node, or the one that it calls."""
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         return stack[-1][0] if stack else ""
 
     def tensor(self, node: fx.Node) -> Tensor | None:
-        """The parameter, buffer or constant that a node gives; None for others."""
+        """The parameter, buffer or constant that a node gives; None for other nodes."""
         path, _, name = str(node.target).rpartition(".")
         if node.op != "get_attr":
             return None

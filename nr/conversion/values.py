@@ -1,6 +1,6 @@
-"""Values of a traced network: proxies that are, to Python and torch, what they stand for.
+"""Values of a traced network: proxies that Python and torch take for what they stand for.
 
-Tensors are on the meta device, without memory; sizes and what is made of them are numbers.
+Tensors are on the meta device, without memory; sizes, and what is computed of them, are numbers.
 """
 
 import copy
@@ -26,7 +26,7 @@ LIKE |= {F.hardtanh, F.hardswish, F.hardsigmoid}  # of nn.ReLU6 the first of the
 
 
 def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of ``model`` without memory for its weights, and without hooks."""
+    """A copy of ``model`` without memory for its weights and without hooks."""
     memo: dict[int, Any] = {}
     for module in model.modules():  # of the hooks that it has not, which take deepcopy longest
         empties = [v for v in vars(module).values() if type(v) in (dict, OrderedDict) and not v]
@@ -46,7 +46,7 @@ def on_meta(model: nn.Module) -> nn.Module:
 def compute(
     node: fx.Node, known: Callable[[fx.Node], object], model: nn.Module, called: nn.Module
 ) -> object:
-    """What ``node`` gives, where ``known`` gives what other nodes do.
+    """What ``node`` gives, if ``known`` says what other nodes give.
 
     Parameters, buffers and constants are those of ``model``, modules those of ``called``, on the
     meta device and in eval mode.
@@ -105,7 +105,7 @@ def _like(function: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Te
 
 
 class Value(fx.Proxy):
-    """A proxy that is, to Python, the number, size or tuple that it stands for."""
+    """A proxy that Python takes for the number, size or tuple that it stands for."""
 
     tracer: "Tracer"
 
@@ -118,7 +118,7 @@ class Value(fx.Proxy):
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        """A call of torch's; what its parser asked of sizes stays in the graph, so is not told."""
+        """A call of torch's; the sizes that its parser asks for stay in the graph."""
         place = _place()
         result: Any = super().__torch_function__(function, types, args, kwargs)
         result.tracer.told = [each for each in result.tracer.told if each[1] != place]
@@ -158,7 +158,7 @@ class Value(fx.Proxy):
 
 
 class TensorValue(Value, Tensor):  # type: ignore[misc] # of what both have, Value's counts
-    """A proxy of a tensor, and one itself, since torch's own code looks into what it is given."""
+    """A proxy of a tensor that is a tensor, since torch's own code looks into it."""
 
     def __getattribute__(self, name: str) -> Any:
         if name in ("node", "tracer") or name.startswith("__"):
@@ -167,13 +167,13 @@ class TensorValue(Value, Tensor):  # type: ignore[misc] # of what both have, Val
 
 
 def _place() -> tuple[int, int]:
-    """Where the code that is being traced is: its frame, and the instruction in it."""
+    """Where the traced code is: its frame, and the instruction there."""
     frame = sys._getframe(2)
     return id(frame), frame.f_lasti
 
 
 def _attribute(proxy: Value, name: str) -> object:
-    """An attribute of what ``proxy`` stands for: methods and what they give are in the graph."""
+    """An attribute of what ``proxy`` stands for; methods become calls in the graph."""
     tracer, value = proxy.tracer, proxy.node.meta[RESULT]
     if isinstance(value, Tensor) and name in WHERE:
         return getattr(tracer.like, name)

@@ -1,4 +1,4 @@
-"""What the nodes of a traced graph are called: one word for all forms of an operation."""
+"""Names for the nodes of a traced graph: one word for all forms of an operation."""
 
 import operator
 from collections.abc import Iterator
@@ -23,9 +23,9 @@ SAME = {
 
 
 def word(node: fx.Node) -> str:
-    """The name of the function or method of torch that a node calls, "" for any other.
+    """The name of the function or method of torch that a node calls; "" for other nodes.
 
-    Without the underscore of what works in place.
+    In-place forms have the same name, without the underscore.
     """
     target = node.target
     if node.op == "call_function":
@@ -40,19 +40,19 @@ def word(node: fx.Node) -> str:
 
 
 def in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether what a node does changes what it reads."""
+    """Whether a node changes what it reads."""
     called = getattr(node.target, "__name__", str(node.target))
     here = getattr(module, "inplace", False) or node.kwargs.get("inplace", False)
     return bool(here) or (node.op != "call_module" and called.endswith("_"))
 
 
 def first(node: fx.Node) -> Any:
-    """What a call reads first; of what kind it is says the function that is called."""
+    """The first argument of a call; the function says of what kind it is."""
     return node.args[0]
 
 
 def arguments(node: fx.Node, *names: str) -> dict[str, Any]:
-    """The arguments of a call by name, those that are given. Raises ValueError for others."""
+    """The given arguments of a call, by name. Raises ValueError for others."""
     given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | node.kwargs
     odd = sorted(name for name in {*given} - {*names} if given[name])  # None, False change nothing
     if odd or len(node.args) > len(names):
@@ -66,7 +66,7 @@ def has_tensor(node: fx.Node) -> bool:
 
 
 def inputs(node: fx.Node) -> list[fx.Node]:
-    """What a node reads of tensors: shapes that are read of them do not count."""
+    """The tensors that a node reads; to read a shape does not count."""
     return [n for n in node.all_input_nodes if has_tensor(n)]
 
 

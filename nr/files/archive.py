@@ -1,7 +1,7 @@
-"""Files written whole or not at all, sealed against damage, that describe their network whole.
+"""Files that hold a network whole, written whole or not at all, and sealed against damage.
 
-A file is torch.save's zip archive with a SHA-256 of all that precedes it in the archive's comment,
-so torch.load reads it, and a flipped bit anywhere is noticed.
+A file is torch.save's zip archive. The archive's comment is a SHA-256 of all bytes before it, so
+torch.load reads the file, and a flipped bit anywhere is noticed.
 """
 
 import copy
@@ -45,10 +45,10 @@ class FileError(ValueError):
 
 
 def save(model: Network, path: str | Path) -> None:
-    """Write ``model`` to ``path``: its structure and its weights, in a file that nr.load reads.
+    """Write the structure and weights of ``model`` to ``path``; nr.load reads them.
 
-    Raises FileError naming the path, and ValueError for a network that nr cannot follow, or that
-    is sharded.
+    Raises FileError naming the path, and ValueError for a network that is sharded or that nr cannot
+    follow.
     """
     refuse_sharded(model)
     write_sealed(path, {"structure": structure(model), "state_dict": model.state_dict()})
@@ -58,10 +58,10 @@ def save(model: Network, path: str | Path) -> None:
 def load(path: str | Path, into: Network | None = None) -> Network:
     """The network of a file of nr.save or of the scripts, on the CPU, in eval mode.
 
-    Parameters that were frozen are; older files do not say it, and all train. ``into``: a network
-    of the same modules, of any widths, whose plain modules are taken where nr does not know them;
-    it becomes the network of the file, on its own device and in its own mode, and is returned.
-    Raises FileError naming the file for anything else; ``into`` is then as it was.
+    Frozen parameters stay frozen; older files do not name them, and there all train. ``into``: a
+    network with the same modules, of any widths. It provides the modules that nr does not know,
+    becomes the network of the file, on its own device and in its own mode, and is returned. Raises
+    FileError naming the file for anything else; ``into`` is then as it was.
     """
     content = read_sealed(path)
     payload = content if isinstance(content, dict) else {}
@@ -87,7 +87,7 @@ def restored(
 ) -> Network:
     """The described network with ``weights``, in train mode. Raises ValueError if they do not fit.
 
-    No memory is taken before the shapes are known to match. ``like`` has the custom modules.
+    It takes no memory until the shapes are known to match. ``like`` has the custom modules.
     """
     weights = _checked_weights(weights)
     network = build_on_meta(description, like and modules_of(like))
@@ -110,7 +110,7 @@ def _freeze_as(like: Network, network: Network) -> None:
 
 
 def alike(a: object, b: object) -> bool:
-    """Whether two descriptions are of the same modules, of any widths, forms, flags and biases."""
+    """Whether two descriptions have the same modules, of any widths, forms, flags and biases."""
     if not isinstance(a, dict) or not isinstance(b, dict):
         return a == b
     if a.get("type") == b.get("type") == "Graph":
@@ -123,7 +123,7 @@ def alike(a: object, b: object) -> bool:
 
 
 def _alike_graphs(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> bool:
-    """Whether one has the nodes of the other, but for selections and what was dropped."""
+    """Whether one has the nodes of the other, but for selections and dropped branches."""
     ops = [
         {node["name"]: node["op"] for node in nodes if not _is_pick(node["op"])} for nodes in (a, b)
     ]
@@ -136,7 +136,7 @@ def _is_pick(op: object) -> bool:
 
 
 def modules_of(network: Network) -> Custom:
-    """A finder of copies of the custom modules of ``network``."""
+    """A function that finds copies of the custom modules of ``network``."""
 
     def find(place: str, name: str) -> nn.Module:
         found = dict(network.named_modules(remove_duplicate=False)).get(place)
@@ -148,7 +148,7 @@ def modules_of(network: Network) -> Custom:
 
 
 def _checked_weights(weights: object) -> dict[str, Tensor]:
-    """Tensors by name, without the prefix of DataParallel; each as large as its memory."""
+    """Tensors by name, without DataParallel's prefix, each as large as its memory."""
     if not isinstance(weights, Mapping):
         raise ValueError(f"its weights are a {type(weights).__name__}, not a dict")
     for name, value in weights.items():
@@ -160,13 +160,13 @@ def _checked_weights(weights: object) -> dict[str, Tensor]:
 
 
 def _is_plain(value: Tensor) -> bool:
-    """Numbers that are there, one beside the other; a count of batches is an int."""
+    """Whether it holds numbers, one beside the other; a count of batches is an int."""
     real = value.is_floating_point() or value.ndim == 0
     return real and value.layout is torch.strided and not value.is_meta and not value.is_quantized
 
 
 def write_sealed(path: str | Path, payload: object) -> None:
-    """Write what torch.save writes, sealed and atomically; the file is nowhere in memory.
+    """Write what torch.save writes, sealed and atomically, without a copy of the file in memory.
 
     Raises FileError naming the path.
     """
@@ -177,7 +177,7 @@ def write_sealed(path: str | Path, payload: object) -> None:
 
 
 def read_sealed(path: str | Path) -> object:
-    """The content of a file, on the CPU; nothing in it is executed. Raises FileError naming it."""
+    """The content of a file, on the CPU; nothing is executed. Raises FileError naming it."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -190,10 +190,10 @@ def read_sealed(path: str | Path) -> object:
 
 
 class Sealing:
-    """What torch.save writes a zip archive to, so that ``file`` holds it sealed.
+    """torch.save writes a zip archive to this, and ``file`` gets it sealed.
 
-    An archive without a comment ends with the length of it, two bytes, which are held back. The
-    first error of ``file`` is raised by ``seal``: torch would turn some into errors of its own.
+    An archive without a comment ends with the length of the comment, two bytes, which are held
+    back. ``seal`` raises the first error of ``file``: torch would turn some into its own.
     """
 
     def __init__(self, file: BinaryIO):
@@ -210,7 +210,7 @@ class Sealing:
         return count
 
     def flush(self) -> None:
-        """The file is flushed when all is in it."""
+        """Does nothing: the file is flushed when all is in it."""
 
     def seal(self) -> None:
         """Write the archive's comment, the SHA-256 of all bytes before it. Raises OSError."""
@@ -229,7 +229,7 @@ class Sealing:
 
 
 def _check_seal(path: str | Path, data: bytes) -> None:
-    """Refuse damage. A file without any comment was saved again by torch.save, and may load."""
+    """Refuse damage. A file without a comment was saved again by torch.save, and may load."""
     body, end = data[:-SEAL_BYTES], data[-SEAL_BYTES:]
     if end.startswith(SEAL) and end[len(SEAL) :] == hashlib.sha256(body).hexdigest().encode():
         return
@@ -245,11 +245,11 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """What the block writes is at ``path`` after it; if the block fails, nothing of it.
+    """After the block, ``path`` holds what it has written; if it fails, ``path`` is as it was.
 
-    A temporary file beside it, fsync, rename, fsync of the folder. Where a file system has no
-    fsync, the rename alone has to do. Raises FileError naming the path where the disk is full or
-    the folder is read-only; an older file at ``path`` is then whole.
+    By a temporary file beside it, fsync, rename, and fsync of the folder; on a file system without
+    fsync, by the rename alone. Raises FileError naming the path if the disk is full or the folder
+    read-only.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -268,7 +268,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in ``folder`` survive a power cut, where folders can be opened."""
+    """Let renames in ``folder`` survive a power cut, if folders can be opened."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
@@ -282,7 +282,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _sync(handle: int) -> None:
-    """Put what is written on the disk, where the file system can be asked to."""
+    """Put what is written on the disk, if the file system can be asked to."""
     try:
         os.fsync(handle)
     except OSError as error:

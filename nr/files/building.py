@@ -1,4 +1,4 @@
-"""A network made anew from its description, after all in it was checked."""
+"""A network made anew from its description, once everything in it is checked."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -38,8 +38,8 @@ Custom = Callable[[str, str], nn.Module]  # (place, class) -> the module
 def build(structure: Mapping[str, object]) -> Network:
     """Make the network that ``structure`` describes, with fresh weights.
 
-    Raises ValueError for anything that nr.structure would not write or that does not fit together;
-    no memory is taken for weights before all of it was checked.
+    Raises ValueError for anything that nr.structure would not write or that does not fit together.
+    It takes no memory for weights until all of it is checked.
     """
     build_on_meta(structure)
     return _built(structure, _no_custom)
@@ -267,7 +267,7 @@ def _unit(place: str, node: dict[str, Any]) -> ConvBN:
 def _group(
     place: str, value: object, ins: tuple[int, ...], outs: tuple[int, ...]
 ) -> tuple[int, int]:
-    """(input, output) channels of one group, of which every stream has whole ones."""
+    """The (input, output) channels of one group; every stream has whole groups."""
     pair = read_widths(f"{place} group", value)
     if len(pair) != 2:
         raise ValueError(f"structure: {place}: group {value!r} is not (input, output) channels")
@@ -282,7 +282,7 @@ def _group(
 
 
 def _plain(place: str, node: dict[str, Any]) -> nn.Module:
-    """A module of the table, tried, since wrong arguments may show only then."""
+    """A module of the table, tried: some wrong arguments show only then."""
     kind = BY_NAME[node["type"]]
     read_keys(place, node, ("type", *kind.arguments))
     for name in kind.arguments:

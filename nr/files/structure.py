@@ -1,7 +1,7 @@
-"""A network whole as plain data, and back.
+"""A network as plain data, and back.
 
-A description is made of dicts, lists, strings, numbers, bools and None only. Each module is a dict
-with its ``type``; the types that exist are those of this page and of nr.network.plain's table, so a
+A description consists of dicts, lists, strings, numbers, bools and None. Each module is a dict with
+its ``type``. The only types are those of this page and of the table in nr.network.plain, so a
 description from anywhere is safe to build.
 """
 
@@ -34,12 +34,12 @@ CUSTOM = "custom"  # a plain module that is in no table: it has to be given to n
 
 
 def structure(model: Network) -> dict[str, object]:
-    """The whole network but for its weights, as plain data that nr.build takes.
+    """The whole network without its weights, as plain data for nr.build.
 
-    Of each unit: window, form, widths (one a stream), batch norm. ``frozen``: the names of the
-    parameters that do not train; ``keep``, ``freeze``: as of nr.hold, where they are. A plain
-    module that nr does not know is named only; nr.load takes it from the model that it loads into.
-    Raises ValueError for a network that nr cannot follow.
+    Of each unit: window, form, widths (one for each stream), batch norm. ``frozen``: the names of
+    the parameters that do not train. ``keep``, ``freeze``: as of nr.hold, if there are any. A plain
+    module that nr does not know is stored by its name; nr.load takes it from the network that it
+    loads into. Raises ValueError for a network that nr cannot follow.
     """
     wiring(model)
     size = model.image_size
@@ -54,7 +54,7 @@ def structure(model: Network) -> dict[str, object]:
 
 
 def _described(module: nn.Module | None) -> dict[str, Any] | None:
-    """One module and all in it."""
+    """A module and everything in it."""
     if module is None:
         return None
     if isinstance(module, ConvBN):
@@ -103,7 +103,7 @@ def _described_node(graph: Graph, node: Node) -> dict[str, Any]:
 
 
 def _described_unit(unit: ConvBN) -> dict[str, Any]:
-    """A unit; what most units do not have is named only where it is there."""
+    """A unit; what most units do not have is named only if it is there."""
     found = {
         "type": "Conv" if isinstance(unit, Conv) else "ConvBN",
         **{name: _listed(getattr(unit, name)) for name in WINDOW},

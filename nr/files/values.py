@@ -1,4 +1,4 @@
-"""The values in a description: refused where nr.structure would not write them."""
+"""The values in a description: what nr.structure would not write is refused."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def read_keys(place: str, node: object, keys: tuple[str, ...], *optional: str) -
 
 
 def read_flag(place: str, node: Mapping[str, Any], name: str, usual: bool) -> bool:
-    """True or false, ``usual`` where a description does not say it."""
+    """True or false; ``usual`` if a description does not say it."""
     found = node.get(name, usual)
     if type(found) is not bool:
         raise ValueError(f"structure: {place}: {name} {found!r:.100} is no bool")
@@ -24,7 +24,7 @@ def read_flag(place: str, node: Mapping[str, Any], name: str, usual: bool) -> bo
 
 
 def read_name(place: str, node: Mapping[str, Any], name: str) -> str | None:
-    """A path of a module, or None where a description does not say it."""
+    """A path of a module; None if a description does not say it."""
     found = node.get(name)
     if found is not None and not (isinstance(found, str) and all(found.split("."))):
         raise ValueError(f"structure: {place}: {name} {found!r:.100} is no path of a module")
@@ -38,7 +38,7 @@ def read_int(place: str, value: object, least: int, most: int = LARGEST_WIDTH) -
 
 
 def read_window(place: str, value: object, least: int) -> int | tuple[int, int]:
-    """An int, or the height and width of what is no square."""
+    """An int, or the height and width of a window that is not square."""
     if not isinstance(value, list):
         return read_int(place, value, least, LARGEST_WINDOW)
     if len(value) != 2:
@@ -54,7 +54,7 @@ def read_widths(place: str, value: object) -> tuple[int, ...]:
 
 
 def is_number(value: object) -> bool:
-    """A bool, or a number of sensible size; infinity is one where a Hardtanh has no bound."""
+    """Whether it is a bool, or a number of sensible size (infinity: a Hardtanh without bound)."""
     return (
         isinstance(value, bool | int | float)
         and not math.isnan(value)

@@ -1,1 +1,1 @@
-"""What others take: one loss, one output, one module of torch's own layers."""
+"""For code that does not know nr: one loss, one output, one module of torch's own layers."""

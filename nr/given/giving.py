@@ -1,4 +1,4 @@
-"""A network of nr's as an ordinary module of torch's own layers."""
+"""A network of nr's as a module of torch's own layers."""
 
 import copy
 import operator
@@ -33,16 +33,16 @@ Nodes = tuple[fx.Node, ...]  # an activation, one node a stream
 def to_torch(model: Network) -> fx.GraphModule:
     """``model`` as a module of torch's layers: images [B, C, H, W] -> logits [B, classes, ...].
 
-    The output is the sum over the streams; several heads come in the network's dict or tuple,
-    those of the mode that the network is in. What it is made of, nn.Conv2d, nn.BatchNorm2d,
-    nn.Linear and their kind, and functions of torch, can be pickled, traced, quantized, exported
-    and trained where there is no nr; a plain module of a class of your own needs that class.
+    The output is the sum over the streams. Several heads come in the network's dict or tuple, as in
+    the mode that the network is in. The module consists of nn.Conv2d, nn.BatchNorm2d, nn.Linear and
+    the like and of functions of torch, so it can be pickled, traced, quantized, exported and
+    trained without nr. A plain module of your own class needs that class.
 
-    Layers have the names that they had in the network that nr.convert was given. Of a unit of your
-    own the convolution has the unit's name, its norm that and _norm; what is rejuvenated ends in
-    _rejuvenated. Outputs and running statistics are the same up to rounding, in eval and in train
-    mode. ``model`` stays as it is and shares nothing with the result. Raises ValueError for a
-    network that nr cannot follow, or that is sharded.
+    Layers have the names that they had in the network that nr.convert was given. In a network built
+    of units, a convolution has its unit's name, and the norm this name and _norm. Rejuvenated
+    layers end in _rejuvenated. Outputs and running statistics are the same up to rounding, in eval
+    and in train mode. ``model`` stays as it is and shares nothing with the result. Raises
+    ValueError for a network that is sharded or that nr cannot follow.
     """
     refuse_sharded(model)
     return _Writer(model).module()
@@ -88,7 +88,7 @@ class _Writer(Tape):
         return reduce(lambda a, b: self.call(operator.add, a, b), streams)
 
     def step(self, step: Step, name: str) -> Nodes:
-        """What a step makes of what it reads."""
+        """What a step gives for what it reads."""
         reads, op = [self.values[source] for source in step.inputs], step.op
         if isinstance(op, str):
             return self.word(step, name, reads)
@@ -108,7 +108,7 @@ class _Writer(Tape):
     # What joins.
 
     def word(self, step: Step, name: str, reads: list[Nodes]) -> Nodes:
-        """A sum, product or concatenation of each stream; a copy of what is there alone."""
+        """A sum, product or concatenation in each stream; a copy if only one part is there."""
         if step.op == FLAT:
             return tuple(map(self.flattened, reads[0]))
         made = tuple(self.join(str(step.op), parts) for parts in zip(*reads, strict=True))
@@ -145,7 +145,7 @@ class _Writer(Tape):
         return tuple(found)
 
     def norm(self, name: str, norm: Follower, x: fx.Node) -> fx.Node:
-        """What follows a convolution, or stands before one."""
+        """The norm behind a convolution, or before one."""
         if isinstance(norm, Scale):
             return self.call(operator.mul, self.map(x), self.tensor(name, _spread(norm.weight)))
         if not isinstance(norm, Bias):
@@ -157,7 +157,7 @@ class _Writer(Tape):
     # What has none.
 
     def plain(self, module: nn.Module, name: str, x: Nodes, numbers: Lists = ()) -> Nodes:
-        """What treats each channel by itself, written once where streams are the same."""
+        """A plain module, written once if all streams are the same."""
         if isinstance(module, Pick | Filter):
             pairs = enumerate(zip(x, numbers, strict=True))
             return tuple(self.selected(module, name, s, *pair) for s, pair in pairs)
@@ -196,6 +196,6 @@ class _Writer(Tape):
 
 
 def _spread(values: Tensor) -> nn.Parameter:
-    """One number a channel, as maps are multiplied with: [C, 1, 1]."""
+    """One number for each channel, as a factor of maps: [C, 1, 1]."""
     spread = values.detach().clone()[:, None, None]
     return nn.Parameter(spread, requires_grad=values.requires_grad)

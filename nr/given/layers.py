@@ -1,4 +1,4 @@
-"""Layers of torch with the weights of nr's: copies, which need no nr."""
+"""Layers of torch with the weights of nr's: copies that do not need nr."""
 
 import copy
 
@@ -13,9 +13,9 @@ from nr.network.windows import pair
 
 
 def convolution(unit: ConvBN, place: int) -> nn.Module:
-    """One of a unit's convolutions; an nn.Linear where it was one.
+    """One of a unit's convolutions; an nn.Linear if it was one.
 
-    It has the biases of what it writes, but where a gate comes between.
+    It has the biases of the streams that it writes, unless a gate comes between.
     """
     conv = copy.deepcopy(unit.convs[place])
     conv.stride = pair(unit.stride)
@@ -27,7 +27,7 @@ def convolution(unit: ConvBN, place: int) -> nn.Module:
 
 
 def _linear(conv: nn.Conv2d | nn.ConvTranspose2d) -> nn.Linear:
-    """The linear layer over whole maps that a convolution is."""
+    """The linear layer over whole maps that a convolution stands for."""
     weight = conv.weight.detach().flatten(1)  # [o, i·h·w]
     made = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
     made.weight = nn.Parameter(weight, requires_grad=conv.weight.requires_grad)
@@ -45,7 +45,7 @@ def batch_norm(norm: BatchNorm, flat: bool) -> nn.Module:
 
 
 def head(classifier: Classifier, stream: int) -> nn.Module:
-    """The layer of one stream, with the bias that all share."""
+    """The layer of one stream, with the shared bias."""
     made = copy.deepcopy(classifier.linears[stream])
     made.bias = copy.deepcopy(classifier.linears[0].bias)
     return made

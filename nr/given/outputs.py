@@ -1,4 +1,4 @@
-"""Logits of several streams, for code that knows of one."""
+"""Logits of several streams, for code that expects one."""
 
 from collections.abc import Mapping, Sequence
 from functools import reduce
@@ -19,7 +19,7 @@ Labels = Tensor | Mapping[str, "Labels"] | Sequence["Labels"]
 
 
 class Options(TypedDict, total=False):
-    """What else torch's cross_entropy takes."""
+    """Other arguments of torch's cross_entropy."""
 
     weight: Tensor | None
     ignore_index: int
@@ -31,9 +31,9 @@ def loss(logits: Given, labels: Labels, **options: "Unpack[Options]") -> Tensor:
     """The sum over the streams of the cross-entropies of ``logits`` [B, S, classes, ...].
 
     ``labels``: as torch's cross_entropy takes them for logits [B, classes, ...]. Several heads, in
-    a dict or tuple, are added up, but for those that are None in this mode; each has the labels, or
-    those of its place in a dict or tuple of labels. ``options``: of cross_entropy, such as
-    label_smoothing. Raises ValueError for logits without streams and for heads without labels.
+    a dict or tuple, are added up, without those that are None in this mode; each has the labels, or
+    those at its place in a dict or tuple of labels. ``options``: of cross_entropy, such as
+    label_smoothing. Raises ValueError for logits without streams, and for heads without labels.
     """
     if isinstance(logits, Tensor):
         if not isinstance(labels, Tensor):
@@ -62,8 +62,8 @@ def predict(logits: Given) -> Given: ...
 def predict(logits: Given) -> Given:
     """The sum over the streams of ``logits``: [B, S, classes, ...] -> [B, classes, ...].
 
-    Of several heads, in a dict or tuple, that of each in the same structure; None stays None.
-    Raises ValueError for logits without streams.
+    For several heads, in a dict or tuple, the same for each; None stays None. Raises ValueError for
+    logits without streams.
     """
     if isinstance(logits, Tensor):
         return _with_streams(logits).sum(dim=1)
@@ -82,7 +82,7 @@ def _with_streams(logits: Tensor) -> Tensor:
 
 
 def _heads(what: str, given: object) -> dict[Any, Any]:
-    """Several outputs, or their labels, by name or by place."""
+    """Several outputs, or their labels, by name or place."""
     if not isinstance(given, Mapping | list | tuple):
         raise ValueError(f"{what}: a {type(given).__name__} is no tensor, dict or tuple of tensors")
     return dict(given) if isinstance(given, Mapping) else dict(enumerate(given))
@@ -91,7 +91,7 @@ def _heads(what: str, given: object) -> dict[Any, Any]:
 class Joined(nn.Module):
     """A ``network`` whose output is [B, classes, ...], the sum over its streams.
 
-    Of several heads that of each, in the network's dict or tuple. The network is shared, not
+    For several heads the same for each, in the network's dict or tuple. The network is shared, not
     copied: what trains, rebuilds or merges it changes this, too. Raises ValueError for what is no
     nr.Network.
     """

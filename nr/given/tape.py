@@ -1,4 +1,4 @@
-"""A graph of torch.fx that is written call by call, and knows which activations are flat."""
+"""A graph of torch.fx, written call by call, that knows which activations are flat."""
 
 import operator
 from collections.abc import Callable
@@ -15,7 +15,7 @@ KEEPS = (*ELEMENTWISE, nn.BatchNorm1d, nn.BatchNorm2d)  # modules of maps and of
 
 
 class Tape:
-    """What is written: calls in a graph, and the modules and tensors that they read."""
+    """The graph so far, and the modules and tensors that it reads."""
 
     def __init__(self) -> None:
         self.graph = fx.Graph()
@@ -23,19 +23,19 @@ class Tape:
         self.flat: set[fx.Node] = set()  # activations [B, C]; the others are [B, C, H, W]
 
     def layer(self, path: str, module: nn.Module, x: fx.Node) -> fx.Node:
-        """A call of a module, which ``path`` is free for."""
+        """A call of a module, at ``path`` or a free name like it."""
         self.parts[path] = module
         flat = isinstance(module, nn.Linear) or (isinstance(module, KEEPS) and x in self.flat)
         x = self.flattened(x) if flat else self.map(x)
         return self.marked(self.graph.call_module(path, (x,)), flat)
 
     def call(self, function: Callable[..., object], *arguments: Any, **options: Any) -> fx.Node:
-        """A call of a function, which gives [B, C] where it reads nothing else."""
+        """A call of a function; it gives [B, C] if all that it reads is."""
         node = self.graph.call_function(function, arguments, options)
         return self.marked(node, self.flat.issuperset(node.all_input_nodes))
 
     def join(self, word: str, parts: tuple[fx.Node, ...]) -> fx.Node:
-        """A sum, product or concatenation; a copy of what is there alone."""
+        """A sum, product or concatenation; a copy if only one part is there."""
         if any(part not in self.flat for part in parts):
             parts = tuple(map(self.map, parts))
         if len(parts) == 1:
@@ -50,7 +50,7 @@ class Tape:
         return self.marked(self.graph.call_method("clone", (x,)), x in self.flat)
 
     def tensor(self, path: str, value: Tensor) -> fx.Node:
-        """A parameter or buffer of the whole."""
+        """A parameter or buffer of the whole module."""
         path = self.free(path)
         self.parts[path] = value
         return self.graph.get_attr(path)
@@ -60,18 +60,18 @@ class Tape:
         return node
 
     def flattened(self, x: fx.Node) -> fx.Node:
-        """[B, C·H·W] of an activation."""
+        """An activation as [B, C·H·W]."""
         return x if x in self.flat else self.marked(self.call(torch.flatten, x, 1), True)
 
     def map(self, x: fx.Node) -> fx.Node:
-        """[B, C, H, W] of an activation."""
+        """An activation as [B, C, H, W]."""
         whole = slice(None)
         if x not in self.flat:
             return x
         return self.marked(self.call(operator.getitem, x, (whole, whole, None, None)), False)
 
     def free(self, path: str) -> str:
-        """``path``, or it with underscores that make it new and keep it off torch's own names."""
+        """``path``, with underscores that make it new and no name of torch's own."""
         parts = path.split(".")
         path = ".".join(f"{p}_" if hasattr(fx.GraphModule, p) else p for p in parts)
         taken = [f"{other}." for other in self.parts]
