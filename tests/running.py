@@ -20,6 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+import models
 from nr.network.wiring import wiring
 from tests.forks import ROOT, Fork
 from tests.helpers import kill
@@ -127,6 +128,21 @@ def _let_die(shares: dict[int, float]) -> None:
         return sums
 
     trainer.train_epoch = train
+
+
+def try_once(monkeypatch) -> None:
+    """Networks without memory, on which flags are tried out, are built once."""
+    tried, build = {}, models.build
+
+    def build_once(*names: str, **keywords: object) -> nn.Module:
+        if not torch.empty(0).is_meta:
+            return build(*names, **keywords)
+        key = (*names, *keywords.items())
+        if key not in tried:
+            tried[key] = build(*names, **keywords)
+        return tried[key]
+
+    monkeypatch.setattr(models, "build", build_once)
 
 
 def checked(result: subprocess.CompletedProcess, status: int) -> subprocess.CompletedProcess:

@@ -16,7 +16,7 @@ from utils.training import checkpoint, trainer
 from utils.training.checkpoint import CheckpointError
 
 SMALL = (
-    "-d synthetic --subset 100 -a densenet --depth 10 --growthRate 4 --dropout 0.1"
+    "-d synthetic --subset 50 -a densenet --depth 10 --growthRate 4 --dropout 0.1"
     " --train-batch 20 --epochs 3 --schedule 2 --gamma 0.5 --lr 0.1"
     " --nr-sparsity 1e-3 --nr-target 0.97 --nr-max-epochs 5 --manualSeed 1 --resume auto"
 )
@@ -68,7 +68,7 @@ def starts_that_kill_themselves() -> None:
     The data are made once.
     """
     DYING()
-    whole = sets.load_cifar("synthetic", "", "cpu", subset=100)
+    whole = sets.load_cifar("synthetic", "", "cpu", subset=50)
     sets.load_cifar = lambda *_, **__: whole
     for countdown in range(1, 40):
         if os.fork() == 0:

@@ -37,6 +37,12 @@ def train(flags: str, folder: Path, status: int = 0):
     return drive(flags, folder, status, script="imagenet.py")
 
 
+def ends_at_once(monkeypatch) -> None:
+    """Searches have one epoch."""
+    monkeypatch.setattr(trainer, "train_epoch", engine.train_epoch)
+    dying(0)()
+
+
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory) -> Path:
     """A run that searches, rejuvenates, rescales and trains in one command, a process for it."""
@@ -160,8 +166,9 @@ def test_refusals(flags, status, words, tmp_path):
 
 
 @real.needs(real.PHOTOGRAPHS)
-def test_the_readme_commands_on_photographs(tmp_path):
+def test_the_readme_commands_on_photographs(tmp_path, monkeypatch):
     """The two VGG-16 commands as written, on 100 photographs as train and val, made small."""
+    ends_at_once(monkeypatch)
     with tarfile.open(real.archive(real.PHOTOGRAPHS)) as archive:
         archive.extractall(tmp_path / "data", filter="data")
     (tmp_path / "data" / "train").symlink_to("val")
@@ -181,13 +188,11 @@ def test_the_readme_commands_on_photographs(tmp_path):
 @pytest.mark.parametrize("arch", sorted(models.archs("imagenet").keys() - {"vgg_nr"}))
 def test_every_network_searches_rejuvenates_and_trains(arch, tmp_path, monkeypatch):
     flags = (
-        f"--synthetic --subset 40 -a {arch} --epochs 1 --schedule 30 --image-size 32"
+        f"--synthetic --subset 20 -a {arch} --epochs 1 --schedule 30 --image-size 32"
         " --width-mult 0.05 --train-batch 20 --manualSeed 1 --nr-max-epochs 1 -j 0"
         " --nr-target 0.95 --nr-sparsity-start 1e-3"
     )
-    with monkeypatch.context() as patch:
-        patch.setattr(trainer, "train_epoch", engine.train_epoch)
-        dying(0)()
-        train(flags, tmp_path)
+    ends_at_once(monkeypatch)
+    train(flags, tmp_path)
     phases = [row["Phase"] for row in read_log(tmp_path / "log.txt")]
     assert phases[-1] == "train" and phases[0] == "search"

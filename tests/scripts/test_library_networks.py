@@ -14,10 +14,9 @@ from torch import nn
 from torchvision import models as theirs
 from torchvision.models.efficientnet import MBConvConfig
 
-import models
 import nr
 from models import from_timm, from_torchvision, pretrained
-from tests.running import assert_same_run, drive, dying, load
+from tests.running import assert_same_run, drive, dying, load, try_once
 from utils.data import photographs
 from utils.data.normalisation import USUAL
 from utils.report.__main__ import main as report
@@ -80,17 +79,7 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def searches_end(monkeypatch):
     """And a network is tried out on no memory once, not at every start of a script."""
-    tried, build = {}, models.build
-
-    def build_once(*names: str, **keywords: int) -> nn.Module:
-        if not torch.empty(0).is_meta:
-            return build(*names, **keywords)
-        key = (*names, *keywords.items())
-        if key not in tried:
-            tried[key] = build(*names, **keywords)
-        return tried[key]
-
-    monkeypatch.setattr(models, "build", build_once)
+    try_once(monkeypatch)
     monkeypatch.setattr(trainer, "train_epoch", trainer.train_epoch)  # put back in the end
     dying(0)()
 

@@ -9,6 +9,7 @@ import pytest
 import models
 import nr
 from tests.helpers import kill, prunable
+from tests.running import try_once
 from tests.study import jobs
 from tests.study.jobs import Job, Places, Searched, shape, start_words, stretched, words
 from tests.study.settings import ALL_ARMS, ARMS, COMPUTE, GROUPS, Setting
@@ -164,7 +165,8 @@ def test_evaluation_is_on_every_test_image_with_the_last_network(places):
 
 
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_command_line_is_one_that_its_script_takes(group, places):
+def test_every_command_line_is_one_that_its_script_takes(group, places, monkeypatch):
+    try_once(monkeypatch)
     for found in jobs.all_jobs(GROUPS[group], None):
         width = found.setting.width
         known = searched() if found.setting.network == SETTING_A.network else None
