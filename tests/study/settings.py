@@ -201,14 +201,14 @@ QUICK = Setting(
     "-a resnet --depth 8",
     "-d synthetic",
     "--train-batch 10 --gamma 0.5 --lr 0.01",  # small steps of the penalty: each search ends
-    images=100,
+    images=200,
     width=0.25,
     sparsity=0.04,
     target=0.9,
     epochs=3,
     schedule=(2,),
-    search_schedule=(40,),
-    max_epochs=60,
+    search_schedule=(20,),
+    max_epochs=30,
     arms=(SEARCH, "plain", NR_CR, PLAIN_LONG),
     seeds=(1, 2),
 )
