@@ -6,16 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.running import handlers_put_back
 from utils.training.signals import SIGNALS, Stopped, StopRequest, put_back
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Put the signal handlers back."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
+    with handlers_put_back():
+        yield
 
 
 @pytest.mark.parametrize("signum", SIGNALS)

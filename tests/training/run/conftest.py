@@ -1,6 +1,6 @@
 """What surrounds every small run: small data, no pictures, channels that die when a test says."""
 
-import signal
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,29 +12,28 @@ from matplotlib.figure import Figure
 import cifar
 import nr
 from tests.helpers import kill, prunable
-from tests.running import save_unrendered
+from tests.running import handlers_put_back, save_unrendered
 from tests.training.run.small_runs import CLASSES, SIDE, STAGES, go
 from utils.data import batches
 from utils.data.images import ImageSet
+from utils.report import runs
 from utils.shown import plots
 from utils.shown.meters import Figures
 from utils.training import trainer
-from utils.training.signals import SIGNALS
 
 
 @pytest.fixture(autouse=True)
 def handlers():
-    """Put the signal handlers back that every run replaces."""
-    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-    yield
-    for signum, handler in before.items():
-        signal.signal(signum, handler)
+    with handlers_put_back():
+        yield
 
 
 @pytest.fixture(autouse=True)
 def network(monkeypatch):
     """A ResNet of two stages: what runs do with it takes as long as it has layers."""
     monkeypatch.setattr(import_module("models.cifar.resnet"), "STAGES", STAGES)
+    # What is known of networks by their names is not of these.
+    monkeypatch.setattr(runs, "counted", cache(runs.counted.__wrapped__))
 
 
 @pytest.fixture(autouse=True)
