@@ -13,7 +13,9 @@ import pytest
 
 TESTS = Path(__file__).parent
 MOST_WORKERS = 16  # more would wait for the longest group of tests
-# Begun first, or one process would still be at them when the others are done.
+# Begun first of all: its tests fork their process, which takes the longer the more it holds.
+FORKING = TESTS / "data/photographs"
+# Begun next, or one process would still be at them when the others are done.
 LONGEST = (
     "test_speed.py",
     "scripts/test_torchrun.py",
@@ -96,7 +98,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the quick; the files of ``LONGEST`` first, as --no-loadscope-reorder leaves them."""
+    """Mark the quick; then the order of files, as --no-loadscope-reorder leaves them."""
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if is_quick(item.path) and not item.get_closest_marker("slow"):
@@ -105,4 +107,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in found[:: -(-len(found) // QUICK_CASES)]:
             item.add_marker(pytest.mark.quick)
     at = {TESTS / name: number for number, name in enumerate(LONGEST)}
+    at |= {item.path: -1 for item in items if FORKING in item.path.parents}
     items.sort(key=lambda item: at.get(item.path, len(LONGEST)))
