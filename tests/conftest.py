@@ -23,7 +23,7 @@ LONGEST = (
     "scripts/test_imagenet_script.py",
     "training/run/test_rounds.py",
     "nr/test_families.py",
-    "nr/test_rejuvenation.py",
+    "nr/test_survivors.py",
     "machine/test_memory_order.py",
     "nr/test_conversion.py",
     "training/test_script.py",
