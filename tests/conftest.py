@@ -7,6 +7,7 @@ import shutil
 import signal
 import tempfile
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@cache
 def is_quick(path: Path) -> bool:
     """Whether a file of tests is among those of -m quick."""
     within = {TESTS / name for name in QUICK} & {path, *path.parents}
