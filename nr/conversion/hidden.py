@@ -14,7 +14,6 @@ CHANGED = (  # what a forward may change around its operations, in the order of 
     "torch.no_grad() or set_grad_enabled(False) (as do autograd functions, and activation"
     " checkpointing with use_reentrant=True)",
     "torch.inference_mode()",
-    "activation checkpointing, or other hooks on what is saved for the backward pass",
 )
 
 
@@ -49,8 +48,7 @@ def hidden(model: nn.Module) -> Iterator[tuple[str, str]]:
 
 
 def surroundings() -> tuple[Any, ...]:
-    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), hooks is None
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
 
 def drawn_from(like: Tensor) -> tuple[Any, ...]:

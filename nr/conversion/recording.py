@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from nr.conversion.hidden import CHANGED, drawn_from, same_random, surroundings
 from nr.conversion.values import RESULT, TensorValue, Value, compute
@@ -26,6 +27,16 @@ VALUES = (
 LEAVES = (nn.Conv2d, nn.BatchNorm2d, nn.BatchNorm1d, nn.SyncBatchNorm)
 DROPOUTS = (F.dropout, F.dropout2d)
 FROZEN = "FrozenBatchNorm2d"  # as in torchvision and detectron2
+
+
+# What activation checkpointing calls, with use_reentrant and without.
+CHECKPOINTING = ("CheckpointFunction", "_NoopSaveInputs")
+# Contexts, on or off, whose operations look in the graph like any others.
+UNSEEN: dict[Any, str] = {
+    torch.autocast: "torch.autocast",
+    saved_tensors_hooks: "activation checkpointing, or other hooks on what is saved for the"
+    " backward pass",
+}
 
 
 class Refusal(ValueError):
@@ -229,28 +240,32 @@ def _compare(tracer: Tracer, held: Held, before: Versions) -> None:
 
 @contextmanager
 def _watched(tracer: Tracer) -> Iterator[None]:
-    """Notice torch.autocast, on or off, and autograd functions that the forward uses."""
-    enter, apply = torch.autocast.__enter__, vars(torch.autograd.Function)["apply"]
+    """Notice the contexts of ``UNSEEN``, and autograd functions, that the forward uses."""
+    enters = {cls: cls.__enter__ for cls in UNSEEN}
+    apply = vars(torch.autograd.Function)["apply"]
 
-    def noticed(autocast: torch.autocast) -> Any:
+    def noticed(context: Any) -> Any:
+        cls = next(cls for cls in UNSEEN if isinstance(context, cls))
         if not tracer.computing:
-            tracer.refuse("computes under torch.autocast, which would be lost")
-        return enter(autocast)
+            tracer.refuse(f"computes under {UNSEEN[cls]}, which would be lost")
+        return enters[cls](context)
 
     def refused(cls: type, *args: object, **kwargs: object) -> Any:
         if tracer.computing:
             return apply.__get__(None, cls)(*args, **kwargs)
         what = f"calls {cls.__name__}, an autograd function, whose gradient would be lost"
-        if cls.__name__ == "CheckpointFunction":
+        if cls.__name__ in CHECKPOINTING:
             what = "computes under activation checkpointing, which would be lost"
         raise Refusal(tracer.path, what)
 
-    torch.autocast.__enter__ = noticed  # type: ignore[method-assign] # for a while
+    for cls in UNSEEN:
+        cls.__enter__ = noticed  # for a while
     torch.autograd.Function.apply = classmethod(refused)
     try:
         yield
     finally:
-        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+        for cls, enter in enters.items():
+            cls.__enter__ = enter
         torch.autograd.Function.apply = apply
 
 

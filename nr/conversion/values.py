@@ -178,7 +178,7 @@ def _attribute(proxy: Value, name: str) -> object:
     if isinstance(value, Tensor) and name in WHERE:
         return getattr(tracer.like, name)
     found = getattr(value, name)
-    if name.startswith("_"):
+    if name.startswith("_") or isinstance(found, torch.dtype):
         return found
     if callable(found):
         return lambda *args, **kwargs: tracer.create_proxy(

@@ -129,7 +129,9 @@ class Graph(Streamed, nn.Module):
     def run(self, node: Node, read: list[Streams]) -> Streams:
         """What ``node`` gives for the activations that it reads."""
         if node.op is None:
-            module = self.get_submodule(node.name)
+            module: nn.Module = self
+            for part in node.name.split("."):  # torch 2.6 compiles no get_submodule
+                module = module._modules[part]  # type: ignore[assignment] # which is there
             if isinstance(module, Classifier):
                 return module.maps(*read)
             return on_streams(module, *read)
