@@ -42,8 +42,8 @@ def retire(
 @cache
 def _watch_optimizers() -> None:
     """From the first rebuild on, check the parameters of every optimizer at each step."""
-    # A step may be compiled, around it. torch.compiler.disable would load the compiler here, which
-    # takes seconds, and this with the first optimizer.
+    # Kept out of a compiled step. torch.compiler.disable would load the compiler at once, which
+    # takes a second; this waits for the first optimizer, with which torch loads it anyway.
     register_optimizer_step_pre_hook(torch._disable_dynamo(_refuse_gone))
 
 
