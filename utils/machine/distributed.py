@@ -105,7 +105,7 @@ def join(backend: str) -> None:
     """Join the process group that torchrun describes; host-side decisions never wait for a GPU."""
     try:
         store, rank, world = next(rendezvous("env://"))
-    except (dist.DistError, ValueError) as error:  # the latter: a number that is none
+    except (RuntimeError, ValueError) as error:  # the latter: a number that is none
         address, port = (os.environ[name] for name in ("MASTER_ADDR", "MASTER_PORT"))
         if "address already in use" in str(error).lower():
             raise InputError(
