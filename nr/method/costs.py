@@ -63,6 +63,22 @@ def paid(
     )
 
 
+def as_a_whole(budget: Latency, model: Network, cut: Cut, cost: Cost) -> Cost:
+    """``cost`` times what a whole pass takes beyond the sum of its operations.
+
+    That is what calls and caches add; it is measured on the network that ``cut`` leads to, without
+    its weights, against the old one.
+    """
+    size = next(iter(cut.wired.steps.values())).size
+    device = next(model.parameters()).device
+    twin = _after(model, cut, size)._apply(
+        lambda x: torch.zeros_like(x, device=device) if x.is_meta else x.to(device)
+    )
+    before = budget.whole(model, size) / budget.add_up(model, operations(model, size))
+    share = budget.whole(twin, size) / cost(cut.copies) / before
+    return lambda copies: share * cost(copies)
+
+
 def _value(budget: Callable[[Network], float], network: Network) -> float:
     """What a user's function says. Raises ValueError unless it is a positive number."""
     found = budget(network)

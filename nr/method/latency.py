@@ -1,8 +1,10 @@
 """Seconds of a forward pass, predicted: each operation is timed by itself, and the times add up.
 
-A table holds the times at some widths; between these they are interpolated.
+A table holds the times at some widths; between these they are interpolated. Whole passes correct
+the sum (nr.method.costs).
 """
 
+import hashlib
 import json
 import os
 import platform
@@ -129,6 +131,17 @@ class Latency:
             inputs = tuple(torch.randn(s).to(like.device, like.dtype) for s in shapes)
             ordered = tuple(x.to(memory_format=order) if x.ndim == 4 else x for x in inputs)
             self.table[key] = (self.timer or timed)(work, ordered)
+        return self.table[key]
+
+    def whole(self, model: Network, image_size: int | Size | None = None) -> float:
+        """Seconds of a whole forward pass, timed once for all networks of these widths."""
+        shapes = [tuple(parameter.shape) for parameter in model.parameters()]
+        digest = hashlib.sha256(f"{image_size} {shapes}".encode()).hexdigest()
+        key = f"network of {model.streams} {digest[:16]}"
+        if key not in self.table:
+            with torch.random.fork_rng(devices=[]):
+                self.table[key] = self.measure(model, image_size)
+            self.write()
         return self.table[key]
 
     def measure(self, model: Network, image_size: int | Size | None = None) -> float:

@@ -10,9 +10,10 @@ from typing import Any, TypedDict
 from torch import Tensor
 
 from nr.method.budget import Budget, Cost, Growth, grows_squared
-from nr.method.costs import Budgeted, name_of, paid, read_budget
+from nr.method.costs import Budgeted, as_a_whole, name_of, paid, read_budget
 from nr.method.cutting import Cut
 from nr.method.growth import Families
+from nr.method.latency import Latency
 from nr.method.life import life
 from nr.method.rounding import round_up
 from nr.method.selecting import check_picks
@@ -153,6 +154,9 @@ def planned(
         cost, total = paid(budget, model, cut_of, next(iter(wired.steps.values())).size)
         published = bool(published)
     growth = _growth(costs, usage, cost, total, cross, published)
+    if isinstance(budget, Latency) and budget.timer is None and usage.live < usage.total:
+        cost = as_a_whole(budget, model, cut_of(growth.copies), cost)
+        growth = _growth(costs, usage, cost, total, cross, published)
     cut = cut_of(growth.copies)
     check(model, cut)
     pair = (total, cost(growth.copies) if cut.changes else total)

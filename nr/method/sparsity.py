@@ -44,10 +44,8 @@ def _penalise(units: list[Unit], sparsity: float, scale: int | Tensor) -> None:
     pairs = [(gamma, gamma.grad) for gamma in scales if gamma.grad is not None]
     if pairs:
         gammas, gradients = [gamma for gamma, _ in pairs], [gradient for _, gradient in pairs]
-        if hasattr(gammas[0], "full_tensor"):  # FSDP2's, for which torch 2.6 has no list of signs
-            signs = [gamma.sign() for gamma in gammas]
-        else:
-            signs = torch._foreach_sign(gammas)
+        sharded = hasattr(gammas[0], "full_tensor")  # FSDP2's, of which torch 2.6 takes no lists
+        signs = tuple(map(torch.sign, gammas)) if sharded else torch._foreach_sign(gammas)
         if isinstance(scale, Tensor):  # on its device, for which the host does not wait
             amounts = [sign * (scale * sparsity).to(sign.device) for sign in signs]
             torch._foreach_add_(gradients, amounts)

@@ -74,6 +74,32 @@ def test_r_is_the_largest_that_does_not_cost_more(budget, cross):
         assert report.latency is None
 
 
+@pytest.mark.parametrize("cross", ["removed", "full"])
+@pytest.mark.parametrize("name", ["basic", "dense", "regnet"])
+def test_what_a_form_takes_beyond_its_operations_is_in_the_prediction(name, cross, monkeypatch):
+    """A clock by which a whole pass of two streams takes twice the sum of its operations."""
+
+    def clock(work, inputs, repeats=0):
+        if isinstance(work, nr.Network):
+            return work.streams * nr.Latency(2, timer=by_size).seconds(work)
+        return by_size(work, inputs)
+
+    monkeypatch.setattr("nr.method.latency.timed", clock)
+    model, latency = NETWORKS[name](), nr.Latency(2)
+    before, alone = state_of(model), nr.plan(model, cross, budget=nr.Latency(2, timer=by_size))
+    plan = nr.plan(model, cross, budget=latency)
+    after = state_of(model)
+    assert same_tensors(after[1], before[1]) and torch.equal(after[2], before[2])
+    assert plan.cost[0] == alone.cost[0]
+    assert plan.expansion < alone.expansion or plan.cost[1] > plan.cost[0]  # the least there is
+    known = dict(latency.table)
+    report = nr.rejuvenate(model, cross, budget=latency)
+    assert latency.table == known  # timed once
+    predicted, measured = report.latency
+    assert predicted == pytest.approx(measured)
+    assert report.budget == pytest.approx(measured / plan.cost[0])
+
+
 def test_widths_in_between_are_interpolated_and_each_is_timed_once(tmp_path):
     timed = []
 
