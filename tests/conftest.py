@@ -68,6 +68,7 @@ with suppress(AttributeError, ValueError):  # no such signal, or not the main th
 
 def pytest_configure(config: pytest.Config) -> None:
     """Torch is for those who run tests: the process that starts the others is done without it."""
+    gc.set_threshold(50_000)  # 700 costs up to a tenth; tests that look for garbage collect it
     if not config.getoption("numprocesses", None):
         import torch
 

@@ -20,8 +20,8 @@ AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 @cache
 def checked(limited: bool) -> subprocess.CompletedProcess:
     limits = AVX2 if limited else {}
-    # Or two threads on one free core spin most of the time.
-    limits = limits | {"OMP_WAIT_POLICY": "passive"}
+    # Or two threads on one free core, or both on the same, spin most of the time.
+    limits = limits | {"OMP_WAIT_POLICY": "passive", "OMP_PROC_BIND": "true"}
     return subprocess.run(
         [sys.executable, "-m", "tests.memory_order", "1", "2"],
         cwd=ROOT,
