@@ -271,5 +271,5 @@ def _tried(module: nn.Module, size: Size) -> Effect:
 def _drawn(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """f(x), with the same random numbers each time; the generators stay as they are."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         return f(x.clone())
