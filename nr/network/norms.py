@@ -124,10 +124,11 @@ def norm_like(norm: Follower, width: int) -> Follower:
 def take_after(layer: nn.Module, old: nn.Module) -> None:
     """Give ``layer`` the device, precision, mode and frozen parameters of ``old``."""
     layer.train(old.training)
-    parameters = dict(old.named_parameters())
-    for first, like in islice(zip(layer.parameters(), parameters.values(), strict=False), 1):
+    parameters = {name: p for name, p in old._parameters.items() if p is not None}
+    own = (p for p in layer._parameters.values() if p is not None)
+    for first, like in islice(zip(own, parameters.values(), strict=False), 1):
         if (first.device, first.dtype) != (like.device, like.dtype):  # a missing bias has none
             layer.to(like.device, like.dtype)
     for name, parameter in parameters.items():
-        if (own := layer._parameters.get(name)) is not None:
-            own.requires_grad_(parameter.requires_grad)
+        if (fresh := layer._parameters.get(name)) is not None:
+            fresh.requires_grad_(parameter.requires_grad)
