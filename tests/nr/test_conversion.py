@@ -2,17 +2,19 @@
 
 import copy
 import json
-from functools import cache
 
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 import nr
+from nr.method.rejuvenation import Report
+from tests.copies import copied
 from tests.helpers import (
     MODES,
     kill,
@@ -121,40 +123,40 @@ def plain(name: str) -> nn.Module:
     return model
 
 
-@cache
-def converted_once(name: str) -> nr.Network:
-    return nr.convert(plain(name), SIZE)
-
-
+@copied
 def converted(name: str) -> nr.Network:
-    model = copy.deepcopy(converted_once(name))
+    model = nr.convert(plain(name), SIZE)
     torch.manual_seed(0)
     return model
 
 
-@cache
-def worn_once(name: str) -> nr.Network:
+@copied
+def worn(name: str) -> nr.Network:
+    """A converted network at the end of a search, its dead channels silenced."""
     model = vary(converted(name))
     kill_random(model, share=0.3)
     silence(model)
-    return model
-
-
-def worn(name: str) -> nr.Network:
-    """A converted network at the end of a search, its dead channels silenced."""
-    model = copy.deepcopy(worn_once(name))
     torch.manual_seed(0)
     return model
+
+
+@copied
+def rebuilt(name: str, cross: str) -> tuple[nr.Network, Report]:
+    model = worn(name)
+    return model, nr.rejuvenate(model, cross=cross)
 
 
 def images() -> torch.Tensor:
     return torch.randn(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
 
 
+@torch.no_grad()
 def seeded_logits(model: nn.Module, training: bool) -> torch.Tensor:
+    """Whatever a step in train mode counts, it counts in copies."""
     torch.manual_seed(1)  # of the dropout
+    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
     dtype = next(model.parameters()).dtype
-    return logits_of(copy.deepcopy(model), images().to(dtype), training)
+    return functional_call(model.train(training), own, images().to(dtype))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -223,9 +225,8 @@ def test_macs_are_those_of_the_flop_counter(name):
 @pytest.mark.parametrize("cross", [*MODES, "none"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_survived_logits_are_kept(name, cross):
-    model = worn(name)
-    before = logits_of(model, images())
-    report = nr.rejuvenate(model, cross=cross)
+    before = logits_of(worn(name), images())
+    model, report = rebuilt(name, cross)
     assert report.utilization.ratio < 1
     assert relative_difference(logits_of(model, images())[:, :1], before) < 1e-5
     assert nr.utilization(model).total > 0
@@ -234,9 +235,7 @@ def test_survived_logits_are_kept(name, cross):
 @pytest.mark.parametrize("cross", [None, *MODES])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_description_and_file_bring_it_back(name, cross, tmp_path):
-    model = worn(name)
-    if cross is not None:
-        nr.rejuvenate(model, cross=cross)
+    model = worn(name) if cross is None else rebuilt(name, cross)[0]
     found = nr.structure(model)
     assert nr.structure(nr.build(json.loads(json.dumps(found)))) == found
     nr.save(model, tmp_path / "network.pth")
@@ -247,8 +246,7 @@ def test_description_and_file_bring_it_back(name, cross, tmp_path):
 @pytest.mark.parametrize("cross", ["removed", "full"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_merged_logits_are_the_sum(name, cross):
-    model = worn(name)
-    nr.rejuvenate(model, cross=cross)
+    model, _ = rebuilt(name, cross)
     open_cross_blocks(model)
     model.double()
     for module in model.modules():

@@ -5,7 +5,6 @@ import io
 import pickle
 import warnings
 from collections import OrderedDict
-from functools import cache
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import nr
 from nr.network.plain import Filter
+from tests.copies import copied
 from tests.helpers import (
     MODES,
     build,
@@ -93,28 +93,18 @@ def source(name: str) -> nn.Module:
     return model
 
 
-@cache
-def network_once(name: str) -> nr.Network:
+@copied
+def network(name: str) -> nr.Network:
     if name in ("mixed", "heads"):
         return nr.convert(source(name), SIZE)
     return (vary(tiny()) if name == "tiny" else worn(name)).double()
 
 
-def network(name: str) -> nr.Network:
-    return copy.deepcopy(network_once(name))
-
-
+@copied
 def rebuilt(name: str, form: str | None) -> nr.Network:
     """A network in one of its forms, with cross blocks that are at work."""
-    model = copy.deepcopy(rebuilt_once(name, form))
-    torch.manual_seed(0)
-    return model
-
-
-@cache
-def rebuilt_once(name: str, form: str | None) -> nr.Network:
-    torch.manual_seed(0)
     model = network(name)
+    torch.manual_seed(0)
     if form is None:
         return model
     if name == "tiny":
@@ -125,6 +115,7 @@ def rebuilt_once(name: str, form: str | None) -> nr.Network:
     open_cross_blocks(model)
     if form == "merged":
         nr.merge(model)
+    torch.manual_seed(0)
     return model
 
 
@@ -245,7 +236,7 @@ def test_tools_of_torch_take_it_and_nr_is_not_needed(form):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         dynamic = ao.quantize_dynamic(found)
-        mapping = ao.get_default_qconfig_mapping()
+        mapping = ao.get_default_qconfig_mapping().set_global(ao.default_qconfig)  # sooner done
         prepared = ao.quantize_fx.prepare_fx(copy.deepcopy(found), mapping, (x,))
         prepared(x)
         quantized = ao.quantize_fx.convert_fx(prepared)

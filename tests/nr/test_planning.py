@@ -32,7 +32,8 @@ WAYS = [
 
 
 def state_of(model: torch.nn.Module) -> tuple:
-    return nr.structure(model), copy.deepcopy(model.state_dict()), torch.get_rng_state()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return nr.structure(model), state, torch.get_rng_state()
 
 
 def assert_same(a: tuple, b: tuple) -> None:
