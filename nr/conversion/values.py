@@ -3,10 +3,8 @@
 Tensors are on the meta device, without memory; sizes, and what is computed of them, are numbers.
 """
 
-import copy
 import functools
 import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
+
+from nr.network.memory import without_memory
 
 if TYPE_CHECKING:
     from nr.conversion.recording import Tracer
@@ -27,16 +27,7 @@ LIKE |= {F.hardtanh, F.hardswish, F.hardsigmoid}  # of nn.ReLU6 the first of the
 
 def on_meta(model: nn.Module) -> nn.Module:
     """A copy of ``model`` without memory for its weights and without hooks."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():  # of the hooks that it has not, which take deepcopy longest
-        empties = [v for v in vars(module).values() if type(v) in (dict, OrderedDict) and not v]
-        memo |= {id(own): type(own)() for own in empties}
-    for tensor in (*model.parameters(), *model.buffers()):
-        empty = torch.empty_like(tensor, device="meta")
-        if isinstance(tensor, nn.Parameter):
-            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = empty
-    copied = copy.deepcopy(model, memo)
+    copied = without_memory(model)
     for module in copied.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             hooks.clear()

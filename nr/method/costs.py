@@ -1,11 +1,10 @@
 """What a budget counts: parameters, multiply-adds, seconds, or what a function says."""
 
-import copy
 import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nr.method.budget import Cost
 from nr.method.cutting import Cut
@@ -14,6 +13,7 @@ from nr.method.latency import Latency
 from nr.method.operations import operations, operations_after
 from nr.method.rebuilding import moves, remade, swap
 from nr.network.layers import Network
+from nr.network.memory import without_memory
 from nr.network.plain import Size
 from nr.network.wiring import wiring
 
@@ -98,14 +98,3 @@ def _after(model: Network, cut: Cut, size: Size) -> Network:
         made = remade(own.layout, own.form, wired.held.freeze)
     swap(twin, own.layout, made, moves(own.layout, made))
     return twin
-
-
-def without_memory(model: Network) -> Network:
-    """A copy on the meta device."""
-    memo: dict[int, Tensor] = {}
-    for parameter in model.parameters():
-        empty = torch.empty_like(parameter, device="meta")
-        memo[id(parameter)] = nn.Parameter(empty, parameter.requires_grad)
-    for buffer in model.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    return copy.deepcopy(model, memo)
