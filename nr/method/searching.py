@@ -115,7 +115,6 @@ class Search:
 
 def _rebuilt(network: Network, found: Plan, seed: int) -> Report:
     """Rebuild with fresh weights of this seed; the generators go on as before."""
-    device = next(network.parameters()).device
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):  # all of which it seeds
         torch.manual_seed(seed)
         return rejuvenate(network, plan=found)
