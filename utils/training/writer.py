@@ -65,6 +65,8 @@ def copied(payload: Plain) -> Plain:
 
 
 def _copied(value: object) -> object:
+    if not isinstance(value, (Tensor, dict, list, tuple)):  # most: the numbers of the structure
+        return value
     if isinstance(value, Tensor) and value.device.type == "cpu":
         # By numpy, with one thread: those of torch wait for each other at every tensor, on a busy
         # machine ten times as long.
@@ -73,6 +75,4 @@ def _copied(value: object) -> object:
         return value.detach().to("cpu", non_blocking=True)
     if isinstance(value, dict):
         return {key: _copied(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_copied, value))
-    return value
+    return type(value)(map(_copied, value))
