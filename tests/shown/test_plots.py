@@ -264,10 +264,3 @@ def test_widths_stack_rejuvenated_on_survived_and_mark_the_width_before(tmp_path
     assert spans["rejuvenated"] == [(3, 4), (0, 0)]
     assert spans["dropped"][1] == (0, 6)
     assert [line[0][0] for line in axes.collections[0].get_segments()] == [8, 6]
-
-
-def test_neither_pyplot_nor_a_display_is_touched(drawn_afresh):
-    picture, _, modules = drawn_afresh["none"]
-    assert "utils.shown.plots" in modules
-    assert not {"matplotlib.pyplot", "tkinter"} & modules
-    assert picture.exists()

@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from tests.running import ROOT
-from tests.shown.conftest import BACKENDS
 from utils.shown import screen
 from utils.shown.screen import Screen
 
@@ -115,10 +114,3 @@ with screen.unbreakable(), open(sys.argv[1], "w") as file:
     words = ["bash", "-c", 'exec "$@" >&-', "-", sys.executable, "-c", code, tmp_path / "file"]
     subprocess.run(words, cwd=ROOT, check=True, timeout=120)
     assert (tmp_path / "file").read_bytes() == b""
-
-
-@pytest.mark.parametrize("name", ["inline", "nonsense"])
-def test_pictures_need_no_backend_of_a_notebook(name, drawn_afresh):
-    picture, backend, _ = drawn_afresh[name]
-    assert backend == BACKENDS[name]
-    assert picture.stat().st_size > 1000

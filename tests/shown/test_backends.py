@@ -36,7 +36,7 @@ BACKENDS = {
 NOT_BARE = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND", *NOTEBOOK)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def drawn_afresh(tmp_path_factory) -> dict[str, tuple[Path, str | None, set[str]]]:
     """A picture, MPLBACKEND behind it and what was imported for it, without a display.
 
@@ -55,3 +55,17 @@ def drawn_afresh(tmp_path_factory) -> dict[str, tuple[Path, str | None, set[str]
         backend, *modules = json.loads((folder / f"{name}.json").read_text())
         found[name] = folder / name, backend, {*modules}
     return found
+
+
+@pytest.mark.parametrize("name", ["inline", "nonsense"])
+def test_pictures_need_no_backend_of_a_notebook(name, drawn_afresh):
+    picture, backend, _ = drawn_afresh[name]
+    assert backend == BACKENDS[name]
+    assert picture.stat().st_size > 1000
+
+
+def test_neither_pyplot_nor_a_display_is_touched(drawn_afresh):
+    picture, _, modules = drawn_afresh["none"]
+    assert "utils.shown.plots" in modules
+    assert not {"matplotlib.pyplot", "tkinter"} & modules
+    assert picture.exists()
