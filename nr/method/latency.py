@@ -42,9 +42,9 @@ class Latency:
 
     A budget for nr.plan and nr.rejuvenate. Operations that are not in the ``table``, (operation at
     its widths) -> seconds, are timed when they are needed, each by itself as a network in eager
-    mode runs it. ``file``: keeps the table; it is read if it is there. Raises ValueError for a
-    batch that is no int from 1 on, and for a file of another batch, of another device, or with no
-    such table.
+    mode runs it. So are whole passes, which correct the sum; without them if a ``timer`` is given.
+    ``file``: keeps the table; it is read if it is there. Raises ValueError for a batch that is no
+    int from 1 on, and for a file of another batch, of another device, or with no such table.
     """
 
     def __init__(
