@@ -22,6 +22,7 @@ from tests.helpers import (
     layers,
     logits_of,
     open_cross_blocks,
+    pooled,
     prunable,
     random_norms,
     relative_difference,
@@ -313,12 +314,7 @@ POOLED = {
 def test_sizes_may_be_read_and_pooled_maps_squeezed(case, training):
     torch.manual_seed(0)
     model = ended(lambda m, x: m.fc(POOLED[case](x.relu()))).double()
-    try:
-        network = nr.convert(model, SIZE)
-    except ValueError as error:
-        if "cannot trace its forward (avg_pool2d(): argument 'kernel_size'" in str(error):
-            pytest.skip("this torch takes no traced size for a kernel")
-        raise
+    network = pooled(model, SIZE)
     found, wanted = (logits_of(each, images().double(), training) for each in (network, model))
     assert relative_difference(found[:, 0], wanted) < 1e-12
     kill_random(network)

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 import nr
 from nr.conversion.values import LIKE, Quick
-from tests.helpers import kill_random, relative_difference
+from tests.helpers import kill_random, pooled, relative_difference
 
 NAME = attrgetter("__qualname__")
 SIZE = 16  # pixels
@@ -195,12 +195,7 @@ POOLS = {
 @pytest.mark.parametrize("case", POOLS)
 def test_a_pooling_over_the_whole_map_takes_any_size(case):
     model = net(end=POOLS[case])
-    try:
-        network = nr.convert(model, SIZE)
-    except ValueError as error:
-        if "cannot trace its forward (avg_pool2d(): argument 'kernel_size'" in str(error):
-            pytest.skip("this torch takes no traced size for a kernel")
-        raise
+    network = pooled(model, SIZE)
     for size in (SIZE, 9, 33, (20, 31)):
         assert agree(model, network, images(size), False)
 
