@@ -63,18 +63,17 @@ def paid(
     )
 
 
-def as_a_whole(budget: Latency, model: Network, cut: Cut, cost: Cost) -> Cost:
+def as_a_whole(budget: Latency, model: Network, cut: Cut, cost: Cost, total: float) -> Cost:
     """``cost`` times what a whole pass takes beyond the sum of its operations.
 
     That is what calls and caches add; it is measured on the network that ``cut`` leads to, without
-    its weights, against the old one.
+    its weights, against the old one, whose operations take ``total``.
     """
-    size = next(iter(cut.wired.steps.values())).size
-    device = next(model.parameters()).device
+    size, device = cut.wired.image_size, next(model.parameters()).device
     twin = _after(model, cut, size)._apply(
         lambda x: torch.zeros_like(x, device=device) if x.is_meta else x.to(device)
     )
-    before = budget.whole(model, size) / budget.add_up(model, operations(model, size))
+    before = budget.whole(model, size) / total
     share = budget.whole(twin, size) / cost(cut.copies) / before
     return lambda copies: share * cost(copies)
 

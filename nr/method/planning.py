@@ -151,11 +151,11 @@ def planned(
     total: float = full_cost(wired, budget == "flops")
     if not isinstance(budget, str):
         check(model, cut_of(costs.expanded(2.0)))  # before anything is timed
-        cost, total = paid(budget, model, cut_of, next(iter(wired.steps.values())).size)
+        cost, total = paid(budget, model, cut_of, wired.image_size)
         published = bool(published)
     growth = _growth(costs, usage, cost, total, cross, published)
     if isinstance(budget, Latency) and budget.timer is None and usage.live < usage.total:
-        cost = as_a_whole(budget, model, cut_of(growth.copies), cost)
+        cost = as_a_whole(budget, model, cut_of(growth.copies), cost, total)
         growth = _growth(costs, usage, cost, total, cross, published)
     cut = cut_of(growth.copies)
     check(model, cut)
@@ -172,7 +172,7 @@ def described(
         cut.cross,
         cut.from_scratch,
         budget,
-        next(iter(cut.wired.steps.values())).size,
+        cut.wired.image_size,
         expansion,
         cost,
         (params, cut.params() if cut.changes else params),

@@ -90,6 +90,11 @@ class Wiring:
     held: Held = NOTHING
     needed: frozenset[str] = frozenset()
 
+    @property
+    def image_size(self) -> Size:
+        """(H, W) of the images that were followed."""
+        return next(iter(self.steps.values())).size
+
     @cached_property
     def by_name(self) -> dict[str, Layer]:
         return {layer.name: layer for layer in self.makers}
